@@ -1,0 +1,1 @@
+"""Benchmarks: methods x cases, timed only after they agree. Run `python -m bench --help` in a clone."""

@@ -1,0 +1,109 @@
+// The whole core API. Raw pointers, int64 sizes, no Python and no torch; `threads` is the number of CPU threads.
+//
+// Every part of the Hessian is H = sum_n Q_n (x) phi_n psi_n^T, entry (i, a; j, b) = sum_n Q_n[i, j] phi_n[a] psi_n[b].
+// All normalization (1/N, class weights) is inside the per-sample scale c_n.
+#pragma once
+
+#include <cstdint>
+
+namespace hessext {
+
+using i64 = std::int64_t;
+
+// Features of a layer: phi_n = [data[n, 0..cols), 1 if ones]. A bias is the feature that is always 1.
+template <class T>
+struct Features {
+    const T* data;  // [N, cols], row stride ld
+    i64 ld;
+    i64 cols;
+    bool ones;
+
+    i64 size() const { return cols + (ones ? 1 : 0); }
+};
+
+// What Q_n is made of. The output curvature is B_n = c_n (diag p_n - p_n p_n^T), or c_n I where probs is null.
+template <class T>
+struct Curvature {
+    i64 samples;        // N
+    i64 units;          // m, hidden units (0 for a linear model)
+    i64 classes;        // C
+    bool gauss_newton;  // include the Gauss-Newton term
+    const T* scale;     // c_n                                   [N]
+    const T* probs;     // p_n                                   [N, C] or null
+    const i64* top;     // argmax_c p_n[c]                       [N]    or null
+    const T* rest;      // 1 - p_n[top], as a sum of the others  [N]    or null
+    const T* weight;    // output weight V                       [C, m] or null
+    const T* gram;      // V^T V, where probs is null            [m, m] or null
+    const T* shift;     // sum_c p_n[c] (V[c] - V[top])          [N, m] or null
+    const T* slope;     // act'(z_n)                             [N, m] or null
+    const T* bend;      // act''(z_n) (V^T r_n), residual term   [N, m] or null
+    const T* residual;  // r_n = d loss / d f_n, residual term   [N, C] or null
+};
+
+enum class Part {
+    hidden,  // Q_n = D V^T B V D + diag(bend)            features x, x       equations (8), (14)
+    output,  // Q_n = B                                   features a, a       equations (9), (15), (5)
+    cross,   // Q_n = D V^T B, plus r_n[j] D x_n e_i^T    features x, a       equations (11), (18)
+};
+
+// Where entry (i, a; j, b) of a dense matrix lives: out[row * ld + col], row = rows[a] + i * row_steps[a], col
+// likewise.
+template <class T>
+struct Dense {
+    T* out;
+    i64 ld;
+    const i64* rows;       // [s]
+    const i64* row_steps;  // [s]
+    const i64* cols;       // [t]
+    const i64* col_steps;  // [t]
+    bool direct;           // write out[row * ld + col]
+    bool mirror;           // write out[col * ld + row]; a symmetric part needs both
+};
+
+// One assembly. Exactly one of dense.out, blocks, norms is set.
+template <class T>
+struct Assembly {
+    Part part;
+    Features<T> left;   // s features
+    Features<T> right;  // t features
+    bool symmetric;     // left and right are the same features of one layer
+    Curvature<T> curvature;
+    const i64* pairs;  // block pairs (i, j) [P, 2]; null: all of the grid (dense only)
+    i64 pair_count;    // P
+    Dense<T> dense;
+    T* blocks;      // [P, s, t]
+    double* norms;  // squared Frobenius norms [P]
+};
+
+namespace cpu {
+
+// Assembles blocks, a dense matrix or squared norms. float32 products are summed in float64 across chunks of
+// samples. Throws std::bad_alloc where the workspace (a few MiB per thread) cannot be had.
+template <class T>
+void assemble(const Assembly<T>& request, int threads);
+
+// shift[n, i] = sum_c p_n[c] (V[c, i] - V[top_n, i]), without cancellation where one class dominates.   [N, m]
+template <class T>
+void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
+                   int threads);
+
+// out[p, n] = Q_n[i_p, j_p] of the hidden or output part for the listed pairs                           [P, N]
+template <class T>
+void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out, int threads);
+
+// Instruction sets built in and usable here, best first; the one in use; choosing one (for tests). Process-wide.
+const char* const* isas(int* count);
+const char* isa();
+bool set_isa(const char* name);
+
+// Asks the system to back fresh output pages with huge pages (a hint).
+void advise_huge_pages(void* data, i64 bytes);
+
+}  // namespace cpu
+
+namespace cuda {
+
+bool built();  // whether this build has CUDA kernels
+
+}  // namespace cuda
+}  // namespace hessext

@@ -1,0 +1,56 @@
+// The inner loops, one table per instruction set. isa.cpp is compiled once per set; nothing else depends on the set.
+#pragma once
+
+#include "../core.h"
+
+namespace hessext::cpu {
+
+// A tile of a product: at most tile_rows x tile_cols entries, chunk samples deep at a time.
+inline constexpr i64 tile_rows = 252;          // a multiple of every kernel's panel height (14, 6)
+inline constexpr i64 tile_cols = 256;          // a multiple of every kernel's panel width (32, 16, 8, 4)
+inline constexpr i64 tile_ld = tile_cols + 8;  // padded: columns of the tile fall in different cache sets
+inline constexpr i64 chunk = 192;
+
+// Panels are sample-major: panel q holds items q*width .. q*width+width-1 as [depth][width], zero-padded.
+template <class T>
+struct Kernels {
+    i64 rows;   // panel width of the left operand (registers: rows x cols accumulators)
+    i64 cols;   // panel width of the right operand
+    i64 lanes;  // samples that `covariance` handles together
+
+    // tile[r, c] += sum_k left[k, r] right[k, c], the sum over k in T, added in float64. Right panels lie
+    // right_stride apart. Skips register tiles that lie wholly below the diagonal r + offset = c.
+    void (*multiply)(i64 depth, const T* left, i64 row_panels, const T* right, i64 right_stride, i64 col_panels,
+                     double* tile, i64 ld, i64 offset);
+
+    // panels[k, c] = weight[k] * data[index[k], first + c], c < count; index null: rows 0..depth; weight null: 1.
+    void (*pack)(bool left, i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count,
+                 T* panels);
+
+    // panels[k, r] = data[k, first[r]] * data2[k, second[r]]: products of two features, for the left operand.
+    void (*pack_products)(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,
+                          const std::int32_t* second, i64 count, T* panels);
+
+    // panels[k, c] = weight[k] p_n[j] (V[j, i] - V[top, i] - shift[n, i]) + extra[k] r_n[j],
+    // n = index[k], j = first + c: the cross-layer curvature of unit i for the right (or left) operand.
+    void (*pack_cross)(bool left, i64 depth, const Curvature<T>& q, i64 unit, const T* column, const i64* index,
+                       const T* weight, const T* extra, i64 first, i64 count, T* panels);
+
+    // diagonal[c] -= sum_k weight[k] p_n[j] (1 - p_n[j]), j = first + c, c < count.
+    void (*softmax_diagonal)(i64 depth, const Curvature<T>& q, const i64* index, const T* weight, i64 first, i64 count,
+                             double* diagonal);
+
+    // out[p * ld + n] = sum_c p_n[c] u_n[c, i] u_n[c, l], u_n[c] = V[c] - E_p V, for `lanes` samples from n (fewer at
+    // the end) and the pairs (i, l) of `slots` (positions in `units`). Scratch: covariance_scratch() elements.
+    void (*covariance)(const Curvature<T>& q, i64 n, i64 count, const i64* units, i64 unit_count,
+                       const std::int32_t* slots, i64 pair_count, T* out, i64 ld, T* scratch, double* sums);
+    i64 (*covariance_scratch)(i64 unit_count);
+
+    // shift[i] = sum_c p[c] (V[c, i] - V[top, i]).
+    void (*shift)(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* shift);
+};
+
+template <class T>
+const Kernels<T>& kernels();
+
+}  // namespace hessext::cpu

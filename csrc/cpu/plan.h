@@ -1,0 +1,81 @@
+// Which index pair runs outside and which fills the tile: a cost model in multiply-adds, padding and sparsity included.
+#pragma once
+
+#include <cmath>
+
+#include "weights.h"
+
+namespace hessext::cpu {
+
+enum class Method {
+    tiles,     // one tile product per outer pair over the samples of nonzero weight
+    products,  // feature pairs x block pairs: one product with both symmetries and no padding, for small s and large K
+};
+
+struct Plan {
+    Method method;
+    Outer outer;
+    double cost;  // multiply-adds
+};
+
+inline i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
+
+// Register-tile area of an a x b tile; of its upper triangle (a == b) where triangle.
+template <class T>
+double padded_area(const Kernels<T>& k, i64 a, i64 b, bool triangle) {
+    if (!triangle)
+        return std::fmin(double(round_up(a, k.rows)) * double(round_up(b, k.cols)),
+                         double(round_up(b, k.rows)) * double(round_up(a, k.cols)));
+    double area = 0;
+    for (i64 c = 0; c < b; c += k.cols) area += double(round_up(std::min(a, c + k.cols), k.rows)) * double(k.cols);
+    return area;
+}
+
+// Share of nonzero entries of a matrix [n, cols], from at most 64 rows.
+template <class T>
+double density(const T* data, i64 ld, i64 n, i64 cols) {
+    if (!data || !n || !cols) return 1;
+    const i64 step = std::max<i64>(1, n / 64);
+    i64 seen = 0, nonzero = 0;
+    for (i64 r = 0; r < n; r += step, seen += cols)
+        for (i64 c = 0; c < cols; ++c) nonzero += data[r * ld + c] != T(0);
+    return double(nonzero) / double(seen);
+}
+
+template <class T>
+Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
+    const Curvature<T>& q = r.curvature;
+    const double n = double(q.samples), s = double(r.left.size()), t = double(r.right.size());
+    const bool within = r.part != Part::cross;
+    const double rows = double(r.part == Part::output ? q.classes : q.units), cols = within ? rows : double(q.classes);
+    const bool replicated = r.part == Part::output && !q.probs;
+    const double block_pairs = replicated ? 1
+                               : r.pairs  ? double(r.pair_count)
+                               : within   ? rows * (rows + 1) / 2
+                                          : rows * cols;
+    const double feature_pairs = r.symmetric ? s * (s + 1) / 2 : s * t;
+    const double active = density(q.slope, q.units, q.samples, q.units);
+
+    const double share = r.part == Part::hidden ? active * active : r.part == Part::cross ? active : 1;
+    Plan best = {Method::tiles, Outer::blocks,
+                 block_pairs * padded_area(k, r.left.size(), r.right.size(), r.symmetric) * n * share};
+    const auto consider = [&](Method method, Outer outer, double cost) {
+        if (cost < best.cost) best = {method, outer, cost};
+    };
+    if (within && !replicated && feature_pairs < 1e9)  // forming the products costs about one panel more
+        consider(Method::products, Outer::blocks,
+                 n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * std::ceil(block_pairs / k.cols) * k.cols);
+    if (!r.pairs && r.dense.out && r.part == Part::output && q.probs) {
+        const double features = density(r.left.data, r.left.ld, q.samples, r.left.cols);
+        consider(Method::tiles, Outer::features,
+                 feature_pairs * padded_area(k, q.classes, q.classes, true) * n * features * features);
+    }
+    if (!r.pairs && r.dense.out && r.part == Part::cross) {
+        const double features = density(r.right.data, r.right.ld, q.samples, r.right.cols);
+        consider(Method::tiles, Outer::mixed,
+                 rows * t * padded_area(k, r.left.size(), q.classes, false) * n * active * features);
+    }
+    return best;
+}
+
+}  // namespace hessext::cpu

@@ -1,0 +1,148 @@
+// Per-sample weights of the outer products: what multiplies left[n, .] right[n, .] for each outer pair.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+
+namespace hessext::cpu {
+
+// What the outer pair runs over; the tile runs over the rest of H[i, a; j, b] = sum_n Q_n[i, j] phi_n[a] psi_n[b].
+enum class Outer {
+    blocks,    // pair (i, j), weight Q_n[i, j]; tile over features (a, b)
+    features,  // output part: pair (a, b), weight -c_n phi_n[a] phi_n[b]; tile over classes (i, j) of p_n p_n^T
+    mixed,     // cross part: pair (i, b), weight c_n act'_n[i] psi_n[b]; tile over (a, j) of x_n[a] (B_n V)[j, i]
+};
+
+// Writes weight (and extra) of pair t, sample n to data[offset(t) + n * stride].
+template <class T>
+struct WeightView {
+    T* data;
+    T* extra;  // residual part of the cross layer (see assemble.cpp), or null
+    i64 samples;
+    i64 panel;  // 0: pair-major [pairs, samples]; else panels [pairs / panel, samples, panel] as `multiply` reads them
+
+    i64 offset(i64 t) const { return panel ? t / panel * panel * samples + t % panel : t * samples; }
+    i64 stride() const { return panel ? panel : 1; }
+};
+
+template <class T>
+inline T feature(const Features<T>& f, i64 n, i64 a) {
+    return a < f.cols ? f.data[n * f.ld + a] : T(1);
+}
+
+// c_n (delta_ij p_i - p_i p_j), with 1 - p formed from the other probabilities.
+template <class T>
+inline T output_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
+    if (!q.probs) return i == j ? q.scale[n] : T(0);
+    const T* p = q.probs + n * q.classes;
+    if (i != j) return -q.scale[n] * p[i] * p[j];
+    return q.scale[n] * p[i] * (q.top[n] == i ? q.rest[n] : T(1) - p[i]);
+}
+
+// (B_n V)[j, i] = c_n p_j (V[j, i] - E_p V[., i])
+template <class T>
+inline T cross_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
+    const T v = q.weight[j * q.units + i];
+    if (!q.probs) return q.scale[n] * v;
+    const T centred = (v - q.weight[q.top[n] * q.units + i]) - q.shift[n * q.units + i];
+    return q.scale[n] * q.probs[n * q.classes + j] * centred;
+}
+
+// Scratch of one thread for `fill_weights`.
+template <class T>
+struct WeightScratch {
+    std::vector<T> centred, covariance;
+    std::vector<double> sums;
+};
+
+// A batch of outer pairs, with the units that the hidden part needs.
+struct PairBatch {
+    std::vector<i64> pairs;  // [count, 2]
+    std::vector<i64> units;
+    std::vector<std::int32_t> slots;  // [count, 2], positions in units
+
+    i64 count() const { return i64(pairs.size()) / 2; }
+    void index_units() {
+        units = pairs;
+        std::sort(units.begin(), units.end());
+        units.erase(std::unique(units.begin(), units.end()), units.end());
+        slots.resize(pairs.size());
+        for (std::size_t t = 0; t < pairs.size(); ++t)
+            slots[t] = std::int32_t(std::lower_bound(units.begin(), units.end(), pairs[t]) - units.begin());
+    }
+};
+
+template <class T>
+void reserve_scratch(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatch& batch, WeightScratch<T>& s) {
+    if (!q.probs || !q.gauss_newton) return;
+    s.centred.resize(kernel.covariance_scratch(i64(batch.units.size())));
+    s.covariance.resize(batch.count() * kernel.lanes);
+    s.sums.resize(batch.count() * kernel.lanes);
+}
+
+// Hidden part: Q_n[i, l] = act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i], for at most `lanes` samples.
+template <class T>
+void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatch& batch, i64 n0, i64 count,
+                 WeightScratch<T>& scratch, const WeightView<T>& view) {
+    const bool softmax = q.gauss_newton && q.probs;
+    if (softmax)
+        kernel.covariance(q, n0, count, batch.units.data(), i64(batch.units.size()), batch.slots.data(), batch.count(),
+                          scratch.covariance.data(), kernel.lanes, scratch.centred.data(), scratch.sums.data());
+    for (i64 t = 0; t < batch.count(); ++t) {
+        const i64 i = batch.pairs[2 * t], l = batch.pairs[2 * t + 1];
+        T* to = view.data + view.offset(t);
+        for (i64 s = 0; s < count; ++s) {
+            const i64 n = n0 + s;
+            T w = 0;
+            if (q.gauss_newton) {
+                const T* slope = q.slope + n * q.units;
+                const T factor = q.scale[n] * slope[i] * slope[l];
+                w = factor * (softmax ? scratch.covariance[t * kernel.lanes + s] : q.gram[i * q.units + l]);
+            }
+            if (i == l && q.bend) w += q.bend[n * q.units + i];
+            to[n * view.stride()] = w;
+        }
+    }
+}
+
+// Fills the weights of samples n0 .. n0+count-1 for all pairs of the batch.
+template <class T>
+void fill_weights(const Kernels<T>& kernel, const Assembly<T>& request, Outer outer, const PairBatch& batch, i64 n0,
+                  i64 count, WeightScratch<T>& scratch, const WeightView<T>& view) {
+    const Curvature<T>& q = request.curvature;
+    const i64 stride = view.stride();
+    if (request.part == Part::hidden) {
+        for (i64 n = n0; n < n0 + count; n += kernel.lanes)
+            fill_hidden(kernel, q, batch, n, std::min(kernel.lanes, n0 + count - n), scratch, view);
+        return;
+    }
+    for (i64 t = 0; t < batch.count(); ++t) {
+        const i64 i = batch.pairs[2 * t], j = batch.pairs[2 * t + 1];
+        T* to = view.data + view.offset(t);
+        if (!q.gauss_newton)
+            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = 0;
+        else if (outer == Outer::features)
+            for (i64 n = n0; n < n0 + count; ++n)
+                to[n * stride] = -q.scale[n] * feature(request.left, n, i) * feature(request.right, n, j);
+        else if (outer == Outer::mixed)
+            for (i64 n = n0; n < n0 + count; ++n)
+                to[n * stride] = q.scale[n] * q.slope[n * q.units + i] * feature(request.right, n, j);
+        else if (request.part == Part::output)
+            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = output_curvature(q, n, i, j);
+        else
+            for (i64 n = n0; n < n0 + count; ++n)
+                to[n * stride] = q.slope[n * q.units + i] * cross_curvature(q, n, i, j);
+        if (view.extra) {  // residual: r_n[j] act'_n[i] x_n e_i^T
+            T* extra = view.extra + view.offset(t);
+            for (i64 n = n0; n < n0 + count; ++n) {
+                const T slope = q.slope[n * q.units + i];
+                extra[n * stride] =
+                    outer == Outer::mixed ? (i == j ? slope : T(0)) : slope * q.residual[n * q.classes + j];
+            }
+        }
+    }
+}
+
+}  // namespace hessext::cpu

@@ -1,0 +1,7 @@
+"""`python -m hessext` is the command `hessext`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

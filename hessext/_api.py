@@ -1,0 +1,136 @@
+"""The three ways to ask for a Hessian."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from . import _activations, _checks, _losses
+from ._hessian import Hessian
+from ._losses import Loss
+from ._problem import Affine, Problem
+
+LossLike = str | nn.CrossEntropyLoss | nn.MSELoss
+
+
+def linear(
+    weight: Tensor, x: Tensor, y: Tensor | None = None, *, bias: Tensor | None = None, loss: LossLike = "cross_entropy"
+) -> Hessian:
+    """Hessian of a linear model f = W x + b: equations (3), (5). One layer, "output", C blocks of d (+1 with a bias).
+
+    Args:
+        weight: W (C, d), float32 or float64.
+        x: inputs (N, d), of weight's dtype and device.
+        y: labels (N,) int64, or class probabilities or regression targets (N, C); None where H does not depend on it.
+        bias: b (C,).
+        loss: "cross_entropy" (mean over samples), "mse" (mean over samples of ||f - y||^2, no 1/2), or an
+            nn.CrossEntropyLoss or nn.MSELoss with its own options.
+
+    Raises:
+        ValueError: a shape, device or value; TypeError: not a tensor, or its dtype. The argument is named.
+    """
+    return _linear(weight, bias, x, y, loss)
+
+
+def one_hidden(
+    hidden_weight: Tensor,
+    output_weight: Tensor,
+    x: Tensor,
+    y: Tensor,
+    *,
+    hidden_bias: Tensor | None = None,
+    output_bias: Tensor | None = None,
+    activation: str | nn.Module = "relu",
+    loss: LossLike = "cross_entropy",
+) -> Hessian:
+    """Hessian of a network f = V act(W x + b) + c: equations (8), (9), (11), (14), (15), (18).
+
+    Layers "hidden" (m blocks of d, +1 with a bias) and "output" (C blocks of m, +1 with a bias).
+
+    Args:
+        hidden_weight: W (m, d), float32 or float64.
+        output_weight: V (C, m).
+        x: inputs (N, d).
+        y: labels (N,) int64, or class probabilities or regression targets (N, C).
+        hidden_bias: b (m,).
+        output_bias: c (C,).
+        activation: "relu", "leaky_relu", "identity", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", or
+            torch's module of it. Derivatives at kinks are torch's: relu'(0) = 0.
+        loss: as in `linear`.
+
+    Raises:
+        ValueError: a shape, device, value or name; TypeError: not a tensor, or its dtype. The argument is named.
+    """
+    return _one_hidden((hidden_weight, hidden_bias), (output_weight, output_bias), x, y, activation, loss)
+
+
+def hessian(model: nn.Module, x: Tensor, y: Tensor | None, loss: LossLike = "cross_entropy") -> Hessian:
+    """Hessian of a module: nn.Linear, or nn.Sequential(nn.Linear, activation, nn.Linear).
+
+    `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
+
+    Args:
+        model: the module; it is read once, later training does not change the result.
+        x: inputs (N, d), of the model's dtype and device.
+        y: targets as in `linear`.
+        loss: as in `linear`.
+
+    Raises:
+        TypeError: a module of another form. Otherwise as `linear` and `one_hidden`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
+    if type(model) is nn.Linear:
+        return _linear(*_copied(model), x, y, loss, {"output": ""})
+    steps = list(model.named_children()) if type(model) is nn.Sequential else []
+    if len(steps) != 3 or type(steps[0][1]) is not nn.Linear or type(steps[2][1]) is not nn.Linear:
+        inside = ", ".join(type(m).__name__ for m in model.children())
+        raise TypeError(
+            "model: expected nn.Linear or nn.Sequential(nn.Linear, activation, nn.Linear); "
+            f"got {type(model).__name__}({inside})"
+        )
+    (hidden, first), (_, activation), (output, last) = steps
+    names = {"hidden": hidden, "output": output}
+    return _one_hidden(_copied(first), _copied(last), x, y, activation, loss, names)
+
+
+def _copied(module: nn.Linear) -> Affine:
+    weight, bias = module.weight, module.bias
+    return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+
+def _linear(
+    weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor | None, loss: LossLike, names: dict | None = None
+) -> Hessian:
+    weight = _checks.matrix("weight", weight)
+    bias = None if bias is None else _checks.vector("bias", bias, size=weight.shape[0], like=weight)
+    x, y, loss = _data(x, y, loss, weight, weight.shape[0])
+    return Hessian(Problem(x, y, loss, (weight, bias), names=names))
+
+
+def _one_hidden(
+    hidden: Affine,
+    output: Affine,
+    x: Tensor,
+    y: Tensor,
+    activation: str | nn.Module,
+    loss: LossLike,
+    names: dict | None = None,
+) -> Hessian:
+    W = _checks.matrix("hidden_weight", hidden[0])
+    V = _checks.matrix("output_weight", output[0], cols=W.shape[0], like=W)
+    b = None if hidden[1] is None else _checks.vector("hidden_bias", hidden[1], size=W.shape[0], like=W)
+    c = None if output[1] is None else _checks.vector("output_bias", output[1], size=V.shape[0], like=W)
+    activation = _activations.resolve(activation)
+    x, y, loss = _data(x, y, loss, W, V.shape[0])
+    if y is None:
+        raise ValueError("y: the cross-layer blocks depend on the targets; got None")
+    return Hessian(Problem(x, y, loss, (V, c), (W, b), activation, names))
+
+
+def _data(x: Tensor, y: Tensor | None, loss: LossLike, weight: Tensor, classes: int) -> tuple[Tensor, Tensor, Loss]:
+    x = _checks.matrix("x", x, cols=weight.shape[1], like=weight)
+    loss = _losses.resolve(loss)
+    y = _checks.targets(y, x.shape[0], classes, loss, x)
+    if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
+        x = x.contiguous()
+    return x, y, loss

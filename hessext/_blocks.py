@@ -1,0 +1,168 @@
+"""One layer's Hessian, or a cross-layer part, as a grid of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _checks, _ops
+from ._norms import BlockRatio, block_norms, block_ratio, diagonal_squares
+from ._problem import Layer, Problem, Term
+from ._product import columns, from_affine, product, to_affine
+
+_CHUNK = 8192  # samples summed in the tensors' own dtype; chunks are added in float64
+
+
+class BlockMatrix:
+    """A part of the Hessian: block (i, j) = d2 loss / d(row i of one layer) d(row j of the other).
+
+    Rows and columns run block by block: parameter a of block i is row i * s + a, a layer's bias the last of each block.
+    Nothing is computed before it is asked for; results have the inputs' dtype and device.
+    """
+
+    def __init__(self, problem: Problem, term: Term, row: Layer, col: Layer) -> None:
+        self._problem, self._term, self._row, self._col = problem, term, row, col
+        # The core has hidden rows and output columns; the other way round is its transpose.
+        self._swapped = row.kind == "output" and col.kind == "hidden"
+
+    # ------------------------------------------------------------------------------------------------------ sizes
+
+    @property
+    def layers(self) -> tuple[str, str]:
+        """Names of the row and the column layer."""
+        return self._row.name, self._col.name
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of block rows and block columns."""
+        return self._row.blocks, self._col.blocks
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Shape of one block."""
+        return self._row.size, self._col.size
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the whole matrix."""
+        return self._row.blocks * self._row.size, self._col.blocks * self._col.size
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both layers are the same."""
+        return self._row == self._col
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the results."""
+        return self._problem.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the results."""
+        return self._problem.x.device
+
+    def __repr__(self) -> str:
+        """Layers, grid, block shape, bytes when dense."""
+        size = self.shape[0] * self.shape[1] * self._problem.x.element_size()
+        grid, block = "x".join(map(str, self.grid)), "x".join(map(str, self.block_shape))
+        return f"BlockMatrix({' x '.join(self.layers)}: {grid} blocks of {block}, {self.dtype}, dense {size:,} bytes)"
+
+    # ----------------------------------------------------------------------------------------------------- blocks
+
+    def _arguments(self) -> tuple:
+        row, col = (self._col, self._row) if self._swapped else (self._row, self._col)
+        return self._problem.arguments(row, col, self._term)
+
+    @property
+    def _replicated(self) -> bool:
+        """Squared error: all blocks (i, i) of the output layer are one and the same and the others are zero."""
+        return self._row.kind == self._col.kind == "output" and self._problem.curvature.probs is None
+
+    def block(self, i: int, j: int) -> Tensor:
+        """Block (i, j), shaped `block_shape`. Raises IndexError outside the grid."""
+        return self._blocks(torch.tensor([_checks.block_index(i, j, self.grid)], device=self.device))[0]
+
+    def blocks(self, pairs: Tensor | Sequence[tuple[int, int]]) -> Tensor:
+        """Blocks (P, *block_shape) of pairs (i, j): int64 (P, 2) or a list. Raises IndexError, MemoryError."""
+        return self._blocks(_checks.pairs(pairs, *self.grid, self.device))
+
+    def diagonal_blocks(self) -> Tensor:
+        """Blocks (i, i), (K, s, s). Raises ValueError for a part between different layers."""
+        self._within("diagonal_blocks")
+        return self._blocks(torch.arange(self.grid[0], device=self.device)[:, None].expand(-1, 2))
+
+    def _blocks(self, pairs: Tensor) -> Tensor:
+        entries = len(pairs) * self._row.size * self._col.size
+        _checks.memory(entries * self._problem.x.element_size(), f"{len(pairs)} blocks", self.device)
+        if self._replicated:
+            block = _ops.blocks(pairs.new_zeros(1, 2), *self._arguments())
+            return block * (pairs[:, 0] == pairs[:, 1])[:, None, None]
+        if self._swapped:
+            return _ops.blocks(pairs.flip(1).contiguous(), *self._arguments()).mT.contiguous()
+        return _ops.blocks(pairs.contiguous(), *self._arguments())
+
+    def dense(self, out: Tensor | None = None) -> Tensor:
+        """The whole matrix, shaped `shape`, into `out` if given. Raises MemoryError before anything is allocated."""
+        out = _checks.out(out, self.shape, self._problem.x)
+        if self._replicated:
+            out.zero_()
+        row, col = (self._col, self._row) if self._swapped else (self._row, self._col)
+        axes = torch.cat([axis for layer in (row, col) for axis in _block_axis(layer)])
+        arguments = self._arguments()
+        direct, mirror = not self._swapped, self._swapped or self.symmetric
+        _ops.dense_(out, self.shape[1], axes, direct, mirror, *arguments)
+        return out
+
+    # ------------------------------------------------------------------------------------------ norms and sums
+
+    def norms(self, pairs: Tensor | Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """Frobenius norms of all blocks, shaped `grid`, or (P,) of the listed pairs; no block is formed.
+
+        Raises IndexError for a pair outside the grid, MemoryError.
+        """
+        if pairs is not None:
+            pairs = _checks.pairs(pairs, *self.grid, self.device)
+        return block_norms(self, pairs)
+
+    def ratio(self) -> BlockRatio:
+        """Means of ||H_ii||_F^2 and of ||H_ij||_F^2, i != j, over all blocks, and the second over the first.
+
+        Without off-diagonal blocks their mean is 0. Raises ValueError for a part between different layers.
+        """
+        self._within("ratio")
+        return block_ratio(self)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal (shape[0],). Raises ValueError for a part between different layers."""
+        self._within("diagonal")
+        return diagonal_squares(self, self._problem.features_of(self._row))
+
+    def trace(self) -> Tensor:
+        """The trace, a scalar tensor. Raises ValueError for a part between different layers."""
+        self._within("trace")
+        return self.diagonal().sum(dtype=torch.float64).to(self.dtype)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Exact product with a vector (shape[1],) or a matrix (shape[1], k)."""
+        v = _checks.multiplied("v", v, self.shape[1], self._problem.x)
+
+        def apply(c: Tensor) -> Tensor:
+            direction = {self._col.kind: to_affine(self._col, c)}
+            result = product(self._problem, self._term, direction, {self._row.kind})
+            return from_affine(self._row, result[self._row.kind])
+
+        return columns(apply, v, self.shape[0], self.dtype)
+
+    def _within(self, method: str) -> None:
+        if not self.symmetric:
+            raise ValueError(
+                f"{method}: expected one layer; this is the part between {self.layers[0]} and {self.layers[1]}"
+            )
+
+
+def _block_axis(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Rows of a layer's parameters block by block: parameter a of block i is row a + i * size."""
+    return torch.arange(layer.size), torch.full((layer.size,), layer.size)

@@ -1,0 +1,248 @@
+"""Argument checks. Every error names the argument, what was expected and what came.
+
+TypeError: not a tensor, or a wrong dtype. ValueError: shape, device, emptiness, NaN, infinity or range.
+IndexError: a block out of the grid. MemoryError: more than is free.
+Checks of values read two numbers back, so on CUDA they wait for the tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ._losses import Loss
+
+# --- tensors ------------------------------------------------------------------------------------------------
+
+
+def matrix(
+    name: str, t: Tensor, *, rows: int | None = None, cols: int | None = None, like: Tensor | None = None
+) -> Tensor:
+    """Return t detached: a finite, non-empty (rows, cols) float tensor of like's dtype and device."""
+    return _floats(name, t, (rows, cols), like)
+
+
+def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None = None) -> Tensor:
+    """Return t detached: a finite, non-empty (size,) float tensor of like's dtype and device."""
+    return _floats(name, t, (size,), like)
+
+
+def finite(name: str, t: Tensor) -> None:
+    """Refuse a (non-empty) tensor that holds NaN or infinity."""
+    if not all(map(math.isfinite, _bounds(t))):
+        count = int((~t.isfinite()).sum())
+        raise ValueError(f"{name}: expected finite values; got {count} that are NaN or infinite")
+
+
+def targets(y: Tensor | None, N: int, C: int, loss: Loss, like: Tensor) -> Tensor | None:
+    """Return y detached: int64 labels (N,) in [0, C) or ignored, or targets (N, C) of like's dtype.
+
+    None passes where loss.needs_targets is False. The loss's class weights are checked too, and a mean over
+    labels without weight, which is nan in torch, is refused.
+    """
+    if loss.weight is not None:
+        vector("loss.weight", loss.weight, size=C, like=like)
+    if y is None:
+        if loss.needs_targets:
+            raise ValueError("y: this loss's class weights or ignore_index need targets; got None")
+        return None
+    _tensor("y", y)
+    if y.is_floating_point():
+        if loss.kind == "cross_entropy" and loss.ignore_index >= 0:
+            raise ValueError(f"y: ignore_index={loss.ignore_index} needs int64 labels ({N},); got {y.dtype}")
+        return _floats("y", y, (N, C), like)
+    if y.dtype != torch.int64:
+        raise TypeError(f"y: expected int64 labels ({N},) or {like.dtype} targets ({N}, {C}); got {y.dtype}")
+    _layout("y", y, (N,), like)
+    _labels(y, C, loss, like)
+    return y
+
+
+def out(t: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return t, to write to: contiguous, of this shape, like's dtype and device. For None, a new tensor."""
+    if t is None:
+        memory(math.prod(shape) * like.element_size(), f"a {_text(shape)} result", like.device)
+        return like.new_empty(shape)
+    _tensor("out", t)
+    if t.dtype != like.dtype:
+        raise TypeError(f"out: expected {like.dtype}; got {t.dtype}")
+    _layout("out", t, shape, like)
+    if not t.is_contiguous():
+        raise ValueError(f"out: expected a contiguous tensor; got strides {t.stride()}")
+    if t.requires_grad:
+        raise ValueError("out: expected a tensor that does not require grad; it is overwritten")
+    return t
+
+
+def multiplied(name: str, v: Tensor, size: int, like: Tensor) -> Tensor:
+    """Return v detached: finite, (size,) or (size, k) with k >= 0, of like's dtype and device."""
+    _tensor(name, v)
+    if v.ndim == 1:
+        return _floats(name, v, (size,), like)
+    if v.ndim == 2 and v.shape == (size, 0) and v.dtype == like.dtype:
+        return v
+    return _floats(name, v, (size, None), like)
+
+
+def _floats(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None) -> Tensor:
+    _tensor(name, t)
+    dtypes = (torch.float32, torch.float64) if like is None else (like.dtype,)
+    if t.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}; got {t.dtype}")
+    _layout(name, t, shape, like)
+    finite(name, t)
+    return t.detach() if t.requires_grad else t
+
+
+def _tensor(name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        hint = " (torch.from_numpy makes it one)" if type(t).__module__ == "numpy" else ""
+        raise TypeError(f"{name}: expected a torch.Tensor; got {type(t).__name__}{hint}")
+    if t.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor; got {t.layout}")
+
+
+def _layout(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None) -> None:
+    if t.ndim != len(shape) or any(a not in (None, b) for a, b in zip(shape, t.shape, strict=True)):
+        raise ValueError(f"{name}: expected shape {_text(shape)}; got {_text(t.shape)}")
+    if not t.numel():
+        raise ValueError(f"{name}: expected at least one element; got shape {_text(t.shape)}")
+    if like is not None and t.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device}; got {t.device}")
+    if t.device.type != "cpu":
+        raise ValueError(f"{name}: expected a CPU tensor, as this build has no CUDA kernels; got {t.device}")
+
+
+def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
+    low, high = _bounds(y)
+    ignored = loss.ignore_index is not None and low <= loss.ignore_index <= high
+    if ignored:
+        kept = y[y != loss.ignore_index]
+        low, high = _bounds(kept) if len(kept) else (0, 0)
+    if low < 0 or high >= C:
+        raise ValueError(f"y: expected labels in [0, {C}); got {low if low < 0 else high}")
+    weighted = loss.reduction == "mean" and (ignored or loss.weight is not None)
+    if weighted and not loss.kept(y, like)[1].sum():
+        raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
+
+
+def _bounds(t: Tensor) -> tuple[float, float]:
+    """Minimum and maximum in one pass, without temporaries; NaN if there is one."""
+    low, high = torch.aminmax(t)
+    return low.item(), high.item()
+
+
+def _text(shape: Sequence[int | None]) -> str:
+    return f"({', '.join('any' if size is None else str(size) for size in shape)}{',' * (len(shape) == 1)})"
+
+
+# --- blocks -------------------------------------------------------------------------------------------------
+
+
+def block_index(i: int, j: int, grid: tuple[int, int]) -> tuple[int, int]:
+    """Return (i, j) as ints: a block in the grid, where negative indices are not."""
+    try:
+        i, j = operator.index(i), operator.index(j)
+    except TypeError:
+        raise TypeError(f"block: expected two integers; got {i!r}, {j!r}") from None
+    if not (0 <= i < grid[0] and 0 <= j < grid[1]):
+        raise IndexError(f"block: expected a pair within the {grid[0]} x {grid[1]} grid; got ({i}, {j})")
+    return i, j
+
+
+def pairs(pairs: Tensor | Sequence[tuple[int, int]], rows: int, cols: int, device: torch.device) -> Tensor:
+    """Return (P, 2) int64 on the device: P > 0 pairs (i, j) with 0 <= i < rows and 0 <= j < cols."""
+    if isinstance(pairs, Sequence):
+        try:
+            pairs = torch.tensor(pairs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"pairs: expected an int64 tensor (P, 2) or a list of (i, j); {error}") from None
+    _tensor("pairs", pairs)
+    _layout("pairs", pairs, (None, 2), None)
+    if pairs.dtype != torch.int64:
+        raise TypeError(f"pairs: expected int64; got {pairs.dtype}")
+    for column, size in enumerate((rows, cols)):
+        low, high = _bounds(pairs[:, column])
+        if low < 0 or high >= size:
+            raise IndexError(
+                f"pairs: expected {'rows' if column == 0 else 'columns'} of the {rows} x {cols} grid; "
+                f"got {low if low < 0 else high}"
+            )
+    return pairs.to(device)
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+_ALWAYS_FREE = 64 << 20  # bytes not worth asking the system for
+_MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def memory(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> None:
+    """Raise MemoryError if `what` needs more bytes than are free on the device."""
+    if bytes_needed <= _ALWAYS_FREE:
+        return
+    device = torch.device(device)
+    free = _free_on_gpu(device) if device.type == "cuda" else _free_on_host()
+    if bytes_needed > free:
+        gib = 1 << 30
+        raise MemoryError(
+            f"{what} needs {bytes_needed} bytes ({bytes_needed / gib:.1f} GiB), but {free} bytes "
+            f"({free / gib:.1f} GiB) are free on {device}"
+        )
+
+
+def _free_on_gpu(device: torch.device) -> int:
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reusable
+
+
+def _free_on_host() -> int:
+    return max(0, min((_free_in_system(), *_free_in_cgroups())))
+
+
+def _free_in_system() -> int:
+    try:
+        return _numbers(_MEMINFO)["MemAvailable:"] * 1024
+    except (OSError, KeyError):
+        pass
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
+        try:
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            continue
+    return 1 << 62  # unknown: let the allocation itself decide
+
+
+def _free_in_cgroups() -> Iterator[int]:
+    """Yield what each limit on this process or on a group around it leaves; the page cache counts as free."""
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, limit, usage, cache = _CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif controllers == "memory":  # version 1
+            root, limit, usage = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents):
+            try:
+                free = int((group / limit).read_text()) - int((group / usage).read_text())
+                yield free + _numbers(group / "memory.stat").get(cache, 0)
+            except (OSError, ValueError):  # no limit ("max"), or the group is not mounted here
+                continue
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Map the first word of every line to the number after it."""
+    return {line.split()[0]: int(line.split()[1]) for line in path.read_text().splitlines()}

@@ -1,0 +1,76 @@
+# Stubs of the compiled core (csrc/bindings.cpp). Integers named like tensors are their addresses, 0 for None.
+
+__version__: str
+build: str
+cuda: bool
+
+class Features:
+    def __init__(self, data: int, ld: int, cols: int, ones: bool) -> None: ...
+
+class Curvature:
+    def __init__(
+        self,
+        samples: int,
+        units: int,
+        classes: int,
+        gauss_newton: bool,
+        scale: int,
+        probs: int,
+        top: int,
+        rest: int,
+        weight: int,
+        gram: int,
+        shift: int,
+        slope: int,
+        bend: int,
+        residual: int,
+    ) -> None: ...
+
+def dense(
+    float64: bool,
+    part: int,
+    left: Features,
+    right: Features,
+    symmetric: bool,
+    curvature: Curvature,
+    out: int,
+    ld: int,
+    rows: int,
+    row_steps: int,
+    cols: int,
+    col_steps: int,
+    direct: bool,
+    mirror: bool,
+    threads: int,
+) -> None: ...
+def pairs(
+    float64: bool,
+    part: int,
+    left: Features,
+    right: Features,
+    symmetric: bool,
+    curvature: Curvature,
+    pairs: int,
+    pair_count: int,
+    blocks: int,
+    norms: int,
+    threads: int,
+) -> None: ...
+def softmax_shift(
+    float64: bool,
+    probs: int,
+    top: int,
+    weight: int,
+    samples: int,
+    classes: int,
+    units: int,
+    shift: int,
+    threads: int,
+) -> None: ...
+def curvature_entries(
+    float64: bool, part: int, curvature: Curvature, pairs: int, pair_count: int, out: int, threads: int
+) -> None: ...
+def isas() -> list[str]: ...
+def isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def advise_huge_pages(data: int, bytes: int) -> None: ...

@@ -1,0 +1,171 @@
+"""The Hessian of a whole model."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from . import _checks, _ops
+from ._blocks import BlockMatrix
+from ._problem import Layer, Problem, Term
+from ._product import Affine, columns, product
+
+
+class Hessian:
+    """The exact Hessian of a loss in all parameters of a linear model or a one-hidden-layer network.
+
+    Made by `linear`, `one_hidden` or `hessian`. H["hidden"] is one layer's BlockMatrix, H["hidden", "output"] a
+    cross-layer part. Dense matrices and vectors run over the parameters in torch's order: hidden weight (row-major),
+    hidden bias, output weight, output bias. H = Gauss-Newton + residual; `term` says which of them this object is.
+    """
+
+    def __init__(self, problem: Problem, term: Term = "full") -> None:
+        self._problem, self.term = problem, term
+
+    # ------------------------------------------------------------------------------------------------------ parts
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """("hidden", "output"), ("output",), or the parameter names of the model given to `hessian`."""
+        p = self._problem
+        return tuple(p.affine if p.names is None else p.parameters)
+
+    def __getitem__(self, key: str | tuple[str, str]) -> BlockMatrix:
+        """One layer or parameter, or the part of H between two. Raises KeyError with the names there are."""
+        names = key if isinstance(key, tuple) else (key, key)
+        if len(names) != 2:
+            raise KeyError(f"expected one layer name or two; got {key!r}")
+        return BlockMatrix(self._problem, self.term, *(self._layer(name) for name in names))
+
+    def _layer(self, name: str) -> Layer:
+        layers = self._problem.layers
+        if name not in layers:
+            raise KeyError(f"expected one of {', '.join(map(repr, layers))}; got {name!r}")
+        return layers[name]
+
+    def _restricted(self, term: Term) -> Hessian:
+        if self.term not in ("full", term):
+            raise ValueError(f"expected the full Hessian; this is its {self.term} term already")
+        return Hessian(self._problem, term)
+
+    def gauss_newton(self) -> Hessian:
+        """The generalized Gauss-Newton term: sum_n J_n^T (d2 l_n / df2) J_n, J_n = d f_n / d parameters."""
+        return self._restricted("gauss_newton")
+
+    def residual(self) -> Hessian:
+        """The residual term: sum_n sum_c (d l_n / d f_c) d2 f_c / d parameters2.
+
+        For piecewise linear activations it lives in the cross-layer blocks only: the first terms of (11) and (18).
+        """
+        return self._restricted("residual")
+
+    # ------------------------------------------------------------------------------------------------------ sizes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(parameters, parameters)."""
+        return (self._problem.numel,) * 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the results."""
+        return self._problem.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the results."""
+        return self._problem.x.device
+
+    def __repr__(self) -> str:
+        """Layers, size, bytes when dense."""
+        n = self._problem.numel
+        layers = ", ".join(f"{k} {tuple(t.shape)}" for k, t in self._problem.parameters.items())
+        size = n * n * self._problem.x.element_size()
+        return f"Hessian({layers}; {self.term}, {n:,} parameters, {self.dtype}, dense {size:,} bytes)"
+
+    # --------------------------------------------------------------------------------------------------- matrices
+
+    def dense(self, out: Tensor | None = None) -> Tensor:
+        """The whole Hessian in torch's parameter order, into `out` if given.
+
+        Raises MemoryError before anything is allocated.
+        """
+        p = self._problem
+        out = _checks.out(out, self.shape, p.x)
+        axes = self._axes
+        layers = [p.layers[name] for name in self._names]
+        for r, row in enumerate(layers):
+            for col in layers[r:]:
+                if p.part(row, col) == _ops.Part.OUTPUT and p.curvature.probs is None:
+                    start = self._starts[row.kind]
+                    out[start:, start:].zero_()  # the core writes the diagonal blocks only
+                both = torch.cat(axes[row.kind] + axes[col.kind])
+                _ops.dense_(out, p.numel, both, True, True, *p.arguments(row, col, self.term))
+        return out
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The layers as the core takes them, weights and bias together."""
+        p = self._problem
+        return [kind if p.names is None else p.names[kind] for kind in p.affine]
+
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        """Number of each layer's first parameter."""
+        starts, at = {}, 0
+        for kind, (weight, bias) in self._problem.affine.items():
+            starts[kind] = at
+            at += weight.numel() + (0 if bias is None else bias.numel())
+        return starts
+
+    @cached_property
+    def _axes(self) -> dict[str, list[Tensor]]:
+        """Per layer: number of parameter a of block 0, and its step from block to block."""
+        axes = {}
+        for kind, (weight, bias) in self._problem.affine.items():
+            (rows, cols), start = weight.shape, self._starts[kind]
+            base, step = torch.arange(start, start + cols + 1), torch.full((cols + 1,), cols)
+            if bias is None:
+                base, step = base[:-1], step[:-1]
+            else:
+                base[-1], step[-1] = start + rows * cols, 1
+            axes[kind] = [base, step]
+        return axes
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Exact Hessian-vector product with (parameters,) or (parameters, k), at the cost of a few forward passes."""
+        v = _checks.multiplied("v", v, self.shape[1], self._problem.x)
+        return columns(self._apply, v, self.shape[0], self.dtype)
+
+    def _apply(self, v: Tensor) -> Tensor:
+        affine = self._problem.affine
+        direction: dict[str, Affine] = {}
+        at = 0
+        for kind, (weight, bias) in affine.items():
+            dW = v[at : at + weight.numel()].view(weight.shape)
+            at += weight.numel()
+            db = None if bias is None else v[at : at + len(bias)]
+            at += 0 if bias is None else len(bias)
+            direction[kind] = dW, db
+        result = product(self._problem, self.term, direction, set(affine))
+        parts = [part.reshape(-1) for k, (_, bias) in affine.items() for part in result[k][: 1 if bias is None else 2]]
+        return torch.cat(parts)
+
+    def norms(self) -> Tensor:
+        """Frobenius norms of all blocks of all `layers`, one square symmetric map, layer by layer."""
+        layers = [self._layer(name) for name in self.layers]
+        starts = [0]
+        for layer in layers:
+            starts.append(starts[-1] + layer.blocks)
+        size = starts[-1]
+        _checks.memory(size * size * self._problem.x.element_size(), f"norms of {size} x {size} blocks", self.device)
+        result = self._problem.x.new_empty(size, size)
+        for r, row in enumerate(layers):
+            for c, col in enumerate(layers[r:], r):
+                part = BlockMatrix(self._problem, self.term, row, col).norms()
+                result[starts[r] : starts[r + 1], starts[c] : starts[c + 1]] = part
+                if c > r:
+                    result[starts[c] : starts[c + 1], starts[r] : starts[r + 1]] = part.T
+        return result

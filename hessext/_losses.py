@@ -1,0 +1,203 @@
+"""Losses and their derivatives with respect to the logits f_n of each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_Targets = tuple[Tensor, Callable[[], Tensor]]  # scale c_n (N,) and the function that forms the residual
+
+
+@dataclass(eq=False)
+class OutputCurvature:
+    """First and second derivative of the per-sample losses l_n, whose sum is the loss, at logits f_n.
+
+    d2 l_n / df2 is scale_n (diag p_n - p_n p_n^T) if kind is "softmax" and scale_n I if it is "identity";
+    `residual()` forms the (N, C) gradients d l_n / df.
+    """
+
+    kind: str
+    scale: Tensor  # (N,), may be zero (ignored) or, with negative weights or targets, negative
+    residual: Callable[[], Tensor]
+    probs: Tensor | None = None  # (N, C) softmax(f_n)
+    top: Tensor | None = None  # (N,) int64 most probable class of each sample
+    rest: Tensor | None = None  # (N,) 1 - p_top, formed as the sum of the other probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy:
+    """torch's cross-entropy: all its options make l_n = -t_n . log softmax(f_n) with targets t_n (C,).
+
+    Labels y (N,) give t_n = k_n ((1 - s) w_y e_y + s w / C) with k_n = 1 / sum w_y, or 0 where y is ignored;
+    probabilities y (N, C) give t_n = ((1 - s) y_n + s / C) w / N, for class weights w and label smoothing s.
+    Reduction "sum" drops the normalizers. With c_n = sum_c t_nc, d l_n / df = c_n p_n - t_n.
+    """
+
+    reduction: str = "mean"
+    weight: Tensor | None = None
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+
+    kind = "cross_entropy"
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the curvature depends on y. Without y every sample counts, as a target of total one."""
+        return self.weight is not None or self.ignore_index >= 0
+
+    def value(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the scalar loss, differentiable, in the dtype of the logits (N, C)."""
+        return F.cross_entropy(
+            logits,
+            y.to(logits.dtype) if y.is_floating_point() else y,
+            weight=None if self.weight is None else self.weight.to(logits),
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
+        """Curvature and residual at logits (N, C) for checked targets y; besides probs, O(N) memory."""
+        probs = torch.softmax(logits, 1)
+        p_top, top = probs.max(1, keepdim=True)
+        rest = probs.scatter_(1, top, 0).sum(1)  # the top class is taken out and put back, not copied around
+        probs.scatter_(1, top, p_top)
+        top = top.squeeze(1)
+        if y is None or self._is_plain(y):
+            scale = logits.new_full((len(logits),), 1 / len(logits) if self.reduction == "mean" else 1.0)
+            residual = _no_targets if y is None else lambda: _label_residual(probs, scale, y)
+        else:
+            targets = self._probabilities if y.is_floating_point() else self._labels
+            scale, residual = targets(probs, top, y)
+        return OutputCurvature("softmax", scale, residual, probs, top, rest)
+
+    def _is_plain(self, y: Tensor) -> bool:
+        # worth a look where it costs a microsecond, not where it would wait for a GPU: _labels covers this case, too
+        options = self.weight is not None or self.label_smoothing or self.ignore_index >= 0
+        return not options and y.is_cpu and not y.is_floating_point() and y.min().item() >= 0
+
+    def kept(self, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (N,) with ignored ones as class 0; their weights w_y in like's dtype, 0 where ignored."""
+        keep = y != self.ignore_index
+        label = y * keep
+        return label, keep.to(like.dtype) if self.weight is None else self.weight.to(like)[label] * keep
+
+    def _labels(self, probs: Tensor, top: Tensor, y: Tensor) -> _Targets:
+        label, weights = self.kept(y, probs)
+        total = weights.sum() if self.reduction == "mean" else 1
+        scale = weights / total
+        if not self.label_smoothing:
+            return scale, lambda: _label_residual(probs, scale, label)
+
+        classes = self._class_weights(probs)
+        hit = scale * (1 - self.label_smoothing)
+        spread = (y != self.ignore_index).to(hit.dtype) * (self.label_smoothing / len(classes) / total)
+        scale = hit + spread * classes.sum()
+
+        def targets() -> Tensor:
+            return torch.outer(spread, classes).scatter_add_(1, label[:, None], hit[:, None])
+
+        return scale, lambda: _target_residual(probs, scale, top, targets())
+
+    def _probabilities(self, probs: Tensor, top: Tensor, y: Tensor) -> _Targets:
+        classes = self._class_weights(probs) / (len(y) if self.reduction == "mean" else 1)
+        hit, spread = classes * (1 - self.label_smoothing), classes * (self.label_smoothing / len(classes))
+        scale = y @ hit + spread.sum()
+        return scale, lambda: _target_residual(probs, scale, top, (y * hit).add_(spread))
+
+    def _class_weights(self, probs: Tensor) -> Tensor:
+        return torch.ones_like(probs[0]) if self.weight is None else self.weight.to(probs)
+
+
+# The gradients of a row sum to zero, so where an entry cancels it is minus the sum of the others.
+
+
+def _label_residual(probs: Tensor, scale: Tensor, label: Tensor) -> Tensor:
+    """Return scale (p - e_label), (N, C)."""
+    label = label.unsqueeze(1)
+    others = probs.scatter(1, label, 0)
+    return others.scatter_(1, label, others.sum(1, keepdim=True).neg_()).mul_(scale.unsqueeze(1))
+
+
+def _target_residual(probs: Tensor, scale: Tensor, top: Tensor, targets: Tensor) -> Tensor:
+    """Return scale p - targets, (N, C), formed in targets, whose rows sum to scale."""
+    top = top.unsqueeze(1)
+    residual = targets.neg_().addcmul_(probs, scale.unsqueeze(1))
+    at_top = residual.gather(1, top)
+    others = residual.scatter_(1, top, 0).sum(1, keepdim=True)
+    # a top class below 1/2 does not cancel, and among many classes its few digits would drown in the sum
+    return residual.scatter_(1, top, torch.where(probs.gather(1, top) > 0.5, -others, at_top))
+
+
+def _no_targets() -> Tensor:
+    raise ValueError("y: the residual needs targets; got None")
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """factor ||f_n - y_n||^2 summed over samples, for targets y (N, C) or labels y (N,), which stand for e_y.
+
+    reduction: "samples" (factor 1 / N), "mean" (torch's mean over all elements, 1 / (N C)) or "sum" (1).
+    """
+
+    reduction: str = "samples"
+
+    kind = "mse"
+    weight = None
+    ignore_index = None
+    needs_targets = False
+
+    def value(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the scalar loss, differentiable, in the dtype of the logits (N, C)."""
+        if not y.is_floating_point():
+            y = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
+        return (logits - y.to(logits.dtype)).square().sum() * self._factor(logits)
+
+    def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
+        """Curvature and residual at logits (N, C) for checked targets y."""
+        factor = 2 * self._factor(logits)
+
+        def residual() -> Tensor:
+            if y.is_floating_point():
+                return (logits - y).mul_(factor)
+            return logits.scatter_add(1, y[:, None], logits.new_full((len(y), 1), -1.0)).mul_(factor)
+
+        scale = logits.new_full((len(logits),), factor)
+        return OutputCurvature("identity", scale, _no_targets if y is None else residual)
+
+    def _factor(self, logits: Tensor) -> float:
+        return {"samples": 1 / len(logits), "mean": 1 / logits.numel(), "sum": 1.0}[self.reduction]
+
+
+Loss = CrossEntropy | SquaredError
+
+
+def resolve(loss: str | nn.CrossEntropyLoss | nn.MSELoss) -> Loss:
+    """Return the Loss of "cross_entropy", "mse" (mean over samples of ||f - y||^2) or of a torch loss module.
+
+    Raises ValueError for an unknown name, a reduction that gives no scalar or label_smoothing outside [0, 1],
+    and TypeError for what is not exactly one of the two modules: a subclass may compute anything.
+    """
+    if isinstance(loss, str):
+        if loss == "cross_entropy":
+            return CrossEntropy()
+        if loss == "mse":
+            return SquaredError()
+        raise ValueError(f"loss: expected 'cross_entropy' or 'mse'; got {loss!r}")
+    if type(loss) not in (nn.CrossEntropyLoss, nn.MSELoss):
+        raise TypeError(
+            "loss: expected 'cross_entropy', 'mse', or an instance of nn.CrossEntropyLoss or nn.MSELoss "
+            f"(not of a subclass); got {loss!r}"
+        )
+    if loss.reduction not in ("mean", "sum"):
+        raise ValueError(f"loss: a Hessian needs a scalar, reduction 'mean' or 'sum'; got {loss.reduction!r}")
+    if type(loss) is nn.MSELoss:
+        return SquaredError(loss.reduction)
+    if not 0 <= loss.label_smoothing <= 1:
+        raise ValueError(f"loss: expected label_smoothing between 0 and 1; got {loss.label_smoothing}")
+    weight = None if loss.weight is None else loss.weight.detach()
+    return CrossEntropy(loss.reduction, weight, loss.label_smoothing, loss.ignore_index)

@@ -1,0 +1,175 @@
+"""The core's operations as torch operators (`torch.ops.hessext.*`): schema, fake and CPU implementation of each.
+
+Arguments are taken as they are: shapes and values are checked where the public functions build them. Every part of
+the Hessian is H = sum_n Q_n (x) phi_n psi_n^T; `part` says what Q_n is made of (csrc/core.h), the `Curvature` tensors
+what it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from . import _core
+
+
+class Part(IntEnum):
+    """Which part of the Hessian; the values are those of csrc/core.h."""
+
+    HIDDEN = 0
+    OUTPUT = 1
+    CROSS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """What Q_n is made of; None where a part does not need it. B_n = c_n (diag p_n - p_n p_n^T), or c_n I without p."""
+
+    gauss_newton: bool  # include the Gauss-Newton term
+    scale: Tensor  # c_n (N,)
+    probs: Tensor | None = None  # p_n (N, C)
+    top: Tensor | None = None  # argmax p_n (N,) int64
+    rest: Tensor | None = None  # 1 - p_top (N,)
+    weight: Tensor | None = None  # V (C, m)
+    gram: Tensor | None = None  # V^T V (m, m), without p
+    shift: Tensor | None = None  # sum_c p_c (V_c - V_top) (N, m)
+    slope: Tensor | None = None  # act'(z) (N, m)
+    bend: Tensor | None = None  # act''(z) (V^T r) (N, m), residual term
+    residual: Tensor | None = None  # r = d loss / d f (N, C), residual term
+
+
+_CURVATURE = (
+    "bool gauss_newton, Tensor scale, Tensor? probs, Tensor? top, Tensor? rest, Tensor? weight, Tensor? gram, "
+    "Tensor? shift, Tensor? slope, Tensor? bend, Tensor? residual"
+)
+_PART = "int part, Tensor left, bool left_ones, Tensor right, bool right_ones, bool symmetric, int classes"
+
+_library = torch.library.Library("hessext", "DEF")
+_library.define(f"dense_(Tensor(a!) out, int ld, Tensor axes, bool direct, bool mirror, {_PART}, {_CURVATURE}) -> ()")
+_library.define(f"blocks(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
+_library.define(f"block_squares(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
+_library.define("softmax_shift(Tensor probs, Tensor top, Tensor weight) -> Tensor")
+_library.define(f"curvature_entries(int part, Tensor pairs, int classes, {_CURVATURE}) -> Tensor")
+
+
+def spread(curvature: Curvature) -> tuple:
+    """A Curvature as the operators' last arguments."""
+    return tuple(curvature.__dict__.values())
+
+
+def _pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _features(t: Tensor, ones: bool) -> _core.Features:
+    return _core.Features(t.data_ptr(), t.stride(0), t.shape[1], ones)
+
+
+def _curvature(classes: int, gauss_newton: bool, scale: Tensor, *tensors: Tensor | None) -> _core.Curvature:
+    slope = tensors[6]
+    units = 0 if slope is None else slope.shape[1]
+    return _core.Curvature(
+        len(scale), units, classes, gauss_newton, scale.data_ptr(), *[0 if t is None else t.data_ptr() for t in tensors]
+    )
+
+
+def _part(left: Tensor, left_ones: bool, right: Tensor, right_ones: bool, symmetric: bool, classes: int, curvature):
+    wide = left.dtype == torch.float64
+    features = _features(left, left_ones), _features(right, right_ones)
+    return wide, features, symmetric, _curvature(classes, *curvature)
+
+
+def _dense(
+    out, ld, axes, direct, mirror, part, left, left_ones, right, right_ones, symmetric, classes, *curvature
+):  # fmt: skip
+    wide, features, symmetric, packed = _part(left, left_ones, right, right_ones, symmetric, classes, curvature)
+    rows, cols = left.shape[1] + left_ones, right.shape[1] + right_ones
+    base = axes.data_ptr()
+    bases = (base, base + 8 * rows, base + 16 * rows, base + 8 * (2 * rows + cols))
+    threads = torch.get_num_threads()
+    _core.dense(wide, part, *features, symmetric, packed, out.data_ptr(), ld, *bases, direct, mirror, threads)
+
+
+def _blocks(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
+    wide, features, symmetric, packed = _part(left, left_ones, right, right_ones, symmetric, classes, curvature)
+    out = left.new_empty(len(pairs), left.shape[1] + left_ones, right.shape[1] + right_ones)
+    if len(pairs):
+        address = out.data_ptr()
+        _core.pairs(
+            wide, part, *features, symmetric, packed, pairs.data_ptr(), len(pairs), address, 0, torch.get_num_threads()
+        )
+    return out
+
+
+def _block_squares(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
+    wide, features, symmetric, packed = _part(left, left_ones, right, right_ones, symmetric, classes, curvature)
+    out = left.new_empty(len(pairs), dtype=torch.float64)
+    if len(pairs):
+        address = out.data_ptr()
+        _core.pairs(
+            wide, part, *features, symmetric, packed, pairs.data_ptr(), len(pairs), 0, address, torch.get_num_threads()
+        )
+    return out
+
+
+def _softmax_shift(probs, top, weight):
+    (samples, classes), units = probs.shape, weight.shape[1]
+    out = probs.new_empty(samples, units)
+    _core.softmax_shift(
+        probs.dtype == torch.float64,
+        *(t.data_ptr() for t in (probs, top, weight)),
+        samples,
+        classes,
+        units,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _curvature_entries(part, pairs, classes, *curvature):
+    scale = curvature[1]
+    out = scale.new_empty(len(pairs), len(scale))
+    _core.curvature_entries(
+        scale.dtype == torch.float64,
+        part,
+        _curvature(classes, *curvature),
+        pairs.data_ptr(),
+        len(pairs),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _fake_blocks(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
+    return left.new_empty(pairs.shape[0], left.shape[1] + left_ones, right.shape[1] + right_ones)
+
+
+def _fake_block_squares(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
+    return left.new_empty(pairs.shape[0], dtype=torch.float64)
+
+
+def _fake_curvature_entries(part, pairs, classes, *curvature):
+    return curvature[1].new_empty(pairs.shape[0], curvature[1].shape[0])
+
+
+for _name, _run, _fake in (
+    ("dense_", _dense, lambda *_: None),
+    ("blocks", _blocks, _fake_blocks),
+    ("block_squares", _block_squares, _fake_block_squares),
+    ("softmax_shift", _softmax_shift, lambda probs, top, weight: probs.new_empty(probs.shape[0], weight.shape[1])),
+    ("curvature_entries", _curvature_entries, _fake_curvature_entries),
+):
+    _library.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"hessext::{_name}", _fake, lib=_library)
+
+_ops = torch.ops.hessext
+dense_ = _ops.dense_.default
+blocks = _ops.blocks.default
+block_squares = _ops.block_squares.default
+softmax_shift = _ops.softmax_shift.default
+curvature_entries = _ops.curvature_entries.default

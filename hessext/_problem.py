@@ -1,0 +1,182 @@
+"""A model, its data and its loss: the forward pass, done once, and what each part of the Hessian is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import _ops
+from ._activations import Activation, Derivatives
+from ._losses import Loss, OutputCurvature
+from ._ops import Curvature, Part
+
+Term = Literal["full", "gauss_newton", "residual"]
+Affine = tuple[Tensor, Tensor | None]  # weight (rows, cols), bias (rows,)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Rows of one affine map as blocks of parameters: its weights, its bias, or both (weights first)."""
+
+    name: str
+    kind: Literal["hidden", "output"]
+    blocks: int  # rows of the map: m hidden units, C classes
+    cols: int  # weights in a block, 0 for a bias alone
+    ones: bool  # whether the bias is the last parameter of a block
+
+    @property
+    def size(self) -> int:
+        """Parameters in a block."""
+        return self.cols + self.ones
+
+
+@dataclass(eq=False)
+class Problem:
+    """Checked arguments of a Hessian and, as they are asked for, the tensors it is assembled from."""
+
+    x: Tensor  # (N, d)
+    y: Tensor | None
+    loss: Loss
+    output: Affine
+    hidden: Affine | None = None
+    activation: Activation | None = None
+    names: Mapping[str, str] | None = None  # "hidden", "output" -> the module's name in the user's model
+
+    # ------------------------------------------------------------------------------------------------- parameters
+
+    @cached_property
+    def affine(self) -> dict[str, Affine]:
+        """The layers in torch's order."""
+        return {"output": self.output} if self.hidden is None else {"hidden": self.hidden, "output": self.output}
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """Name -> tensor in torch's parameter order."""
+        parts = {}
+        for kind, (weight, bias) in self.affine.items():
+            parts[self._name(kind, "weight")] = weight
+            if bias is not None:
+                parts[self._name(kind, "bias")] = bias
+        return parts
+
+    def _name(self, kind: str, part: str) -> str:
+        module = kind if self.names is None else self.names[kind]
+        return f"{module}.{part}" if module else part
+
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """Every name that can be asked for: layers, and their weights and biases alone."""
+        found = {}
+        for kind, (weight, bias) in self.affine.items():
+            rows, cols = weight.shape
+            module = kind if self.names is None else self.names[kind]
+            found[module] = Layer(module, kind, rows, cols, bias is not None)
+            name = self._name(kind, "weight")
+            found[name] = Layer(name, kind, rows, cols, False)
+            if bias is not None:
+                name = self._name(kind, "bias")
+                found[name] = Layer(name, kind, rows, 0, True)
+        return found
+
+    @cached_property
+    def numel(self) -> int:
+        """Number of parameters."""
+        return sum(w.numel() + (0 if b is None else b.numel()) for w, b in self.affine.values())
+
+    def logits(self, parameters: Mapping[str, Tensor] | None = None, x: Tensor | None = None) -> Tensor:
+        """f(x) (N, C) in plain differentiable torch, for parameters named as in `parameters`."""
+        p = self.parameters if parameters is None else parameters
+        a = self.x if x is None else x
+        for kind in self.affine:
+            a = torch.nn.functional.linear(a, p[self._name(kind, "weight")], p.get(self._name(kind, "bias")))
+            if kind == "hidden":
+                a = self.activation.value(a)
+        return a
+
+    # ----------------------------------------------------------------------------------------------- forward pass
+
+    @cached_property
+    def _hidden(self) -> Derivatives:
+        return self.activation.evaluate(torch.nn.functional.linear(self.x, *self.hidden))
+
+    @property
+    def features(self) -> Tensor:
+        """Input of the output layer (N, m), or (N, d) for a linear model."""
+        return self.x if self.hidden is None else self._hidden[0]
+
+    @cached_property
+    def curvature(self) -> OutputCurvature:
+        """Derivatives of the loss with respect to the logits."""
+        return self.loss.output(torch.nn.functional.linear(self.features, *self.output), self.y)
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """r_n = d loss / d f_n (N, C)."""
+        return self.curvature.residual()
+
+    @cached_property
+    def slope(self) -> Tensor:
+        """act'(z) (N, m)."""
+        return self._hidden[1]
+
+    @cached_property
+    def bend(self) -> Tensor | None:
+        """act''(z) (V^T r) (N, m), None where act'' vanishes."""
+        second = self._hidden[2]
+        return None if second is None else second * (self.residual @ self.output[0])
+
+    @cached_property
+    def shift(self) -> Tensor | None:
+        """sum_c p_c (V_c - V_top) (N, m) of the softmax, None for the squared error."""
+        c = self.curvature
+        return None if c.probs is None else _ops.softmax_shift(c.probs, c.top, self.output[0].contiguous())
+
+    # ------------------------------------------------------------------------------------------ parts of H
+
+    def part(self, row: Layer, col: Layer) -> Part:
+        """Which part of H two layers meet in."""
+        if row.kind != col.kind:
+            return Part.CROSS
+        return Part.HIDDEN if row.kind == "hidden" else Part.OUTPUT
+
+    def features_of(self, layer: Layer) -> Tensor:
+        """The layer's features without the bias (N, cols)."""
+        features = self.x if layer.kind == "hidden" else self.features
+        return features if layer.cols else features[:, :0]
+
+    def curvature_of(self, part: Part, term: Term) -> Curvature:
+        """What Q_n of this part is made of."""
+        c, gauss_newton, residual = self.curvature, term != "residual", term != "gauss_newton"
+        if part == Part.OUTPUT:
+            return Curvature(gauss_newton, c.scale, c.probs, c.top, c.rest)
+        weight = self.output[0].contiguous()
+        gram = weight.T @ weight if c.probs is None and part == Part.HIDDEN else None
+        return Curvature(
+            gauss_newton,
+            c.scale,
+            c.probs,
+            c.top,
+            c.rest,
+            weight,
+            gram,
+            self.shift,
+            self.slope,
+            self.bend if residual and part == Part.HIDDEN else None,
+            self.residual if residual and part == Part.CROSS else None,
+        )
+
+    def arguments(self, row: Layer, col: Layer, term: Term) -> tuple:
+        """The operators' arguments for the part of H in which two layers meet; hidden rows come first."""
+        part = self.part(row, col)
+        left, right = self.features_of(row), self.features_of(col)
+        classes = self.output[0].shape[0]
+        symmetric = row == col
+        return (
+            int(part), left, row.ones, right, col.ones, symmetric, classes,
+            *_ops.spread(self.curvature_of(part, term)),
+        )  # fmt: skip

@@ -1,0 +1,104 @@
+"""Exact Hessian-vector products: the R-operator through the forward and the backward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._problem import Affine, Layer, Problem, Term
+
+_CHUNK_BYTES = 1 << 24  # of (samples, C) work tensors; sums of chunks are kept in float64
+
+
+def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: set[str]) -> dict[str, Affine]:
+    """H applied to a direction {"hidden": (dW, db), "output": (dV, dc)} (parts may be None), for the wanted layers.
+
+    With R the derivative along the direction and r = d loss / d f: R f = (R a) V^T + a dV^T + dc, B = d2 loss / d f2,
+        output rows: (B R f)^T a [Gauss-Newton] + r^T R a [residual]
+        hidden rows: (a' (B R f V [Gauss-Newton] + r dV [residual]) + a'' R z (r V) [residual])^T x
+    """
+    samples, classes = len(problem.x), problem.output[0].shape[0]
+    step = max(64, _CHUNK_BYTES // (classes * problem.x.element_size()))
+    total: dict[str, list[Tensor]] = {}
+    for start in range(0, samples, step):
+        rows = slice(start, start + step)
+        for kind, parts in _chunk(problem, term, direction, wanted, rows).items():
+            if step < samples:
+                parts = [p.double() for p in parts]
+            total[kind] = [a + b for a, b in zip(total[kind], parts, strict=True)] if kind in total else parts
+    return {kind: tuple(p.to(problem.x.dtype) for p in parts) for kind, parts in total.items()}
+
+
+def _chunk(
+    problem: Problem, term: Term, direction: dict[str, Affine], wanted: set[str], rows: slice
+) -> dict[str, list[Tensor]]:
+    gauss_newton, residual = term != "residual", term != "gauss_newton" and problem.hidden is not None
+    x, features, weight = problem.x[rows], problem.features[rows], problem.output[0]
+    Rz, Ra = None, None
+    if "hidden" in direction:
+        Rz = _apply(x, direction["hidden"])
+        Ra = problem.slope[rows] * Rz
+    moved = direction.get("output")
+    result: dict[str, list[Tensor]] = {}
+
+    back = None  # B R f
+    if gauss_newton:
+        Rf = _apply(features, moved) if moved is not None else None
+        if Ra is not None:
+            Rf = Ra @ weight.T if Rf is None else Rf.addmm_(Ra, weight.T)
+        back = _output_curvature(problem, rows, Rf)
+    if "output" in wanted:
+        zero = weight.new_zeros(weight.shape)
+        into, bias = (back.T @ features, back.sum(0)) if back is not None else (zero, zero[:, 0])
+        if residual and Ra is not None:
+            into = into + problem.residual[rows].T @ Ra
+        result["output"] = [into, bias]
+    if "hidden" in wanted:
+        inner = back @ weight if back is not None else torch.zeros_like(problem.slope[rows])
+        if residual and moved is not None and moved[0] is not None:
+            inner += problem.residual[rows] @ moved[0]
+        inner = problem.slope[rows] * inner
+        if residual and Rz is not None and problem.bend is not None:
+            inner += problem.bend[rows] * Rz
+        result["hidden"] = [inner.T @ x, inner.sum(0)]
+    return result
+
+
+def _apply(x: Tensor, affine: Affine) -> Tensor:
+    weight, bias = affine
+    if weight is None:
+        return bias.expand(len(x), -1).clone()
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _output_curvature(problem: Problem, rows: slice, v: Tensor) -> Tensor:
+    """B_n v_n for each sample; v is centred at the top class, where p - p^2 would cancel."""
+    c = problem.curvature
+    if c.probs is None:
+        return c.scale[rows, None] * v
+    probs = c.probs[rows]
+    centred = v - v.gather(1, c.top[rows, None])
+    return (centred - (probs * centred).sum(1, keepdim=True)).mul_(probs).mul_(c.scale[rows, None])
+
+
+# ------------------------------------------------------------------------------------------ vectors and layers
+
+
+def to_affine(layer: Layer, v: Tensor) -> Affine:
+    """A vector over a layer's blocks (blocks * size,) as weight and bias."""
+    v = v.view(layer.blocks, layer.size)
+    return v[:, : layer.cols] if layer.cols else None, v[:, layer.cols] if layer.ones else None
+
+
+def from_affine(layer: Layer, affine: Affine) -> Tensor:
+    """The inverse of `to_affine`, dropping what the layer does not have."""
+    weight, bias = affine
+    parts = ([weight] if layer.cols else []) + ([bias[:, None]] if layer.ones else [])
+    return torch.cat(parts, 1).reshape(-1)
+
+
+def columns(apply, v: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """apply(v) for a vector (size,), or column by column for a matrix (size, k)."""
+    if v.ndim == 1:
+        return apply(v)
+    return torch.stack([apply(c) for c in v.unbind(1)], 1) if v.shape[1] else v.new_empty(size, 0, dtype=dtype)

@@ -1,0 +1,24 @@
+"""Fixtures, and the bounded, derandomized hypothesis profile that the suite runs under by default."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile(
+    "ci", derandomize=True, max_examples=40, deadline=None, database=None, suppress_health_check=slow_data
+)
+settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=slow_data)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def set_threads():
+    """torch.set_num_threads for one test; the count is restored after it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,369 @@
+"""One test per rule: bad input raises, names the argument, and says what was expected; nothing crashes or allocates."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import SMALL, make_inputs
+from torch import nn
+
+import hessext
+
+INPUTS = make_inputs(replace(SMALL[1], bias="ho"), torch.float64)  # N=6, d=4, C=3, m=5
+NAMES = ("hidden_weight", "output_weight", "x", "y", "hidden_bias", "output_bias")
+FLOATS = tuple(n for n in NAMES if n != "y")
+
+
+def one_hidden(**changes):
+    """hessext.one_hidden on good arguments with some replaced."""
+    arguments = {n: getattr(INPUTS, n) for n in NAMES} | changes
+    return hessext.one_hidden(**arguments)
+
+
+def linear(**changes):
+    """hessext.linear on good arguments (C=3, d=5, N=6) with some replaced."""
+    arguments = {"weight": INPUTS.output_weight, "x": torch.ones(6, 5, dtype=torch.float64), "y": INPUTS.y} | changes
+    return hessext.linear(**arguments)
+
+
+def with_entry(t, value):
+    """A copy of t with its last entry replaced."""
+    t = t.clone()
+    t.view(-1)[-1] = value
+    return t
+
+
+def test_the_good_arguments_are_good():
+    one_hidden().dense()
+    linear().dense()
+    linear(bias=INPUTS.output_bias, y=None).dense()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t[:-1],
+        lambda t: torch.cat([t, t]),
+        lambda t: t[None],
+        lambda t: t.flatten()[0],
+        lambda t: t[:0],
+        lambda t: t[..., :0] if t.ndim == 2 else t[:0],
+    ],
+    ids=["shorter", "longer", "3-d", "0-d", "no rows", "no columns"],
+)
+def test_wrong_shape(name, change):
+    # hidden_weight and output_weight set the sizes: the others are then the ones that do not fit
+    with pytest.raises(ValueError, match=rf"{name}|_weight|_bias|y:"):
+        one_hidden(**{name: change(getattr(INPUTS, name))})
+
+
+@pytest.mark.parametrize(("name", "shape"), [("x", (6, 3)), ("output_weight", (3, 4)), ("hidden_weight", (4, 4))])
+def test_shapes_that_do_not_fit_name_both(name, shape):
+    with pytest.raises(ValueError, match=r"expected shape \(.*\); got \("):
+        one_hidden(**{name: torch.ones(shape, dtype=torch.float64)})
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.complex64], ids=str)
+def test_wrong_dtype(name, dtype):
+    with pytest.raises(TypeError, match=r"expected torch\.float"):
+        one_hidden(**{name: torch.ones(getattr(INPUTS, name).shape, dtype=dtype)})
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_dtypes_name_the_argument(name):
+    with pytest.raises(TypeError, match=f"^{name}: "):
+        one_hidden(**{name: torch.ones(getattr(INPUTS, name).shape, dtype=torch.float16)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.float32], ids=str)
+def test_wrong_target_dtype(dtype):
+    shape = (6, 3) if dtype.is_floating_point else (6,)
+    with pytest.raises(TypeError, match=r"^y: "):
+        one_hidden(y=torch.ones(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_device(name):
+    with pytest.raises((ValueError, TypeError), match=r"device|CPU|meta"):
+        one_hidden(**{name: getattr(INPUTS, name).to("meta")})
+
+
+def test_everything_on_meta():
+    with pytest.raises((ValueError, TypeError), match=r"device|CPU|meta"):
+        one_hidden(**{n: getattr(INPUTS, n).to("meta") for n in NAMES})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("change", [lambda t: t.tolist(), lambda t: t.numpy(), lambda t: 3, lambda t: "x"])
+def test_not_a_tensor(name, change):
+    with pytest.raises(TypeError, match=rf"^{name}: expected a torch\.Tensor"):
+        one_hidden(**{name: change(getattr(INPUTS, name))})
+
+
+@pytest.mark.parametrize("name", ["hidden_weight", "output_weight", "x"])
+def test_none_is_not_a_tensor(name):
+    with pytest.raises(TypeError, match=rf"^{name}: "):
+        one_hidden(**{name: None})
+
+
+def test_numpy_arrays_are_pointed_at_from_numpy():
+    with pytest.raises(TypeError, match="from_numpy"):
+        linear(x=np.ones((6, 5)))
+
+
+def test_sparse_tensors():
+    with pytest.raises(TypeError, match=r"^x: "):
+        one_hidden(x=INPUTS.x.to_sparse())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", FLOATS)
+def test_not_finite(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: .*finite"):
+        one_hidden(**{name: with_entry(getattr(INPUTS, name), value)})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_targets_not_finite(loss, value):
+    y = with_entry(torch.full((6, 3), 1 / 3, dtype=torch.float64), value)
+    with pytest.raises(ValueError, match=r"^y: .*finite"):
+        one_hidden(y=y, loss=loss)
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**40, -100])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", nn.CrossEntropyLoss(ignore_index=7)], ids=str)
+def test_labels_out_of_range(label, loss):
+    if label == -100 and loss == "cross_entropy":
+        return  # torch's own ignore_index
+    with pytest.raises(ValueError, match=r"^y: expected labels in \[0, 3\); got "):
+        one_hidden(y=with_entry(INPUTS.y, label), loss=loss)
+
+
+def test_no_label_left():
+    with pytest.raises(ValueError, match=r"^y: "):
+        one_hidden(y=torch.ones(6, dtype=torch.int64), loss=nn.CrossEntropyLoss(ignore_index=1))
+
+
+def test_missing_targets():
+    with pytest.raises(ValueError, match=r"^y: "):
+        one_hidden(y=None)
+    with pytest.raises(ValueError, match=r"^y: "):
+        linear(y=None, loss=nn.CrossEntropyLoss(weight=torch.ones(3, dtype=torch.float64)))
+
+
+class OwnLoss(nn.CrossEntropyLoss):
+    """A subclass may compute anything."""
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["hinge", "", None, 3, nn.L1Loss(), OwnLoss(), nn.CrossEntropyLoss, nn.CrossEntropyLoss(reduction="none")],
+    ids=str,
+)
+def test_unknown_loss(loss):
+    for call in (one_hidden, linear):
+        with pytest.raises((ValueError, TypeError), match=r"^loss: "):
+            call(loss=loss)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_class_weights_of_another_size(size):
+    with pytest.raises(ValueError, match=r"^loss\.weight: "):
+        one_hidden(loss=nn.CrossEntropyLoss(weight=torch.ones(size, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("activation", ["swish", "ReLU", "", None, 1, nn.ReLU, nn.Softmax(0), torch.relu], ids=str)
+def test_unknown_activation(activation):
+    with pytest.raises((ValueError, TypeError), match=r"^activation: expected one of relu"):
+        one_hidden(activation=activation)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        None,
+        nn.Sequential(),
+        nn.Sequential(nn.Linear(4, 3)),
+        nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)),
+        nn.Conv1d(1, 1, 1),
+        nn.Linear,
+    ],
+    ids=repr,
+)
+def test_unknown_model(model):
+    with pytest.raises((ValueError, TypeError), match=r"^model: expected"):
+        hessext.hessian(model, INPUTS.x.float(), INPUTS.y, loss="cross_entropy")
+
+
+def test_model_with_an_unknown_activation():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Dropout(), nn.Linear(5, 3)).double()
+    with pytest.raises((ValueError, TypeError), match=r"^activation: "):
+        hessext.hessian(model, INPUTS.x, INPUTS.y, loss="cross_entropy")
+
+
+# --- what is asked of the result ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", [(5, 0), (0, 5), (-1, 0), (0, -1), (2**40, 0), (0, 2**63)])
+def test_block_out_of_range(pair):
+    B = one_hidden()["hidden"]
+    with pytest.raises(IndexError, match="5 x 5"):
+        B.block(*pair)
+
+
+@pytest.mark.parametrize("method", ["blocks", "norms"])
+@pytest.mark.parametrize("key", [("hidden", "hidden"), ("hidden", "output"), ("output", "hidden")], ids="-".join)
+def test_pairs_out_of_range(method, key):
+    B = one_hidden()[key]
+    rows, cols = B.grid
+    for pair in ((rows, 0), (0, cols), (-1, 0), (0, -1), (2**62, 0)):
+        with pytest.raises(IndexError, match=f"{rows} x {cols}"):
+            getattr(B, method)(torch.tensor([(0, 0), pair]))
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        torch.zeros(2, 2, dtype=torch.int32),
+        torch.zeros(2, 2),
+        np.zeros((2, 2), dtype=np.int64),
+        [("a", "b")],
+        [(0, 0), (0,)],
+        [(0.5, 0.5)],
+        3,
+    ],
+    ids=["int32", "float", "numpy", "strings", "ragged", "fractions", "number"],
+)
+@pytest.mark.parametrize("method", ["blocks", "norms"])
+def test_pairs_of_another_type(method, pairs):
+    with pytest.raises(TypeError, match="pairs"):
+        getattr(one_hidden()["hidden"], method)(pairs)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (1, 2, 2), ()])
+@pytest.mark.parametrize("method", ["blocks", "norms"])
+def test_pairs_of_another_shape(method, shape):
+    with pytest.raises(ValueError, match="pairs"):
+        getattr(one_hidden()["hidden"], method)(torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("index", [0.0, "0", None, (0, 0)])
+def test_block_index_of_another_type(index):
+    with pytest.raises(TypeError, match="block"):
+        one_hidden()["hidden"].block(index, 0)
+
+
+@pytest.mark.parametrize("key", ["nope", ("hidden", "nope"), ("hidden",), 0, ("hidden", "hidden", "hidden"), None])
+def test_unknown_layer(key):
+    with pytest.raises(KeyError, match=r"hidden|expected one"):
+        one_hidden()[key]
+
+
+def products():
+    """Everything that multiplies a vector."""
+    H = one_hidden()
+    return [H, H["hidden"], H["hidden", "output"], H["output", "hidden"], H.gauss_newton(), H.residual()]
+
+
+@pytest.mark.parametrize("k", range(6))
+def test_vectors_that_do_not_fit(k):
+    M = products()[k]
+    size = M.shape[1]
+    for v in (torch.ones(size + 1), torch.ones(size - 1), torch.ones(0), torch.ones(()), torch.ones(size, 1, 1)):
+        with pytest.raises(ValueError, match="v"):
+            M @ v.double()
+    with pytest.raises(TypeError, match="v"):
+        M @ torch.ones(size)
+    with pytest.raises(TypeError):
+        M @ np.ones(size)
+    with pytest.raises((ValueError, TypeError), match=r"device|CPU|meta"):
+        M @ torch.ones(size, dtype=torch.float64, device="meta")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_vectors_not_finite(value):
+    for M in products():
+        with pytest.raises(ValueError, match=r"v: .*finite"):
+            M @ with_entry(torch.ones(M.shape[1], dtype=torch.float64), value)
+
+
+@pytest.mark.parametrize("k", range(6))
+def test_out_that_does_not_fit(k):
+    M = products()[k]
+    rows, cols = M.shape
+    out = torch.ones(rows, cols, dtype=torch.float64)
+    for wrong in (out[:-1], out[None], out.flatten(), torch.ones(rows, 2 * cols, dtype=torch.float64)[:, ::2]):
+        with pytest.raises(ValueError, match="out"):
+            M.dense(out=wrong)
+    for wrong in (out.float(), out.numpy(), 3):
+        with pytest.raises(TypeError, match="out"):
+            M.dense(out=wrong)
+    for wrong in (out.to("meta"), out.clone().requires_grad_()):
+        with pytest.raises((ValueError, TypeError), match="out"):
+            M.dense(out=wrong)
+    assert (out == 1).all()
+
+
+@pytest.mark.parametrize("method", ["diagonal_blocks", "ratio", "diagonal", "trace"])
+def test_parts_without_a_diagonal(method):
+    with pytest.raises(ValueError, match=method):
+        getattr(one_hidden()["hidden", "output"], method)()
+
+
+# --- more than the memory there is -------------------------------------------------------------------------------
+
+
+def huge():
+    """300,000 classes: the dense Hessian takes 5.8 TB, its norms alone 360 GB."""
+    return hessext.linear(torch.zeros(300_000, 4), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("ask", "needed"),
+    [
+        (lambda H: H.dense(), 1_200_000**2 * 4),
+        (lambda H: H["output"].dense(), 1_200_000**2 * 4),
+        (lambda H: H.norms(), 300_000**2 * 4),
+        (lambda H: H["output"].norms(), 300_000**2 * 4),
+    ],
+    ids=["dense", "layer dense", "norms", "layer norms"],
+)
+def test_too_large_for_memory(ask, needed):
+    assert_memory_error(lambda: ask(huge()), needed)
+
+
+def test_too_many_blocks_for_memory():
+    B = hessext.linear(torch.zeros(3, 40_000), torch.ones(2, 40_000))["output"]
+    assert_memory_error(lambda: B.blocks([(0, 1)] * 1000), 1000 * 40_000**2 * 4)
+
+
+def assert_memory_error(ask, needed) -> None:
+    """The error names the bytes needed."""
+    with pytest.raises(MemoryError) as error:
+        ask()
+    numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]{6,}", str(error.value))]
+    assert numbers, error.value
+    assert max(numbers) >= needed
+
+
+def test_many_classes_need_no_memory():
+    """C = 300,000 has 9e10 blocks: those that are asked for, norms of pairs, diagonal and product are cheap."""
+    H = huge()
+    B = H["output"]
+    pairs = torch.tensor([[0, 0], [299_999, 299_999], [0, 299_999]])
+    p = 1 / 300_000
+    expected = torch.tensor([p * (1 - p), p * (1 - p), p * p])
+    torch.testing.assert_close(B.blocks(pairs)[:, 0, 0].abs(), expected)
+    torch.testing.assert_close(B.norms(pairs), 4 * expected)
+    torch.testing.assert_close(B.diagonal(), torch.full((1_200_000,), p * (1 - p)))
+    torch.testing.assert_close((H @ torch.ones(1_200_000)).abs().max(), torch.tensor(0.0), atol=1e-9, rtol=0)
+    ratio = B.ratio()
+    assert ratio.diagonal == pytest.approx(16 * (p * (1 - p)) ** 2, rel=1e-5)
+    assert ratio.off_diagonal == pytest.approx(16 * p**4, rel=1e-5)
