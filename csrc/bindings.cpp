@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <optional>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -74,16 +74,14 @@ Assembly<T> assembly(int part, const FeaturesArg& left, const FeaturesArg& right
 }
 
 void dense(bool float64, int part, const FeaturesArg& left, const FeaturesArg& right, bool symmetric,
-           const CurvatureArg& curvature, Address out, i64 ld, Address rows, Address row_steps, Address cols,
-           Address col_steps, bool direct, bool mirror, int threads) {
+           const CurvatureArg& curvature, Address out, i64 ld, const std::array<i64, 8>& axes, bool direct, bool mirror,
+           int threads) {
     by_type(float64, [&]<class T>(T) {
         Assembly<T> request = assembly<T>(part, left, right, symmetric, curvature);
         request.dense = {at<T>(out),
                          ld,
-                         at<const i64>(rows),
-                         at<const i64>(row_steps),
-                         at<const i64>(cols),
-                         at<const i64>(col_steps),
+                         {axes[0], axes[1], axes[2], axes[3], left.cols},
+                         {axes[4], axes[5], axes[6], axes[7], right.cols},
                          direct,
                          mirror};
         cpu::assemble(request, threads);
@@ -121,6 +119,19 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     m.def("dense", &dense);
     m.def("pairs", &pairs);
+    m.def("softmax_top", [](bool float64, Address probs, i64 samples, i64 classes, Address top, Address rest,
+                            int threads) {
+        by_type(float64, [&]<class T>(T) {
+            cpu::softmax_top(at<const T>(probs), samples, classes, at<i64>(top), at<T>(rest), threads);
+        });
+    });
+    m.def("label_residual", [](bool float64, Address probs, Address scale, Address label, Address top, Address rest,
+                               i64 samples, i64 classes, Address out, int threads) {
+        by_type(float64, [&]<class T>(T) {
+            cpu::label_residual(at<const T>(probs), at<const T>(scale), at<const i64>(label), at<const i64>(top),
+                                at<const T>(rest), samples, classes, at<T>(out), threads);
+        });
+    });
     m.def("softmax_shift", [](bool float64, Address probs, Address top, Address weight, i64 samples, i64 classes,
                               i64 units, Address shift, int threads) {
         by_type(float64, [&]<class T>(T) {

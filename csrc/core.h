@@ -46,18 +46,24 @@ enum class Part {
     cross,   // Q_n = D V^T B, plus r_n[j] D x_n e_i^T    features x, a       equations (11), (18)
 };
 
-// Where entry (i, a; j, b) of a dense matrix lives: out[row * ld + col], row = rows[a] + i * row_steps[a], col
-// likewise.
+// Where the parameters of a layer are in a dense matrix: parameter a of block i is row (or column)
+// start + i * step + a; the bias, if there is one, start_bias + i * step_bias.
+struct Axis {
+    i64 start, step, start_bias, step_bias;
+    i64 cols;  // stored features; the bias is feature number cols
+
+    i64 first(i64 a) const { return a < cols ? start + a : start_bias; }
+    i64 stride(i64 a) const { return a < cols ? step : step_bias; }
+    i64 at(i64 i, i64 a) const { return first(a) + i * stride(a); }
+};
+
 template <class T>
 struct Dense {
     T* out;
     i64 ld;
-    const i64* rows;       // [s]
-    const i64* row_steps;  // [s]
-    const i64* cols;       // [t]
-    const i64* col_steps;  // [t]
-    bool direct;           // write out[row * ld + col]
-    bool mirror;           // write out[col * ld + row]; a symmetric part needs both
+    Axis rows, cols;
+    bool direct;  // write out[row * ld + col]
+    bool mirror;  // write out[col * ld + row]; a symmetric part needs both
 };
 
 // One assembly. Exactly one of dense.out, blocks, norms is set.
@@ -81,6 +87,15 @@ namespace cpu {
 // samples. Throws std::bad_alloc where the workspace (a few MiB per thread) cannot be had.
 template <class T>
 void assemble(const Assembly<T>& request, int threads);
+
+// top[n] = argmax_c p_n[c] (the first of equals), rest[n] = sum of the other probabilities.     probs [N, C], out [N]
+template <class T>
+void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, int threads);
+
+// out[n, c] = scale_n (p_n[c] - [c == label_n]), with p - 1 = -rest where the label is the top class.      [N, C]
+template <class T>
+void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
+                    i64 classes, T* out, int threads);
 
 // shift[n, i] = sum_c p_n[c] (V[c, i] - V[top_n, i]), without cancellation where one class dominates.   [N, m]
 template <class T>

@@ -133,4 +133,4 @@ def _data(x: Tensor, y: Tensor | None, loss: LossLike, weight: Tensor, classes: 
     y = _checks.targets(y, x.shape[0], classes, loss, x)
     if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
         x = x.contiguous()
-    return x, y, loss
+    return x, None if y is None else y.contiguous(), loss

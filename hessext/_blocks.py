@@ -12,8 +12,6 @@ from ._norms import BlockRatio, block_norms, block_ratio, diagonal_squares
 from ._problem import Layer, Problem, Term
 from ._product import columns, from_affine, product, to_affine
 
-_CHUNK = 8192  # samples summed in the tensors' own dtype; chunks are added in float64
-
 
 class BlockMatrix:
     """A part of the Hessian: block (i, j) = d2 loss / d(row i of one layer) d(row j of the other).
@@ -110,7 +108,7 @@ class BlockMatrix:
         if self._replicated:
             out.zero_()
         row, col = (self._col, self._row) if self._swapped else (self._row, self._col)
-        axes = torch.cat([axis for layer in (row, col) for axis in _block_axis(layer)])
+        axes = [n for layer in (row, col) for n in (0, layer.size, layer.cols, layer.size)]
         arguments = self._arguments()
         direct, mirror = not self._swapped, self._swapped or self.symmetric
         _ops.dense_(out, self.shape[1], axes, direct, mirror, *arguments)
@@ -161,8 +159,3 @@ class BlockMatrix:
             raise ValueError(
                 f"{method}: expected one layer; this is the part between {self.layers[0]} and {self.layers[1]}"
             )
-
-
-def _block_axis(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Rows of a layer's parameters block by block: parameter a of block i is row a + i * size."""
-    return torch.arange(layer.size), torch.full((layer.size,), layer.size)

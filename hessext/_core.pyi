@@ -35,10 +35,7 @@ def dense(
     curvature: Curvature,
     out: int,
     ld: int,
-    rows: int,
-    row_steps: int,
-    cols: int,
-    col_steps: int,
+    axes: list[int],
     direct: bool,
     mirror: bool,
     threads: int,
@@ -54,6 +51,19 @@ def pairs(
     pair_count: int,
     blocks: int,
     norms: int,
+    threads: int,
+) -> None: ...
+def softmax_top(float64: bool, probs: int, samples: int, classes: int, top: int, rest: int, threads: int) -> None: ...
+def label_residual(
+    float64: bool,
+    probs: int,
+    scale: int,
+    label: int,
+    top: int,
+    rest: int,
+    samples: int,
+    classes: int,
+    out: int,
     threads: int,
 ) -> None: ...
 def softmax_shift(

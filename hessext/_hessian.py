@@ -94,15 +94,14 @@ class Hessian:
         """
         p = self._problem
         out = _checks.out(out, self.shape, p.x)
-        axes = self._axes
         layers = [p.layers[name] for name in self._names]
         for r, row in enumerate(layers):
             for col in layers[r:]:
                 if p.part(row, col) == _ops.Part.OUTPUT and p.curvature.probs is None:
                     start = self._starts[row.kind]
                     out[start:, start:].zero_()  # the core writes the diagonal blocks only
-                both = torch.cat(axes[row.kind] + axes[col.kind])
-                _ops.dense_(out, p.numel, both, True, True, *p.arguments(row, col, self.term))
+                axes = self._axis(row) + self._axis(col)
+                _ops.dense_(out, p.numel, axes, True, True, *p.arguments(row, col, self.term))
         return out
 
     @cached_property
@@ -120,19 +119,10 @@ class Hessian:
             at += weight.numel() + (0 if bias is None else bias.numel())
         return starts
 
-    @cached_property
-    def _axes(self) -> dict[str, list[Tensor]]:
-        """Per layer: number of parameter a of block 0, and its step from block to block."""
-        axes = {}
-        for kind, (weight, bias) in self._problem.affine.items():
-            (rows, cols), start = weight.shape, self._starts[kind]
-            base, step = torch.arange(start, start + cols + 1), torch.full((cols + 1,), cols)
-            if bias is None:
-                base, step = base[:-1], step[:-1]
-            else:
-                base[-1], step[-1] = start + rows * cols, 1
-            axes[kind] = [base, step]
-        return axes
+    def _axis(self, layer: Layer) -> list[int]:
+        """Number of a layer's first weight, the step from block to block, and the same of its bias."""
+        start, weights = self._starts[layer.kind], layer.blocks * layer.cols
+        return [start, layer.cols, start + weights, 1]
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Exact Hessian-vector product with (parameters,) or (parameters, k), at the cost of a few forward passes."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import _ops
+
 _Targets = tuple[Tensor, Callable[[], Tensor]]  # scale c_n (N,) and the function that forms the residual
 
 
@@ -63,16 +65,13 @@ class CrossEntropy:
     def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
         """Curvature and residual at logits (N, C) for checked targets y; besides probs, O(N) memory."""
         probs = torch.softmax(logits, 1)
-        p_top, top = probs.max(1, keepdim=True)
-        rest = probs.scatter_(1, top, 0).sum(1)  # the top class is taken out and put back, not copied around
-        probs.scatter_(1, top, p_top)
-        top = top.squeeze(1)
+        top, rest = _ops.softmax_top(probs)
         if y is None or self._is_plain(y):
             scale = logits.new_full((len(logits),), 1 / len(logits) if self.reduction == "mean" else 1.0)
-            residual = _no_targets if y is None else lambda: _label_residual(probs, scale, y)
+            residual = _no_targets if y is None else lambda: _ops.label_residual(probs, scale, y, top, rest)
         else:
             targets = self._probabilities if y.is_floating_point() else self._labels
-            scale, residual = targets(probs, top, y)
+            scale, residual = targets(probs, top, rest, y)
         return OutputCurvature("softmax", scale, residual, probs, top, rest)
 
     def _is_plain(self, y: Tensor) -> bool:
@@ -86,12 +85,12 @@ class CrossEntropy:
         label = y * keep
         return label, keep.to(like.dtype) if self.weight is None else self.weight.to(like)[label] * keep
 
-    def _labels(self, probs: Tensor, top: Tensor, y: Tensor) -> _Targets:
+    def _labels(self, probs: Tensor, top: Tensor, rest: Tensor, y: Tensor) -> _Targets:
         label, weights = self.kept(y, probs)
         total = weights.sum() if self.reduction == "mean" else 1
         scale = weights / total
         if not self.label_smoothing:
-            return scale, lambda: _label_residual(probs, scale, label)
+            return scale, lambda: _ops.label_residual(probs, scale, label, top, rest)
 
         classes = self._class_weights(probs)
         hit = scale * (1 - self.label_smoothing)
@@ -103,7 +102,7 @@ class CrossEntropy:
 
         return scale, lambda: _target_residual(probs, scale, top, targets())
 
-    def _probabilities(self, probs: Tensor, top: Tensor, y: Tensor) -> _Targets:
+    def _probabilities(self, probs: Tensor, top: Tensor, rest: Tensor, y: Tensor) -> _Targets:
         classes = self._class_weights(probs) / (len(y) if self.reduction == "mean" else 1)
         hit, spread = classes * (1 - self.label_smoothing), classes * (self.label_smoothing / len(classes))
         scale = y @ hit + spread.sum()
@@ -113,18 +112,11 @@ class CrossEntropy:
         return torch.ones_like(probs[0]) if self.weight is None else self.weight.to(probs)
 
 
-# The gradients of a row sum to zero, so where an entry cancels it is minus the sum of the others.
-
-
-def _label_residual(probs: Tensor, scale: Tensor, label: Tensor) -> Tensor:
-    """Return scale (p - e_label), (N, C)."""
-    label = label.unsqueeze(1)
-    others = probs.scatter(1, label, 0)
-    return others.scatter_(1, label, others.sum(1, keepdim=True).neg_()).mul_(scale.unsqueeze(1))
-
-
 def _target_residual(probs: Tensor, scale: Tensor, top: Tensor, targets: Tensor) -> Tensor:
-    """Return scale p - targets, (N, C), formed in targets, whose rows sum to scale."""
+    """Return scale p - targets, (N, C), formed in targets, whose rows sum to scale.
+
+    A row of gradients sums to zero, so where the top entry cancels it is minus the sum of the others.
+    """
     top = top.unsqueeze(1)
     residual = targets.neg_().addcmul_(probs, scale.unsqueeze(1))
     at_top = residual.gather(1, top)

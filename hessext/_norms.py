@@ -161,7 +161,7 @@ def diagonal_squares(B: BlockMatrix, features: Tensor) -> Tensor:
     step = max(1, _ENTRIES // samples)
     for i in range(0, count, step):
         pairs = torch.arange(i, min(count, i + step), device=B.device)[:, None].expand(-1, 2).contiguous()
-        Q = _ops.curvature_entries(int(part), pairs, classes, *_ops.spread(curvature))
+        Q = _ops.curvature_entries(int(part), pairs, classes, *curvature)
         total = torch.zeros(len(Q), B._row.size, dtype=torch.float64, device=B.device)
         for n in range(0, samples, _SAMPLES):
             rows = slice(n, n + _SAMPLES)

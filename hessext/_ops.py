@@ -7,8 +7,8 @@ what it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ class Part(IntEnum):
     CROSS = 2
 
 
-@dataclass(frozen=True, eq=False)
-class Curvature:
+class Curvature(NamedTuple):
     """What Q_n is made of; None where a part does not need it. B_n = c_n (diag p_n - p_n p_n^T), or c_n I without p."""
 
     gauss_newton: bool  # include the Gauss-Newton term
@@ -48,20 +47,13 @@ _CURVATURE = (
 _PART = "int part, Tensor left, bool left_ones, Tensor right, bool right_ones, bool symmetric, int classes"
 
 _library = torch.library.Library("hessext", "DEF")
-_library.define(f"dense_(Tensor(a!) out, int ld, Tensor axes, bool direct, bool mirror, {_PART}, {_CURVATURE}) -> ()")
+_library.define(f"dense_(Tensor(a!) out, int ld, int[] axes, bool direct, bool mirror, {_PART}, {_CURVATURE}) -> ()")
 _library.define(f"blocks(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
 _library.define(f"block_squares(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
+_library.define("softmax_top(Tensor probs) -> (Tensor, Tensor)")
+_library.define("label_residual(Tensor probs, Tensor scale, Tensor label, Tensor top, Tensor rest) -> Tensor")
 _library.define("softmax_shift(Tensor probs, Tensor top, Tensor weight) -> Tensor")
 _library.define(f"curvature_entries(int part, Tensor pairs, int classes, {_CURVATURE}) -> Tensor")
-
-
-def spread(curvature: Curvature) -> tuple:
-    """A Curvature as the operators' last arguments."""
-    return tuple(curvature.__dict__.values())
-
-
-def _pointer(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def _features(t: Tensor, ones: bool) -> _core.Features:
@@ -86,11 +78,8 @@ def _dense(
     out, ld, axes, direct, mirror, part, left, left_ones, right, right_ones, symmetric, classes, *curvature
 ):  # fmt: skip
     wide, features, symmetric, packed = _part(left, left_ones, right, right_ones, symmetric, classes, curvature)
-    rows, cols = left.shape[1] + left_ones, right.shape[1] + right_ones
-    base = axes.data_ptr()
-    bases = (base, base + 8 * rows, base + 16 * rows, base + 8 * (2 * rows + cols))
     threads = torch.get_num_threads()
-    _core.dense(wide, part, *features, symmetric, packed, out.data_ptr(), ld, *bases, direct, mirror, threads)
+    _core.dense(wide, part, *features, symmetric, packed, out.data_ptr(), ld, axes, direct, mirror, threads)
 
 
 def _blocks(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
@@ -112,6 +101,22 @@ def _block_squares(pairs, part, left, left_ones, right, right_ones, symmetric, c
         _core.pairs(
             wide, part, *features, symmetric, packed, pairs.data_ptr(), len(pairs), 0, address, torch.get_num_threads()
         )
+    return out
+
+
+def _softmax_top(probs):
+    samples, classes = probs.shape
+    top, rest = probs.new_empty(samples, dtype=torch.int64), probs.new_empty(samples)
+    wide, threads = probs.dtype == torch.float64, torch.get_num_threads()
+    _core.softmax_top(wide, probs.data_ptr(), samples, classes, top.data_ptr(), rest.data_ptr(), threads)
+    return top, rest
+
+
+def _label_residual(probs, scale, label, top, rest):
+    out = torch.empty_like(probs)
+    pointers = [t.data_ptr() for t in (probs, scale, label, top, rest)]
+    wide, threads = probs.dtype == torch.float64, torch.get_num_threads()
+    _core.label_residual(wide, *pointers, *probs.shape, out.data_ptr(), threads)
     return out
 
 
@@ -145,6 +150,10 @@ def _curvature_entries(part, pairs, classes, *curvature):
     return out
 
 
+def _fake_softmax_top(probs):
+    return probs.new_empty(probs.shape[0], dtype=torch.int64), probs.new_empty(probs.shape[0])
+
+
 def _fake_blocks(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
     return left.new_empty(pairs.shape[0], left.shape[1] + left_ones, right.shape[1] + right_ones)
 
@@ -161,6 +170,8 @@ for _name, _run, _fake in (
     ("dense_", _dense, lambda *_: None),
     ("blocks", _blocks, _fake_blocks),
     ("block_squares", _block_squares, _fake_block_squares),
+    ("softmax_top", _softmax_top, _fake_softmax_top),
+    ("label_residual", _label_residual, lambda probs, *_: torch.empty_like(probs)),
     ("softmax_shift", _softmax_shift, lambda probs, top, weight: probs.new_empty(probs.shape[0], weight.shape[1])),
     ("curvature_entries", _curvature_entries, _fake_curvature_entries),
 ):
@@ -171,5 +182,7 @@ _ops = torch.ops.hessext
 dense_ = _ops.dense_.default
 blocks = _ops.blocks.default
 block_squares = _ops.block_squares.default
+softmax_top = _ops.softmax_top.default
+label_residual = _ops.label_residual.default
 softmax_shift = _ops.softmax_shift.default
 curvature_entries = _ops.curvature_entries.default

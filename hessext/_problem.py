@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ Term = Literal["full", "gauss_newton", "residual"]
 Affine = tuple[Tensor, Tensor | None]  # weight (rows, cols), bias (rows,)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """Rows of one affine map as blocks of parameters: its weights, its bias, or both (weights first)."""
 
     name: str
@@ -173,10 +172,5 @@ class Problem:
     def arguments(self, row: Layer, col: Layer, term: Term) -> tuple:
         """The operators' arguments for the part of H in which two layers meet; hidden rows come first."""
         part = self.part(row, col)
-        left, right = self.features_of(row), self.features_of(col)
-        classes = self.output[0].shape[0]
-        symmetric = row == col
-        return (
-            int(part), left, row.ones, right, col.ones, symmetric, classes,
-            *_ops.spread(self.curvature_of(part, term)),
-        )  # fmt: skip
+        features = self.features_of(row), row.ones, self.features_of(col), col.ones
+        return int(part), *features, row == col, self.output[0].shape[0], *self.curvature_of(part, term)

@@ -116,7 +116,7 @@ inline void prefetch(const T* row, i64 count) {  // gathered rows are not where 
 template <class T, i64 W>
 void pack_width(i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count, T* panels) {
     for (i64 k = 0; k < depth; ++k) {
-        if (index && k + 8 < depth) prefetch(data + index[k + 8] * ld + first, count);
+        if (index && k + 3 < depth) prefetch(data + index[k + 3] * ld + first, count);
         const ScaledRow<T> row{data + (index ? index[k] : k) * ld + first, weight ? weight[k] : T(1)};
         pack_sample<T, W>(row, depth, count, panels + k * W);
     }
@@ -133,22 +133,19 @@ void pack(bool left, i64 depth, const T* data, i64 ld, const i64* index, const T
 
 template <class T>
 void pack_products(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,
-                   const std::int32_t* second, i64 count, T* panels) {
+                   const std::int32_t* second, const std::int32_t* run, i64 count, T* panels) {
     for (i64 k = 0; k < depth; ++k) {
         const T *x = a.data + (start + k) * a.ld, *y = b.data + (start + k) * b.ld;
-        for (i64 p = 0; p * panel_rows < count; ++p) {
-            T* to = panels + p * panel_rows * depth + k * panel_rows;
-            for (i64 r = 0; r < panel_rows; ++r) {
-                const i64 item = p * panel_rows + r;
-                if (item >= count) {
-                    to[r] = 0;
-                    continue;
-                }
-                const T u = first[item] < a.cols ? x[first[item]] : T(1);
-                const T v = second[item] < b.cols ? y[second[item]] : T(1);
-                to[r] = u * v;
-            }
+        T products[tile_rows];
+        for (i64 e = 0; e < count;) {
+            const i64 end = e + run[e] < count ? e + run[e] : count;
+            const T u = first[e] < a.cols ? x[first[e]] : T(1);
+            if (second[e] < b.cols)
+                for (const T* v = y + second[e]; e < end; ++e, ++v) products[e] = u * *v;
+            else
+                products[e++] = u;  // the feature that is always 1
         }
+        pack_sample<T, panel_rows>(ScaledRow<T>{products, T(1)}, depth, count, panels + k * panel_rows);
     }
 }
 
@@ -173,7 +170,7 @@ void pack_cross_width(i64 depth, const Curvature<T>& q, i64 unit, const T* colum
     CrossRow<T, softmax, residual> row{};
     row.column = column + first;
     for (i64 k = 0; k < depth; ++k) {
-        const i64 n = index[k], next = index[k + 8 < depth ? k + 8 : k] * q.classes + first;
+        const i64 n = index[k], next = index[k + 3 < depth ? k + 3 : k] * q.classes + first;
         row.w = weight[k];
         if constexpr (softmax) {
             prefetch(q.probs + next, count);
@@ -293,6 +290,20 @@ void covariance(const Curvature<T>& q, i64 n, i64 count, const i64* units, i64 u
 }
 
 template <class T>
+double sum(const T* p, i64 n) {
+    double total = 0;
+    for (i64 c0 = 0; c0 < n; c0 += 1024) {
+        const i64 end = c0 + 1024 < n ? c0 + 1024 : n;
+        Vector<T> part = {};
+        i64 c = c0;
+        for (; c + lanes<T> <= end; c += lanes<T>) part += load(p + c);
+        for (i64 s = 0; s < lanes<T>; ++s) total += double(part[s]);
+        for (; c < end; ++c) total += double(p[c]);
+    }
+    return total;
+}
+
+template <class T>
 void shift(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* out) {
     const T* at_top = weight + top * units;
     for (i64 i = 0; i < units; ++i) out[i] = 0;
@@ -303,7 +314,7 @@ void shift(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* 
 template <class T>
 constexpr Kernels<T> table = {panel_rows,    panel_cols<T>,         lanes<T>,      multiply<T>,
                               pack<T>,       pack_products<T>,      pack_cross<T>, softmax_diagonal<T>,
-                              covariance<T>, covariance_scratch<T>, shift<T>};
+                              covariance<T>, covariance_scratch<T>, sum<T>, shift<T>};
 
 }  // namespace
 

@@ -6,10 +6,11 @@
 namespace hessext::cpu {
 
 // A tile of a product: at most tile_rows x tile_cols entries, chunk samples deep at a time.
-inline constexpr i64 tile_rows = 252;          // a multiple of every kernel's panel height (14, 6)
-inline constexpr i64 tile_cols = 256;          // a multiple of every kernel's panel width (32, 16, 8, 4)
+inline constexpr i64 tile_rows = 126;          // a multiple of every kernel's panel height (14, 6)
+inline constexpr i64 tile_cols = 128;          // a multiple of every kernel's panel width (32, 16, 8, 4)
 inline constexpr i64 tile_ld = tile_cols + 8;  // padded: columns of the tile fall in different cache sets
 inline constexpr i64 chunk = 192;
+inline constexpr i64 below_all = -(i64(1) << 40);  // `offset` of a product without a triangle
 
 // Panels are sample-major: panel q holds items q*width .. q*width+width-1 as [depth][width], zero-padded.
 template <class T>
@@ -27,9 +28,10 @@ struct Kernels {
     void (*pack)(bool left, i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count,
                  T* panels);
 
-    // panels[k, r] = data[k, first[r]] * data2[k, second[r]]: products of two features, for the left operand.
+    // panels[k, e] = phi_n[first[e]] psi_n[second[e]], n = start + k, for the left operand; run[e] pairs from e on
+    // differ in consecutive stored second features only.
     void (*pack_products)(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,
-                          const std::int32_t* second, i64 count, T* panels);
+                          const std::int32_t* second, const std::int32_t* run, i64 count, T* panels);
 
     // panels[k, c] = weight[k] p_n[j] (V[j, i] - V[top, i] - shift[n, i]) + extra[k] r_n[j],
     // n = index[k], j = first + c: the cross-layer curvature of unit i for the right (or left) operand.
@@ -45,6 +47,9 @@ struct Kernels {
     void (*covariance)(const Curvature<T>& q, i64 n, i64 count, const i64* units, i64 unit_count,
                        const std::int32_t* slots, i64 pair_count, T* out, i64 ld, T* scratch, double* sums);
     i64 (*covariance_scratch)(i64 unit_count);
+
+    // sum of n entries, in T within chunks and in float64 across them.
+    double (*sum)(const T* p, i64 n);
 
     // shift[i] = sum_c p[c] (V[c, i] - V[top, i]).
     void (*shift)(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* shift);

@@ -64,14 +64,4 @@ inline double sum_of_squares(const Tile& tile) {
     return sum;
 }
 
-// Row and column numbers of a dense matrix for block i (or j) and feature a (or b).
-template <class T>
-i64 dense_row(const Dense<T>& d, i64 i, i64 a) {
-    return d.rows[a] + i * d.row_steps[a];
-}
-template <class T>
-i64 dense_col(const Dense<T>& d, i64 j, i64 b) {
-    return d.cols[b] + j * d.col_steps[b];
-}
-
 }  // namespace hessext::cpu

@@ -8,6 +8,11 @@
 
 namespace hessext::cpu {
 
+inline constexpr i64 weight_step = 64;  // samples whose weights one thread fills at a time
+
+// Threads worth starting for a number of multiply-adds.
+inline int team(int threads, double cost) { return int(std::max(1.0, std::min(double(threads), cost / 2e5))); }
+
 // What the outer pair runs over; the tile runs over the rest of H[i, a; j, b] = sum_n Q_n[i, j] phi_n[a] psi_n[b].
 enum class Outer {
     blocks,    // pair (i, j), weight Q_n[i, j]; tile over features (a, b)

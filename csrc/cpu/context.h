@@ -1,0 +1,119 @@
+// What both methods of assembly share: the plan, the enumeration of outer pairs in batches, and their weights.
+#pragma once
+
+#include <omp.h>
+
+#include "memory.h"
+#include "plan.h"
+#include "sink.h"
+
+namespace hessext::cpu {
+
+inline constexpr i64 batch_bytes = i64(24) << 20;  // weights and sample lists of the pairs in hand
+// Size of the pieces, multiples of `unit`, when `total` is cut evenly into pieces of at most `most`.
+inline i64 even(i64 total, i64 most, i64 unit) {
+    const i64 pieces = (total + most - 1) / most;
+    return round_up((total + pieces - 1) / pieces, unit);
+}
+
+template <class T>
+class Context {
+  protected:
+    const Assembly<T>& r;
+    const Curvature<T>& q;
+    const Kernels<T>& k;
+    const Plan plan;
+    const int threads;
+    const bool within;
+    // Without softmax all output blocks (i, i) are one and the same and the others are zero (the caller's part).
+    const bool replicated;
+    const bool extra;  // the residual part of the cross layer is added
+
+  private:
+    i64 next_row_ = 0, next_col_ = 0, next_pair_ = 0;
+
+    // Blocks are written as small dense matrices of their own.
+    static Dense<T> destination(const Assembly<T>& r) {
+        if (r.dense.out) return r.dense;
+        const auto axis = [](const Features<T>& f) { return Axis{0, 0, f.cols, 0, f.cols}; };
+        return {r.blocks, r.right.size(), axis(r.left), axis(r.right), true, r.symmetric};
+    }
+
+  protected:
+    const Dense<T> dense;
+
+    Context(const Assembly<T>& request, const Plan& plan, int threads)
+        : r(request),
+          q(request.curvature),
+          k(kernels<T>()),
+          plan(plan),
+          threads(threads),
+          within(r.part != Part::cross),
+          replicated(r.part == Part::output && !q.probs),
+          extra(r.part == Part::cross && q.residual && r.right.cols > 0),
+          dense(destination(request)) {}
+
+    i64 outer_rows() const {
+        if (replicated) return 1;
+        if (plan.outer == Outer::features) return r.left.size();
+        return r.part == Part::output ? q.classes : q.units;
+    }
+    i64 outer_cols() const {
+        if (plan.outer != Outer::blocks) return r.right.size();
+        return within ? outer_rows() : q.classes;
+    }
+    // Whether only pairs first <= second are computed.
+    bool outer_triangle() const { return within && (plan.outer == Outer::blocks || r.symmetric); }
+    i64 pair_count() const {
+        if (r.pairs) return r.pair_count;
+        return outer_triangle() ? outer_rows() * (outer_rows() + 1) / 2 : outer_rows() * outer_cols();
+    }
+
+    // The next outer pairs, at most `limit`; none at the end.
+    PairBatch next_batch(i64 limit) {
+        PairBatch batch;
+        if (r.pairs) {
+            const i64 count = std::min(limit, r.pair_count - next_pair_);
+            batch.pairs.assign(r.pairs + 2 * next_pair_, r.pairs + 2 * (next_pair_ + count));
+            next_pair_ += count;
+        } else {
+            const i64 rows = outer_rows(), cols = outer_cols();
+            while (next_row_ < rows && batch.count() < limit) {
+                batch.pairs.push_back(next_row_);
+                batch.pairs.push_back(next_col_);
+                if (++next_col_ == cols) {
+                    ++next_row_;
+                    next_col_ = outer_triangle() ? next_row_ : 0;
+                }
+            }
+        }
+        if (r.part == Part::hidden) batch.index_units();
+        return batch;
+    }
+
+    // Inside a parallel region: its threads fill the weights of a batch together.
+    void fill(const PairBatch& batch, const WeightView<T>& view, WeightScratch<T>& scratch) const {
+#pragma omp for schedule(static)
+        for (i64 n = 0; n < q.samples; n += weight_step)
+            fill_weights(k, r, plan.outer, batch, n, std::min(weight_step, q.samples - n), scratch, view);
+    }
+
+    void reserve(std::vector<WeightScratch<T>>& scratch, const PairBatch& batch) const {
+        if (r.part == Part::hidden)
+            for (auto& s : scratch) reserve_scratch(k, q, batch, s);
+    }
+
+    // Squared norms of a batch from the partial sums of its jobs, always in the same order.
+    void add_up(const std::vector<double>& partial, i64 parts, i64 count, i64 done) const {
+        for (i64 t = 0; t < count; ++t) {
+            double sum = 0;
+            for (i64 at = 0; at < parts; ++at) sum += partial[t * parts + at];
+            r.norms[done + t] = sum;
+        }
+    }
+
+    // Destination of block `pair` of a list, or of the whole matrix.
+    T* base(i64 pair) const { return r.blocks ? dense.out + pair * r.left.size() * r.right.size() : dense.out; }
+};
+
+}  // namespace hessext::cpu

@@ -1,0 +1,142 @@
+// Method `products`: rows are feature pairs (a, b), columns block pairs (i, j), and T[(a, b), (i, j)] =
+// sum_n (phi_n[a] psi_n[b]) Q_n[i, j] is one product with both symmetries and hardly any padding.
+#pragma once
+
+#include "context.h"
+
+namespace hessext::cpu {
+
+template <class T>
+class ProductAssembly : Context<T> {
+    using Base = Context<T>;
+    using Base::dense, Base::k, Base::q, Base::r, Base::threads;
+
+    static constexpr i64 group_tiles = 16;  // column tiles that share one packed row tile
+    static constexpr i64 patch_rows = 8, patch_cols = 16;
+
+    std::vector<std::int32_t> first, second;  // the feature pairs
+    std::vector<std::int32_t> runs;           // pairs from here on that differ in consecutive second features only
+
+    // Where the entries of a row tile go: entry item[e] to out[start[e] + i * row_step[e] + j * col_step[e]].
+    struct Places {
+        i64 item[tile_rows], start[tile_rows], row_step[tile_rows], col_step[tile_rows];
+    };
+
+    void place(i64 r0, i64 count, bool mirror, Places& to) const {
+        for (i64 e = 0; e < count; ++e) to.item[e] = e;
+        if (mirror)  // in the order of the addresses
+            std::sort(to.item, to.item + count, [&](i64 e, i64 f) {
+                return std::pair(second[r0 + e], first[r0 + e]) < std::pair(second[r0 + f], first[r0 + f]);
+            });
+        for (i64 e = 0; e < count; ++e) {
+            const i64 a = first[r0 + to.item[e]], b = second[r0 + to.item[e]];
+            const i64 row_ld = mirror ? 1 : dense.ld, col_ld = mirror ? dense.ld : 1;
+            to.start[e] = dense.rows.first(a) * row_ld + dense.cols.first(b) * col_ld;
+            to.row_step[e] = dense.rows.stride(a) * row_ld;
+            to.col_step[e] = dense.cols.stride(b) * col_ld;
+        }
+    }
+
+    // The entries of a row tile for block (i, j), `column` of the tile.
+    static void scatter(const double* column, i64 count, const Places& to, i64 i, i64 j, T* out) {
+        for (i64 e = 0; e < count; ++e)
+            out[to.start[e] + i * to.row_step[e] + j * to.col_step[e]] = T(column[to.item[e] * tile_ld]);
+    }
+
+    double sum_of_squares(const double* column, i64 r0, i64 count) const {
+        double sum = 0;
+        for (i64 e = 0; e < count; ++e) {
+            const double square = column[e * tile_ld] * column[e * tile_ld];
+            sum += r.symmetric && first[r0 + e] != second[r0 + e] ? 2 * square : square;
+        }
+        return sum;
+    }
+
+  public:
+    ProductAssembly(const Assembly<T>& request, const Plan& plan, int threads) : Base(request, plan, threads) {
+        // In patches of about a tile, so that what a job writes shares cache lines, mirrored or not.
+        const i64 rows = r.left.size(), cols = r.right.size();
+        for (i64 a0 = 0; a0 < rows; a0 += patch_rows)
+            for (i64 b0 = 0; b0 < cols; b0 += patch_cols)
+                for (i64 a = a0; a < std::min(rows, a0 + patch_rows); ++a)
+                    for (i64 b = r.symmetric ? std::max(a, b0) : b0; b < std::min(cols, b0 + patch_cols); ++b)
+                        first.push_back(std::int32_t(a)), second.push_back(std::int32_t(b));
+        runs.assign(first.size(), 1);
+        for (i64 e = i64(first.size()) - 2; e >= 0; --e)
+            if (first[e] == first[e + 1] && second[e] + 1 == second[e + 1] && second[e + 1] < r.right.cols)
+                runs[e] = runs[e + 1] + 1;
+    }
+
+    void run() {
+        const i64 items = i64(first.size()), row_tiles = (items + tile_rows - 1) / tile_rows;
+        const i64 total = this->pair_count(), budget = batch_bytes / (q.samples * i64(sizeof(T)));
+        const i64 limit = even(total, std::max(k.cols, budget / k.cols * k.cols), k.cols);
+        const i64 depth = std::min(chunk, q.samples);
+        const i64 rows = std::min(round_up(items, k.rows), tile_rows), tile_size = rows * tile_ld;
+        const i64 group = even(limit, group_tiles * tile_cols, tile_cols);  // block pairs of one job
+
+        Buffer<T> weights(limit * q.samples), panels(threads * rows * depth);
+        Buffer<double> tiles(threads * group / tile_cols * tile_size);
+        Buffer<Places> places(threads * 2);
+        std::vector<WeightScratch<T>> scratch(threads);
+        std::vector<double> partial(r.norms ? limit * row_tiles : 0);
+        i64 done = 0;
+
+        for (PairBatch batch = this->next_batch(limit); batch.count(); batch = this->next_batch(limit)) {
+            this->reserve(scratch, batch);
+            const WeightView<T> view{weights.get(), nullptr, q.samples, k.cols};
+            for (i64 t = batch.count(); t < round_up(batch.count(), k.cols); ++t)  // padding of the last panel
+                for (i64 n = 0; n < q.samples; ++n) view.data[view.offset(t) + n * k.cols] = 0;
+            const i64 jobs = row_tiles * ((batch.count() + group - 1) / group);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+            {
+                const FlushDenormals flush;
+                const int me = omp_get_thread_num();
+                this->fill(batch, view, scratch[me]);
+                T* left = panels.get() + me * rows * depth;
+                double* values = tiles.get() + me * group / tile_cols * tile_size;
+                Places &direct = places.get()[2 * me], &mirror = places.get()[2 * me + 1];
+#pragma omp for schedule(dynamic)
+                for (i64 job = 0; job < jobs; ++job) {
+                    const i64 at = job % row_tiles, r0 = at * tile_rows, count = std::min(tile_rows, items - r0);
+                    const i64 t0 = job / row_tiles * group, pairs = std::min(group, batch.count() - t0);
+                    multiply(view, r0, count, t0, pairs, left, values, tile_size);
+                    if (!r.norms) place(r0, count, false, direct), place(r0, count, true, mirror);
+                    for (i64 t = 0; t < pairs; ++t) {
+                        const double* column = values + t / tile_cols * tile_size + t % tile_cols;
+                        i64 i = batch.pairs[2 * (t0 + t)], j = batch.pairs[2 * (t0 + t) + 1];
+                        if (r.norms) {
+                            partial[(t0 + t) * row_tiles + at] = sum_of_squares(column, r0, count);
+                            continue;
+                        }
+                        T* out = this->base(done + t0 + t);
+                        for (int copy = r.dense.out && i != j ? 2 : 1; copy; --copy, std::swap(i, j)) {
+                            if (dense.direct) scatter(column, count, direct, i, j, out);
+                            if (dense.mirror) scatter(column, count, mirror, i, j, out);
+                        }
+                    }
+                }
+            }
+            if (r.norms) this->add_up(partial, row_tiles, batch.count(), done);
+            done += batch.count();
+        }
+    }
+
+  private:
+    // Row tile from r0 times the block pairs t0 .. t0+pairs-1, whose weights are packed already.
+    void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* left, double* values,
+                  i64 tile_size) const {
+        const i64 row_panels = round_up(count, k.rows) / k.rows;
+        std::fill_n(values, (pairs + tile_cols - 1) / tile_cols * tile_size, 0.0);
+        for (i64 n = 0; n < q.samples; n += chunk) {
+            const i64 depth = std::min(chunk, q.samples - n);
+            k.pack_products(depth, r.left, r.right, n, first.data() + r0, second.data() + r0, runs.data() + r0, count, left);
+            for (i64 t = 0; t < pairs; t += tile_cols)
+                k.multiply(depth, left, row_panels, view.data + view.offset(t0 + t) + n * k.cols, k.cols * q.samples,
+                           round_up(std::min(tile_cols, pairs - t), k.cols) / k.cols,
+                           values + t / tile_cols * tile_size, tile_ld, below_all);
+        }
+    }
+};
+
+}  // namespace hessext::cpu

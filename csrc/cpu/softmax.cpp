@@ -1,0 +1,75 @@
+// What the softmax gives before any block: top classes, residual, shifts, and single entries of Q_n.
+#include <omp.h>
+
+#include "weights.h"
+
+namespace hessext::cpu {
+
+template <class T>
+void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, int threads) {
+    const Kernels<T>& k = kernels<T>();
+    threads = team(threads, double(samples) * double(classes));
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (i64 n = 0; n < samples; ++n) {
+        const T* p = probs + n * classes;
+        i64 best = 0;
+        for (i64 c = 1; c < classes; ++c)
+            if (p[c] > p[best]) best = c;
+        top[n] = best;
+        rest[n] = T(k.sum(p, best) + k.sum(p + best + 1, classes - best - 1));
+    }
+}
+
+template <class T>
+void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
+                    i64 classes, T* out, int threads) {
+    threads = team(threads, double(samples) * double(classes));
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (i64 n = 0; n < samples; ++n) {
+        const T *p = probs + n * classes, s = scale[n];
+        T* r = out + n * classes;
+        for (i64 c = 0; c < classes; ++c) r[c] = s * p[c];
+        r[label[n]] = label[n] == top[n] ? -s * rest[n] : s * (p[label[n]] - T(1));
+    }
+}
+
+template <class T>
+void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
+                   int threads) {
+    const Kernels<T>& k = kernels<T>();
+    threads = team(threads, double(samples) * double(classes) * double(units));
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (i64 n = 0; n < samples; ++n) k.shift(probs + n * classes, classes, weight, units, top[n], shift + n * units);
+}
+
+template <class T>
+void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
+                       int threads) {
+    Assembly<T> request{};
+    request.part = part;
+    request.curvature = curvature;
+    PairBatch batch;
+    batch.pairs.assign(pairs, pairs + 2 * pair_count);
+    if (part == Part::hidden) batch.index_units();
+    const double terms = part == Part::hidden ? double(curvature.classes) : 1;
+    threads = team(threads, double(curvature.samples) * double(pair_count) * terms);
+    std::vector<WeightScratch<T>> scratch(threads);
+    const Kernels<T>& k = kernels<T>();
+    for (auto& s : scratch)
+        if (part == Part::hidden) reserve_scratch(k, curvature, batch, s);
+    const WeightView<T> view{out, nullptr, curvature.samples, 0};
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (i64 n = 0; n < curvature.samples; n += weight_step)
+        fill_weights(k, request, Outer::blocks, batch, n, std::min(weight_step, curvature.samples - n),
+                     scratch[omp_get_thread_num()], view);
+}
+
+#define HESSEXT_INSTANTIATE(T)                                                                                       \
+    template void softmax_top<T>(const T*, i64, i64, i64*, T*, int);                                                 \
+    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, int);        \
+    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, int);                          \
+    template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, int);
+HESSEXT_INSTANTIATE(float)
+HESSEXT_INSTANTIATE(double)
+
+}  // namespace hessext::cpu

@@ -1,0 +1,218 @@
+// Method `tiles`: for each outer pair one product left^T diag(weight) right over its samples of nonzero weight.
+#pragma once
+
+#include "context.h"
+
+namespace hessext::cpu {
+
+template <class T>
+class TileAssembly : Context<T> {
+    using Base = Context<T>;
+    using Base::dense, Base::extra, Base::k, Base::plan, Base::q, Base::r, Base::replicated, Base::threads;
+
+    // One side of the product.
+    struct Operand {
+        const Features<T>* features;  // null: probabilities, or the cross-layer curvature of `unit`
+        i64 size;
+        i64 unit = -1;
+        bool weighted = false;
+        i64 patch = -1;  // column that `extra` is added to
+    };
+
+    // The samples of one outer pair that have a nonzero weight.
+    struct Samples {
+        i64 count;
+        const i64* index;
+        const T *weight, *extra;
+    };
+
+    const bool triangle = r.symmetric;  // tile entries (r, c) with r <= c are enough
+    Operand left{&r.left, r.left.size()}, right{&r.right, r.right.size()};
+    bool flipped;  // left and right have changed places: less padding
+    std::vector<T> columns;  // V^T [m, C], for the cross part
+
+    struct Workspace {  // of one thread
+        T *left, *right;
+        double *values, *diagonal;
+        i64 *x, *y;
+    };
+
+  public:
+    TileAssembly(const Assembly<T>& request, const Plan& plan, int threads) : Base(request, plan, threads) {
+        if (plan.outer == Outer::features) left = right = {nullptr, q.classes};
+        if (plan.outer == Outer::mixed) {
+            right = {nullptr, q.classes, 0};
+            columns.resize(q.units * q.classes);
+            for (i64 i = 0; i < q.units; ++i)
+                for (i64 j = 0; j < q.classes; ++j) columns[i * q.classes + j] = q.weight[j * q.units + i];
+        }
+        right.weighted = true;
+        const auto padded = [&](i64 a, i64 b) { return round_up(a, k.rows) * round_up(b, k.cols); };
+        flipped = !triangle && padded(right.size, left.size) < padded(left.size, right.size);
+        if (flipped) std::swap(left, right);
+    }
+
+    void run() {
+        const i64 per_pair = q.samples * i64(sizeof(i64) + sizeof(T) * (extra ? 2 : 1));
+        const i64 limit = std::min(this->pair_count(), std::max<i64>(1, batch_bytes / per_pair));
+        const i64 depth = std::min(chunk, q.samples);
+        const i64 rows = std::min(round_up(left.size, k.rows), tile_rows);
+        const i64 cols = std::min(round_up(right.size, k.cols), tile_cols);
+
+        Buffer<T> weights(limit * q.samples), extras(extra ? limit * q.samples : 0);
+        Buffer<i64> lists(limit * q.samples), counts(limit);
+        Buffer<T> panels(threads * (rows + cols) * depth);
+        Buffer<double> values(threads * ((rows + 1) * tile_ld));
+        Buffer<i64> numbers(threads * (rows + cols));
+        std::vector<WeightScratch<T>> scratch(threads);
+        std::vector<double> partial(r.norms ? limit * jobs() : 0);
+        i64 done = 0;
+
+        for (PairBatch batch = this->next_batch(limit); batch.count(); batch = this->next_batch(limit)) {
+            this->reserve(scratch, batch);
+            const WeightView<T> view{weights.get(), extra ? extras.get() : nullptr, q.samples, 0};
+            const i64 all = batch.count() * jobs();
+#pragma omp parallel num_threads(threads) if (threads > 1)
+            {
+                const FlushDenormals flush;
+                const int me = omp_get_thread_num();
+                this->fill(batch, view, scratch[me]);
+                list_nonzero(batch.count(), view, lists.get(), counts.get());
+                T* packed = panels.get() + me * (rows + cols) * depth;
+                double* tile = values.get() + me * ((rows + 1) * tile_ld);
+                i64* x = numbers.get() + me * (rows + cols);
+                const Workspace work{packed, packed + rows * depth, tile, tile + rows * tile_ld, x, x + rows};
+#pragma omp for schedule(dynamic)
+                for (i64 job = 0; job < all; ++job) {
+                    // Where classes fill the tile, pairs run fastest: their entries share cache lines of the output.
+                    const bool inner = plan.outer != Outer::blocks;
+                    const i64 t = inner ? job % batch.count() : job / jobs();
+                    const i64 at = inner ? job / batch.count() : job % jobs();
+                    const i64 from = t * q.samples;
+                    const Samples samples{counts.get()[t], lists.get() + from, view.data + from,
+                                          extra ? view.extra + from : nullptr};
+                    const double squares =
+                        run_job(batch.pairs[2 * t], batch.pairs[2 * t + 1], done + t, at, samples, work);
+                    if (r.norms) partial[t * jobs() + at] = squares;
+                }
+            }
+            if (r.norms) this->add_up(partial, jobs(), batch.count(), done);
+            done += batch.count();
+        }
+    }
+
+  private:
+    i64 row_jobs() const { return (left.size + tile_rows - 1) / (tile_rows); }
+    i64 col_jobs() const { return (right.size + tile_cols - 1) / (tile_cols); }
+    i64 jobs() const { return row_jobs() * col_jobs(); }
+
+    // Inside a parallel region: lists the samples of nonzero weight, compacting the weights in place.
+    void list_nonzero(i64 pairs, const WeightView<T>& view, i64* lists, i64* counts) const {
+#pragma omp for schedule(static)
+        for (i64 t = 0; t < pairs; ++t) {
+            i64 count = 0, *list = lists + t * q.samples;
+            T *w = view.data + t * q.samples, *e = view.extra ? view.extra + t * q.samples : nullptr;
+            for (i64 n = 0; n < q.samples; ++n) {
+                const bool active = w[n] != T(0) || (e && e[n] != T(0));
+                list[count] = n;
+                w[count] = w[n];
+                if (e) e[count] = e[n];
+                count += active;
+            }
+            counts[t] = count;
+        }
+    }
+
+    // Computes one job's tile and writes it, or returns its sum of squares.
+    double run_job(i64 first, i64 second, i64 pair, i64 at, const Samples& s, const Workspace& work) const {
+        const i64 r0 = at / col_jobs() * tile_rows, c0 = at % col_jobs() * tile_cols;
+        const Tile tile{work.values,
+                        std::min(tile_rows, left.size - r0),
+                        std::min(tile_cols, right.size - c0),
+                        r0 - c0,
+                        triangle};
+        if (tile.begin(0) >= tile.cols) return 0;  // wholly below the diagonal
+        Operand a = left, b = right;
+        Operand& weighted = a.weighted ? a : b;
+        if (plan.outer == Outer::mixed) weighted.unit = first;
+        if (extra) weighted.patch = plan.outer == Outer::mixed ? second : first;
+        multiply(a, b, s, r0, c0, tile, work);
+        if (plan.outer == Outer::features) replace_diagonal(s, r0, c0, tile, work);
+        if (r.norms) return sum_of_squares(tile);
+        write(tile, pair, first, second, r0, c0, work);
+        return 0;
+    }
+
+    void multiply(const Operand& a, const Operand& b, const Samples& s, i64 r0, i64 c0, const Tile& tile,
+                  const Workspace& work) const {
+        const i64 rows = round_up(tile.rows, k.rows), cols = round_up(tile.cols, k.cols);
+        for (i64 row = 0; row < rows; ++row) std::fill_n(work.values + row * tile_ld, cols, 0.0);
+        for (i64 k0 = 0; k0 < s.count; k0 += chunk) {
+            const i64 depth = std::min(chunk, s.count - k0);
+            pack(true, a, s, k0, depth, r0, tile.rows, work.left);
+            pack(false, b, s, k0, depth, c0, tile.cols, work.right);
+            k.multiply(depth, work.left, rows / k.rows, work.right, depth * k.cols, cols / k.cols, work.values, tile_ld,
+                       triangle ? tile.offset : below_all);
+        }
+    }
+
+    void pack(bool to_left, const Operand& op, const Samples& s, i64 k0, i64 depth, i64 first, i64 count,
+              T* panels) const {
+        const i64 width = to_left ? k.rows : k.cols;
+        const i64* index = s.index + k0;
+        const T *weight = op.weighted ? s.weight + k0 : nullptr, *plus = extra ? s.extra + k0 : nullptr;
+        if (op.unit >= 0) {
+            k.pack_cross(to_left, depth, q, op.unit, columns.data() + op.unit * q.classes, index, weight,
+                         op.patch == op.unit ? plus : nullptr, first, count, panels);
+            return;
+        }
+        const Features<T> f = op.features ? *op.features : Features<T>{q.probs, q.classes, q.classes, false};
+        const bool all = s.count == q.samples;  // consecutive rows
+        const i64 stored = std::max<i64>(0, std::min(count, f.cols - first));
+        if (stored)
+            k.pack(to_left, depth, all ? f.data + k0 * f.ld : f.data, f.ld, all ? nullptr : index, weight, first,
+                   stored, panels);
+        const auto column = [&](i64 item) { return panels + item / width * width * depth + item % width; };
+        if (stored < count) {  // the feature that is always 1 comes last
+            if (stored % width == 0) std::fill_n(panels + stored * depth, width * depth, T(0));
+            T* to = column(stored);
+            for (i64 e = 0; e < depth; ++e) to[e * width] = weight ? weight[e] : T(1);
+        }
+        if (plus && op.patch >= first && op.patch < first + count) {
+            T* to = column(op.patch - first);
+            for (i64 e = 0; e < depth; ++e) to[e * width] += plus[e];
+        }
+    }
+
+    // Entries (j, j) of p p^T become p_j (1 - p_j).
+    void replace_diagonal(const Samples& s, i64 r0, i64 c0, const Tile& tile, const Workspace& work) const {
+        const i64 begin = std::max(r0, c0), end = std::min(r0 + tile.rows, c0 + tile.cols);
+        if (begin >= end) return;
+        std::fill_n(work.diagonal, end - begin, 0.0);
+        k.softmax_diagonal(s.count, q, s.index, s.weight, begin, end - begin, work.diagonal);
+        for (i64 j = begin; j < end; ++j) work.values[(j - r0) * tile_ld + (j - c0)] = work.diagonal[j - begin];
+    }
+
+    // All places of a tile: its block, the block (second, first), and the mirror images of both.
+    void write(const Tile& tile, i64 pair, i64 first, i64 second, i64 r0, i64 c0, const Workspace& work) const {
+        T* out = this->base(pair);
+        const bool twice = r.dense.out && this->outer_triangle() && first != second;
+        const i64 copies = replicated && r.dense.out ? q.classes : twice ? 2 : 1;
+        for (i64 copy = 0; copy < copies; ++copy, std::swap(first, second)) {
+            if (replicated) first = second = copy;
+            for (i64 e = 0; e < tile.rows; ++e) work.x[e] = number(first, second, r0 + e, !flipped);
+            for (i64 e = 0; e < tile.cols; ++e) work.y[e] = number(first, second, c0 + e, flipped);
+            if (flipped ? dense.mirror : dense.direct) write_rows(tile, out, dense.ld, work.x, work.y);
+            if (flipped ? dense.direct : dense.mirror) write_columns(tile, out, dense.ld, work.x, work.y);
+        }
+    }
+
+    // Row (or column) number of tile item e under the outer pair (first, second).
+    i64 number(i64 first, i64 second, i64 e, bool row) const {
+        const bool block = plan.outer == Outer::blocks || (plan.outer == Outer::mixed && row);
+        if (row) return block ? dense.rows.at(first, e) : dense.rows.at(e, first);
+        return block ? dense.cols.at(second, e) : dense.cols.at(e, second);
+    }
+};
+
+}  // namespace hessext::cpu

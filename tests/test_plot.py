@@ -1,0 +1,93 @@
+"""Pictures show what they claim: the largest entry of every pixel, borders at the blocks, the stated limits."""
+
+import numpy as np
+import pytest
+import torch
+from cases import Case, make_inputs
+
+from hessext import plot
+
+pytest.importorskip("matplotlib")
+
+CASE = Case(31, 17, 5, 4, bias="ho")
+
+
+def image(figure):
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+def lines(figure, axis):
+    """Positions of the borders across an axis, 0 for x."""
+    return sorted({float(line.get_data()[axis][0]) for line in figure.axes[0].lines if _across(line, axis)})
+
+
+def _across(line, axis):
+    a, b = line.get_data()[axis]
+    return a == b
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (1000, 7), (2001, 1000), (1003, 4999)])
+def test_no_entry_is_lost_to_pooling(shape):
+    for r, c in ((0, 0), (shape[0] - 1, shape[1] - 1), (shape[0] // 2, shape[1] // 3)):
+        matrix = torch.full(shape, 1e-3)
+        matrix[r, c] = -1.0
+        shown = image(plot.heat_map(matrix))
+        assert max(shown.shape) <= 1000
+        assert (shown == 1).sum() == 1
+        assert shown[r * shown.shape[0] // shape[0], c * shown.shape[1] // shape[1]] == 1
+
+
+def test_hessian_is_laid_out_layer_by_layer():
+    H = make_inputs(CASE, torch.float64).hessian()
+    figure = plot.heat_map(H, limits=(1e-12, 10.0))
+    hidden, cross, output = (H[k].dense() for k in ("hidden", ("hidden", "output"), "output"))
+    expected = torch.cat([torch.cat([hidden, cross], 1), torch.cat([cross.T, output], 1)]).abs().clip(1e-12, 10.0)
+    assert np.array_equal(image(figure), expected.numpy())
+    assert lines(figure, 0) == lines(figure, 1) == [18, 36, 54, 72, 77, 82, 87, 92]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["hidden", "output"]
+
+
+def test_pixels_do_not_cross_blocks():
+    H = make_inputs(CASE, torch.float64).hessian()
+    figure = plot.heat_map(H["hidden"], max_pixels=20, limits=(1e-12, 10.0))  # 72 entries in fours, blocks of 18
+    blocks = torch.nn.functional.pad(H["hidden"].dense().abs().reshape(4, 18, 4, 18), (0, 2, 0, 0, 0, 2))
+    assert np.array_equal(image(figure), blocks.reshape(4, 5, 4, 4, 5, 4).amax((2, 5)).reshape(20, 20))
+    assert lines(figure, 0) == [5, 10, 15]
+    assert "max of 4 x 4" in figure.axes[1].get_ylabel()
+
+
+def test_block_norm_map():
+    H = make_inputs(CASE, torch.float32).hessian()
+    norms = image(plot.block_norm_map(H, limits=(1e-9, 10.0)))
+    assert np.allclose(norms, H.norms(), rtol=1e-6)
+    assert image(plot.block_norm_map(H["hidden", "output"])).shape == (4, 5)
+
+
+def test_limits_and_zeros():
+    assert image(plot.heat_map(torch.zeros(3, 3))).min() > 0  # a logarithmic scale has no zero
+    shown = image(plot.heat_map(torch.tensor([[1.0, 0.0], [1e-9, 0.1]])))
+    assert np.allclose(shown, [[1.0, 1e-4], [1e-4, 0.1]])
+
+
+def test_draws_into_given_axes():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    ax = figure.subplots()
+    assert plot.heat_map(torch.ones(2, 2), ax=ax, title="ones") is figure
+    assert ax.get_title() == "ones"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"H": torch.ones(3)}, "H"),
+        ({"H": torch.ones(0, 3)}, "H"),
+        ({"limits": (0.0, 1.0)}, "limits"),
+        ({"limits": (1.0, 1.0)}, "limits"),
+        ({"max_pixels": 0}, "max_pixels"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, name):
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        plot.heat_map(**{"H": torch.ones(2, 2), **arguments})
