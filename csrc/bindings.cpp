@@ -119,12 +119,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     m.def("dense", &dense);
     m.def("pairs", &pairs);
-    m.def("softmax_top", [](bool float64, Address probs, i64 samples, i64 classes, Address top, Address rest,
-                            int threads) {
-        by_type(float64, [&]<class T>(T) {
-            cpu::softmax_top(at<const T>(probs), samples, classes, at<i64>(top), at<T>(rest), threads);
-        });
-    });
+    m.def("softmax_top",
+          [](bool float64, Address probs, i64 samples, i64 classes, Address top, Address rest, int threads) {
+              by_type(float64, [&]<class T>(T) {
+                  cpu::softmax_top(at<const T>(probs), samples, classes, at<i64>(top), at<T>(rest), threads);
+              });
+          });
     m.def("label_residual", [](bool float64, Address probs, Address scale, Address label, Address top, Address rest,
                                i64 samples, i64 classes, Address out, int threads) {
         by_type(float64, [&]<class T>(T) {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -94,35 +92,13 @@ class Hessian:
         """
         p = self._problem
         out = _checks.out(out, self.shape, p.x)
-        layers = [p.layers[name] for name in self._names]
-        for r, row in enumerate(layers):
-            for col in layers[r:]:
+        for r, row in enumerate(p.whole):
+            for col in p.whole[r:]:
                 if p.part(row, col) == _ops.Part.OUTPUT and p.curvature.probs is None:
-                    start = self._starts[row.kind]
-                    out[start:, start:].zero_()  # the core writes the diagonal blocks only
-                axes = self._axis(row) + self._axis(col)
+                    out[row.start :, row.start :].zero_()  # the core writes the diagonal blocks only
+                axes = [n for layer in (row, col) for n in (layer.start, layer.cols, layer.start_bias, 1)]
                 _ops.dense_(out, p.numel, axes, True, True, *p.arguments(row, col, self.term))
         return out
-
-    @cached_property
-    def _names(self) -> list[str]:
-        """The layers as the core takes them, weights and bias together."""
-        p = self._problem
-        return [kind if p.names is None else p.names[kind] for kind in p.affine]
-
-    @cached_property
-    def _starts(self) -> dict[str, int]:
-        """Number of each layer's first parameter."""
-        starts, at = {}, 0
-        for kind, (weight, bias) in self._problem.affine.items():
-            starts[kind] = at
-            at += weight.numel() + (0 if bias is None else bias.numel())
-        return starts
-
-    def _axis(self, layer: Layer) -> list[int]:
-        """Number of a layer's first weight, the step from block to block, and the same of its bias."""
-        start, weights = self._starts[layer.kind], layer.blocks * layer.cols
-        return [start, layer.cols, start + weights, 1]
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Exact Hessian-vector product with (parameters,) or (parameters, k), at the cost of a few forward passes."""

@@ -7,6 +7,7 @@ what it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -162,27 +163,30 @@ def _fake_block_squares(pairs, part, left, left_ones, right, right_ones, symmetr
     return left.new_empty(pairs.shape[0], dtype=torch.float64)
 
 
+def _fake_softmax_shift(probs, top, weight):
+    return probs.new_empty(probs.shape[0], weight.shape[1])
+
+
 def _fake_curvature_entries(part, pairs, classes, *curvature):
     return curvature[1].new_empty(pairs.shape[0], curvature[1].shape[0])
 
 
-for _name, _run, _fake in (
-    ("dense_", _dense, lambda *_: None),
-    ("blocks", _blocks, _fake_blocks),
-    ("block_squares", _block_squares, _fake_block_squares),
-    ("softmax_top", _softmax_top, _fake_softmax_top),
-    ("label_residual", _label_residual, lambda probs, *_: torch.empty_like(probs)),
-    ("softmax_shift", _softmax_shift, lambda probs, top, weight: probs.new_empty(probs.shape[0], weight.shape[1])),
-    ("curvature_entries", _curvature_entries, _fake_curvature_entries),
-):
-    _library.impl(_name, _run, "CPU")
-    torch.library.register_fake(f"hessext::{_name}", _fake, lib=_library)
+def _operator(name: str, cpu: Callable, fake: Callable) -> Callable:
+    """Register an operator; return the function to call it by, which spares eager calls the dispatcher's 5 us."""
+    _library.impl(name, cpu, "CPU")
+    torch.library.register_fake(f"hessext::{name}", fake, lib=_library)
+    operator = getattr(torch.ops.hessext, name).default
 
-_ops = torch.ops.hessext
-dense_ = _ops.dense_.default
-blocks = _ops.blocks.default
-block_squares = _ops.block_squares.default
-softmax_top = _ops.softmax_top.default
-label_residual = _ops.label_residual.default
-softmax_shift = _ops.softmax_shift.default
-curvature_entries = _ops.curvature_entries.default
+    def call(*arguments):
+        return operator(*arguments) if torch.compiler.is_compiling() else cpu(*arguments)
+
+    return call
+
+
+dense_ = _operator("dense_", _dense, lambda *_: None)
+blocks = _operator("blocks", _blocks, _fake_blocks)
+block_squares = _operator("block_squares", _block_squares, _fake_block_squares)
+softmax_top = _operator("softmax_top", _softmax_top, _fake_softmax_top)
+label_residual = _operator("label_residual", _label_residual, lambda probs, *_: torch.empty_like(probs))
+softmax_shift = _operator("softmax_shift", _softmax_shift, _fake_softmax_shift)
+curvature_entries = _operator("curvature_entries", _curvature_entries, _fake_curvature_entries)

@@ -27,6 +27,8 @@ class Layer(NamedTuple):
     blocks: int  # rows of the map: m hidden units, C classes
     cols: int  # weights in a block, 0 for a bias alone
     ones: bool  # whether the bias is the last parameter of a block
+    start: int  # number of the first weight in torch's parameter order
+    start_bias: int  # number of the first bias
 
     @property
     def size(self) -> int:
@@ -68,24 +70,34 @@ class Problem:
         return f"{module}.{part}" if module else part
 
     @cached_property
-    def layers(self) -> dict[str, Layer]:
-        """Every name that can be asked for: layers, and their weights and biases alone."""
-        found = {}
+    def whole(self) -> list[Layer]:
+        """The layers, weights and bias together, in torch's order."""
+        found, start = [], 0
         for kind, (weight, bias) in self.affine.items():
             rows, cols = weight.shape
-            module = kind if self.names is None else self.names[kind]
-            found[module] = Layer(module, kind, rows, cols, bias is not None)
-            name = self._name(kind, "weight")
-            found[name] = Layer(name, kind, rows, cols, False)
-            if bias is not None:
-                name = self._name(kind, "bias")
-                found[name] = Layer(name, kind, rows, 0, True)
+            name = kind if self.names is None else self.names[kind]
+            found.append(Layer(name, kind, rows, cols, bias is not None, start, start + rows * cols))
+            start += rows * found[-1].size
         return found
 
     @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """Every name that can be asked for: layers, and their weights and biases alone."""
+        found = {}
+        for layer in self.whole:
+            found[layer.name] = layer
+            name = self._name(layer.kind, "weight")
+            found[name] = layer._replace(name=name, ones=False)
+            if layer.ones:
+                name = self._name(layer.kind, "bias")
+                found[name] = layer._replace(name=name, cols=0)
+        return found
+
+    @property
     def numel(self) -> int:
         """Number of parameters."""
-        return sum(w.numel() + (0 if b is None else b.numel()) for w, b in self.affine.values())
+        last = self.whole[-1]
+        return last.start + last.blocks * last.size
 
     def logits(self, parameters: Mapping[str, Tensor] | None = None, x: Tensor | None = None) -> Tensor:
         """f(x) (N, C) in plain differentiable torch, for parameters named as in `parameters`."""

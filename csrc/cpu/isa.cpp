@@ -314,7 +314,7 @@ void shift(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* 
 template <class T>
 constexpr Kernels<T> table = {panel_rows,    panel_cols<T>,         lanes<T>,      multiply<T>,
                               pack<T>,       pack_products<T>,      pack_cross<T>, softmax_diagonal<T>,
-                              covariance<T>, covariance_scratch<T>, sum<T>, shift<T>};
+                              covariance<T>, covariance_scratch<T>, sum<T>,        shift<T>};
 
 }  // namespace
 

@@ -130,7 +130,8 @@ class ProductAssembly : Context<T> {
         std::fill_n(values, (pairs + tile_cols - 1) / tile_cols * tile_size, 0.0);
         for (i64 n = 0; n < q.samples; n += chunk) {
             const i64 depth = std::min(chunk, q.samples - n);
-            k.pack_products(depth, r.left, r.right, n, first.data() + r0, second.data() + r0, runs.data() + r0, count, left);
+            k.pack_products(depth, r.left, r.right, n, first.data() + r0, second.data() + r0, runs.data() + r0, count,
+                            left);
             for (i64 t = 0; t < pairs; t += tile_cols)
                 k.multiply(depth, left, row_panels, view.data + view.offset(t0 + t) + n * k.cols, k.cols * q.samples,
                            round_up(std::min(tile_cols, pairs - t), k.cols) / k.cols,

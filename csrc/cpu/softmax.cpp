@@ -64,10 +64,10 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
                      scratch[omp_get_thread_num()], view);
 }
 
-#define HESSEXT_INSTANTIATE(T)                                                                                       \
-    template void softmax_top<T>(const T*, i64, i64, i64*, T*, int);                                                 \
-    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, int);        \
-    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, int);                          \
+#define HESSEXT_INSTANTIATE(T)                                                                                \
+    template void softmax_top<T>(const T*, i64, i64, i64*, T*, int);                                          \
+    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, int); \
+    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, int);                   \
     template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, int);
 HESSEXT_INSTANTIATE(float)
 HESSEXT_INSTANTIATE(double)

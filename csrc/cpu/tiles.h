@@ -28,7 +28,7 @@ class TileAssembly : Context<T> {
 
     const bool triangle = r.symmetric;  // tile entries (r, c) with r <= c are enough
     Operand left{&r.left, r.left.size()}, right{&r.right, r.right.size()};
-    bool flipped;  // left and right have changed places: less padding
+    bool flipped;            // left and right have changed places: less padding
     std::vector<T> columns;  // V^T [m, C], for the cross part
 
     struct Workspace {  // of one thread
@@ -126,10 +126,7 @@ class TileAssembly : Context<T> {
     // Computes one job's tile and writes it, or returns its sum of squares.
     double run_job(i64 first, i64 second, i64 pair, i64 at, const Samples& s, const Workspace& work) const {
         const i64 r0 = at / col_jobs() * tile_rows, c0 = at % col_jobs() * tile_cols;
-        const Tile tile{work.values,
-                        std::min(tile_rows, left.size - r0),
-                        std::min(tile_cols, right.size - c0),
-                        r0 - c0,
+        const Tile tile{work.values, std::min(tile_rows, left.size - r0), std::min(tile_cols, right.size - c0), r0 - c0,
                         triangle};
         if (tile.begin(0) >= tile.cols) return 0;  // wholly below the diagonal
         Operand a = left, b = right;

@@ -1,0 +1,45 @@
+"""The operators are good citizens of torch: opcheck, and torch.compile without a graph break."""
+
+import pytest
+import torch
+
+from hessext import _ops
+
+from cases import HIDDEN, LINEAR, make_inputs
+
+OPERATORS = torch.ops.hessext
+
+
+def arguments(case, dtype=torch.float64):
+    """One call of each operator for a case's first part."""
+    problem = make_inputs(case, dtype).hessian()._problem
+    row, col = problem.whole[0], problem.whole[-1]
+    part = problem.arguments(row, col, "full")
+    pairs = torch.tensor([[0, 0], [row.blocks - 1, col.blocks - 1]])
+    rows, cols = row.blocks * row.size, col.blocks * col.size
+    axes = [0, row.size, row.cols, row.size, 0, col.size, col.cols, col.size]
+    c = problem.curvature
+    yield OPERATORS.dense_, (torch.zeros(rows, cols, dtype=dtype), cols, axes, True, row == col, *part)
+    yield OPERATORS.blocks, (pairs, *part)
+    yield OPERATORS.block_squares, (pairs, *part)
+    yield OPERATORS.curvature_entries, (part[0], pairs, part[6], *part[7:])
+    if c.probs is not None:
+        yield OPERATORS.softmax_top, (c.probs,)
+        yield OPERATORS.label_residual, (c.probs, c.scale, c.top.flip(0), c.top, c.rest)
+        if problem.hidden is not None:
+            yield OPERATORS.softmax_shift, (c.probs, c.top, problem.output[0])
+
+
+@pytest.mark.parametrize("case", [LINEAR[0], HIDDEN[0]], ids=lambda c: c.name)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_opcheck(case):
+    for operator, args in arguments(case):
+        torch.library.opcheck(operator.default, args, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiles_without_a_graph_break():
+    calls = [call for call in arguments(HIDDEN[0]) if call[0] is OPERATORS.blocks]
+    for _, args in calls:
+        compiled = torch.compile(lambda *a: 2 * _ops.blocks(*a), backend="eager", fullgraph=True)
+        assert torch.equal(compiled(*args), 2 * _ops.blocks(*args))
