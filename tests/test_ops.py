@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from cases import HIDDEN, LINEAR, make_inputs
 
 from hessext import _ops
-
-from cases import HIDDEN, LINEAR, make_inputs
 
 OPERATORS = torch.ops.hessext
 

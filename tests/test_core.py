@@ -1,0 +1,54 @@
+"""Every instruction set of this machine, and sizes that need several tiles, chunks of samples and batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, HIDDEN, LINEAR, PEAKED, Case, make_inputs
+from reference import assert_accurate, dense, matrix, plain, truth
+
+from hessext import _core
+
+# Beyond one tile (126 x 128) and one chunk (192 samples), with classes, units or features filling the tile.
+LARGE = [
+    Case(230, 140, 3, 2, bias="ho"),
+    Case(200, 3, 150, 4),
+    Case(197, 9, 5, 40, activation="tanh"),
+    Case(210, 131, 133, 2, loss="ce weight smooth", bias="o"),
+    Case(195, 2, 70),
+    Case(60, 300, 3, bias="o"),
+]
+
+
+@pytest.fixture(params=_core.isas())
+def isa(request):
+    """One instruction set in force for a test."""
+    before = _core.isa()
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", LINEAR[::2] + HIDDEN[::2] + LARGE, ids=lambda c: c.name)
+def test_every_instruction_set(case, dtype, isa):
+    inputs = make_inputs(case, dtype)
+    H, expected, bar = inputs.hessian(), truth(case, dtype), plain(case, dtype)
+    assert_accurate(H.dense(), dense(expected, inputs.lift()), dense(bar, inputs))
+    for row in H.layers:
+        for col in H.layers:
+            B, blocks = H[row, col], expected[row, col]
+            assert_accurate(B.dense(), matrix(blocks), matrix(bar[row, col]))
+            assert_accurate(B.norms(), blocks.flatten(2).norm(dim=2))
+            assert_accurate(B.blocks([(0, 0), (B.grid[0] - 1, B.grid[1] - 1)]), blocks[[0, -1], [0, -1]])
+
+
+@pytest.mark.parametrize("case", PEAKED, ids=lambda c: c.name)
+def test_every_instruction_set_under_a_peaked_softmax(case, isa):
+    inputs = make_inputs(case, torch.float64)
+    assert_accurate(inputs.hessian().dense(), dense(truth(case, torch.float64), inputs))
+
+
+def test_unknown_instruction_set():
+    with pytest.raises(ValueError, match="'v9' is not available here"):
+        _core.set_isa("v9")
