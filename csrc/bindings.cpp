@@ -89,12 +89,14 @@ void dense(bool float64, int part, const FeaturesArg& left, const FeaturesArg& r
 }
 
 void pairs(bool float64, int part, const FeaturesArg& left, const FeaturesArg& right, bool symmetric,
-           const CurvatureArg& curvature, Address pairs, i64 pair_count, Address blocks, Address norms, int threads) {
+           const CurvatureArg& curvature, Address pairs, i64 pair_count, Address blocks, bool transposed, Address norms,
+           int threads) {
     by_type(float64, [&]<class T>(T) {
         Assembly<T> request = assembly<T>(part, left, right, symmetric, curvature);
         request.pairs = at<const i64>(pairs);
         request.pair_count = pair_count;
         request.blocks = at<T>(blocks);
+        request.transposed = transposed;
         request.norms = at<double>(norms);
         cpu::assemble(request, threads);
     });

@@ -77,14 +77,16 @@ struct Assembly {
     const i64* pairs;  // block pairs (i, j) [P, 2]; null: all of the grid (dense only)
     i64 pair_count;    // P
     Dense<T> dense;
-    T* blocks;      // [P, s, t]
+    T* blocks;  // [P, s, t], or [P, t, s] if transposed
+    bool transposed;
     double* norms;  // squared Frobenius norms [P]
 };
 
 namespace cpu {
 
-// Assembles blocks, a dense matrix or squared norms. float32 products are summed in float64 across chunks of
-// samples. Throws std::bad_alloc where the workspace (a few MiB per thread) cannot be had.
+// Assembles blocks, a dense matrix or squared norms. float32 products are summed in float32 within spans of 9216
+// samples and in float64 across them. Throws std::bad_alloc where the workspace (24 MiB and about 1 MiB per thread)
+// cannot be had.
 template <class T>
 void assemble(const Assembly<T>& request, int threads);
 

@@ -75,13 +75,6 @@ def train(model: nn.Module, loss: str, x: Tensor, y: Tensor, steps: int) -> floa
     return (model(x).argmax(1) == y).double().mean().item()
 
 
-def hessian(model: nn.Module, loss: str, x: Tensor, y: Tensor) -> hessext.Hessian:
-    """The Hessian at the model's weights."""
-    if isinstance(model, nn.Linear):
-        return hessext.linear(model.weight, x, y, loss=loss)
-    return hessext.one_hidden(model[0].weight, model[2].weight, x, y, activation=model[1], loss=loss)
-
-
 def milliseconds(call) -> float:
     """Best of three."""
     times = []
@@ -145,7 +138,7 @@ def main() -> int:
     cases = [(model, loss) for model in TITLES for loss in ("cross_entropy", "mse")]
     with (
         (args.out / "blocks.csv").open("w", newline="") as file,
-        tqdm(total=3 * len(cases) + 1, unit="step", leave=False) as bar,
+        tqdm(total=3 * len(cases) + 1, unit="step", leave=False, disable=None) as bar,
     ):
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -156,8 +149,8 @@ def main() -> int:
                 bar.set_description(f"{name}, {loss}, {weights}")
                 if weights == "trained":
                     accuracy = train(model, loss, x, y, args.steps)
-                    notes.append(f"{TITLES[name]}, {loss}: accuracy {accuracy:.1%} after training")
-                H = hessian(model, loss, x, y)
+                    notes.append(f"{TITLES[name]}, {loss}: accuracy {accuracy:.1%} on the same images after training")
+                H = hessext.hessian(model, x, y, loss)
                 report = autograd.check(H)
                 passed &= report.passed
                 for row in table(H, report):

@@ -1,6 +1,14 @@
 """Exact Hessian blocks of linear models and one-hidden-layer networks, from closed forms."""
 
-from . import _core, autograd, plot
+try:
+    from . import _core
+except ImportError as error:
+    raise ImportError(
+        f"hessext's compiled core cannot be loaded from {__path__[0]} ({error}). If this is the source tree: run from "
+        "another folder to use an installed hessext, or compile it here with `pip install -e .` or `./scripts/env`."
+    ) from error
+
+from . import autograd, plot
 from ._api import hessian, linear, one_hidden
 from ._blocks import BlockMatrix
 from ._hessian import Hessian

@@ -18,7 +18,7 @@ def linear(
     """Hessian of a linear model f = W x + b: equations (3), (5). One layer, "output", C blocks of d (+1 with a bias).
 
     Args:
-        weight: W (C, d), float32 or float64.
+        weight: W (C, d), float32 or float64; it and the bias are copied, x and y must not be changed in place.
         x: inputs (N, d), of weight's dtype and device.
         y: labels (N,) int64, or class probabilities or regression targets (N, C); None where H does not depend on it.
         bias: b (C,).
@@ -47,7 +47,7 @@ def one_hidden(
     Layers "hidden" (m blocks of d, +1 with a bias) and "output" (C blocks of m, +1 with a bias).
 
     Args:
-        hidden_weight: W (m, d), float32 or float64.
+        hidden_weight: W (m, d), float32 or float64; parameters are copied, x and y must not be changed in place.
         output_weight: V (C, m).
         x: inputs (N, d).
         y: labels (N,) int64, or class probabilities or regression targets (N, C).
@@ -64,7 +64,7 @@ def one_hidden(
 
 
 def hessian(model: nn.Module, x: Tensor, y: Tensor | None, loss: LossLike = "cross_entropy") -> Hessian:
-    """Hessian of a module: nn.Linear, or nn.Sequential(nn.Linear, activation, nn.Linear).
+    """Hessian of a module: nn.Linear, alone or in nn.Sequential, or nn.Sequential(nn.Linear, activation, nn.Linear).
 
     `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
 
@@ -75,27 +75,47 @@ def hessian(model: nn.Module, x: Tensor, y: Tensor | None, loss: LossLike = "cro
         loss: as in `linear`.
 
     Raises:
-        TypeError: a module of another form. Otherwise as `linear` and `one_hidden`.
+        TypeError: a module of another form, with tied parameters or with forward hooks.
+        As `linear` and `one_hidden` otherwise.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
-    if type(model) is nn.Linear:
-        return _linear(*_copied(model), x, y, loss, {"output": ""})
-    steps = list(model.named_children()) if type(model) is nn.Sequential else []
-    if len(steps) != 3 or type(steps[0][1]) is not nn.Linear or type(steps[2][1]) is not nn.Linear:
+    steps = dict(model.named_children()) if type(model) is nn.Sequential else {"": model}
+    modules = list(steps.values())
+    affine = [(name, module) for name, module in steps.items() if type(module) is nn.Linear]
+    if [module for _, module in affine] != modules[::2] or len(modules) not in (1, 3):
         inside = ", ".join(type(m).__name__ for m in model.children())
         raise TypeError(
-            "model: expected nn.Linear or nn.Sequential(nn.Linear, activation, nn.Linear); "
+            "model: expected nn.Linear, alone or in nn.Sequential, or nn.Sequential(nn.Linear, activation, nn.Linear); "
             f"got {type(model).__name__}({inside})"
         )
-    (hidden, first), (_, activation), (output, last) = steps
+    _check_plain(model, affine)
+    if len(modules) == 1:
+        return _linear(modules[0].weight, modules[0].bias, x, y, loss, {"output": affine[0][0]})
+    (hidden, first), (output, last) = affine
     names = {"hidden": hidden, "output": output}
-    return _one_hidden(_copied(first), _copied(last), x, y, activation, loss, names)
+    W, V = (first.weight, first.bias), (last.weight, last.bias)
+    return _one_hidden(W, V, x, y, modules[1], loss, names)
 
 
-def _copied(module: nn.Linear) -> Affine:
-    weight, bias = module.weight, module.bias
-    return weight.detach().clone(), None if bias is None else bias.detach().clone()
+def _check_plain(model: nn.Module, affine: list[tuple[str, nn.Linear]]) -> None:
+    """Raise TypeError if the parameters or the function are not those of the module's form: tied weights, hooks."""
+    expected = {}
+    for name, module in affine:
+        prefix = f"{name}." if name else ""
+        expected |= {prefix + k: p for k, p in (("weight", module.weight), ("bias", module.bias)) if p is not None}
+    found = dict(model.named_parameters())
+    if found.keys() != expected.keys() or any(found[k] is not p for k, p in expected.items()):
+        raise TypeError(
+            f"model: expected the parameters {', '.join(expected)}; got {', '.join(found)} (tied or replaced?)"
+        )
+    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        raise TypeError("model: expected modules without forward hooks, which may change what they compute")
+
+
+def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
+    """Parameters change in training; the Hessian is that of the moment it was asked for."""
+    return weight.clone(), None if bias is None else bias.clone()
 
 
 def _linear(
@@ -104,7 +124,7 @@ def _linear(
     weight = _checks.matrix("weight", weight)
     bias = None if bias is None else _checks.vector("bias", bias, size=weight.shape[0], like=weight)
     x, y, loss = _data(x, y, loss, weight, weight.shape[0])
-    return Hessian(Problem(x, y, loss, (weight, bias), names=names))
+    return Hessian(Problem(x, y, loss, _copied(weight, bias), names=names))
 
 
 def _one_hidden(
@@ -124,7 +144,7 @@ def _one_hidden(
     x, y, loss = _data(x, y, loss, W, V.shape[0])
     if y is None:
         raise ValueError("y: the cross-layer blocks depend on the targets; got None")
-    return Hessian(Problem(x, y, loss, (V, c), (W, b), activation, names))
+    return Hessian(Problem(x, y, loss, _copied(V, c), _copied(W, b), activation, names))
 
 
 def _data(x: Tensor, y: Tensor | None, loss: LossLike, weight: Tensor, classes: int) -> tuple[Tensor, Tensor, Loss]:

@@ -96,11 +96,10 @@ class BlockMatrix:
         entries = len(pairs) * self._row.size * self._col.size
         _checks.memory(entries * self._problem.x.element_size(), f"{len(pairs)} blocks", self.device)
         if self._replicated:
-            block = _ops.blocks(pairs.new_zeros(1, 2), *self._arguments())
+            block = _ops.blocks(pairs.new_zeros(1, 2), False, *self._arguments())
             return block * (pairs[:, 0] == pairs[:, 1])[:, None, None]
-        if self._swapped:
-            return _ops.blocks(pairs.flip(1).contiguous(), *self._arguments()).mT.contiguous()
-        return _ops.blocks(pairs.contiguous(), *self._arguments())
+        pairs = pairs.flip(1) if self._swapped else pairs
+        return _ops.blocks(pairs.contiguous(), self._swapped, *self._arguments())
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """The whole matrix, shaped `shape`, into `out` if given. Raises MemoryError before anything is allocated."""

@@ -50,6 +50,7 @@ def pairs(
     pairs: int,
     pair_count: int,
     blocks: int,
+    transposed: bool,
     norms: int,
     threads: int,
 ) -> None: ...

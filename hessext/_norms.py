@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 8192  # summed in the tensors' own dtype; chunks are added in float64
 _ENTRIES = 1 << 22  # of a work tensor
+_PAIRS = 1 << 17  # of blocks whose norms are taken at once
 
 
 class BlockRatio(NamedTuple):
@@ -47,12 +48,11 @@ def block_norms(B: BlockMatrix, pairs: Tensor | None) -> Tensor:
 def block_ratio(B: BlockMatrix) -> BlockRatio:
     """BlockRatio of one layer, by blocks or by the Gram form, whichever costs less."""
     count = B.grid[0]
-    if B._replicated:
-        square = _squares(B, torch.zeros(1, 2, dtype=torch.int64)).item()
-        return _ratio(count, count * square, 0.0)
+    if B._replicated or (B._row.kind == "output" and B._term == "residual"):  # equal blocks, zero blocks
+        return _ratio(count, count * _squares(B, torch.zeros(1, 2, dtype=torch.int64)).item(), 0.0)
     samples, size = len(B._problem.x), B._row.size
-    by_blocks = count * (count + 1) / 2 * min(size * (size + 1) / 2, samples**2) * samples
-    by_gram = samples**2 * (count + size)
+    by_blocks = count * (count + 1) / 2 * size * (size + 1) / 2 * samples
+    by_gram = samples**2 * (3 * count + size) / 2
     if B._row.kind == "output" and by_gram < by_blocks:
         return _ratio(count, *_gram_sums(B))
     diagonal = off_diagonal = 0.0
@@ -81,9 +81,8 @@ def _squares(B: BlockMatrix, pairs: Tensor) -> Tensor:
 
 def _grid_pairs(rows: int, cols: int, upper: bool):
     """All pairs of the grid, or those with i <= j, in pieces."""
-    i = 0
+    i, more = 0, max(1, _PAIRS // cols)
     while i < rows:
-        more = max(1, _ENTRIES // cols // 2)
         block = torch.arange(i, min(rows, i + more))
         pairs = torch.cartesian_prod(block, torch.arange(i if upper else 0, cols))
         yield pairs[pairs[:, 0] <= pairs[:, 1]] if upper else pairs

@@ -49,7 +49,7 @@ _PART = "int part, Tensor left, bool left_ones, Tensor right, bool right_ones, b
 
 _library = torch.library.Library("hessext", "DEF")
 _library.define(f"dense_(Tensor(a!) out, int ld, int[] axes, bool direct, bool mirror, {_PART}, {_CURVATURE}) -> ()")
-_library.define(f"blocks(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
+_library.define(f"blocks(Tensor pairs, bool transposed, {_PART}, {_CURVATURE}) -> Tensor")
 _library.define(f"block_squares(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
 _library.define("softmax_top(Tensor probs) -> (Tensor, Tensor)")
 _library.define("label_residual(Tensor probs, Tensor scale, Tensor label, Tensor top, Tensor rest) -> Tensor")
@@ -61,47 +61,33 @@ def _features(t: Tensor, ones: bool) -> _core.Features:
     return _core.Features(t.data_ptr(), t.stride(0), t.shape[1], ones)
 
 
-def _curvature(classes: int, gauss_newton: bool, scale: Tensor, *tensors: Tensor | None) -> _core.Curvature:
-    slope = tensors[6]
-    units = 0 if slope is None else slope.shape[1]
-    return _core.Curvature(
-        len(scale), units, classes, gauss_newton, scale.data_ptr(), *[0 if t is None else t.data_ptr() for t in tensors]
-    )
-
-
-def _part(left: Tensor, left_ones: bool, right: Tensor, right_ones: bool, symmetric: bool, classes: int, curvature):
-    wide = left.dtype == torch.float64
+def _part(part: int, left: Tensor, left_ones: bool, right: Tensor, right_ones: bool, symmetric: bool, classes: int, *c):
+    """The core's first arguments, for both of its assembly functions."""
+    c = Curvature(*c)
+    units = 0 if c.slope is None else c.slope.shape[1]
+    tensors = [0 if t is None else t.data_ptr() for t in c[1:]]
+    curvature = _core.Curvature(len(c.scale), units, classes, c.gauss_newton, *tensors)
     features = _features(left, left_ones), _features(right, right_ones)
-    return wide, features, symmetric, _curvature(classes, *curvature)
+    return left.dtype == torch.float64, part, *features, symmetric, curvature
 
 
-def _dense(
-    out, ld, axes, direct, mirror, part, left, left_ones, right, right_ones, symmetric, classes, *curvature
-):  # fmt: skip
-    wide, features, symmetric, packed = _part(left, left_ones, right, right_ones, symmetric, classes, curvature)
-    threads = torch.get_num_threads()
-    _core.dense(wide, part, *features, symmetric, packed, out.data_ptr(), ld, axes, direct, mirror, threads)
+def _dense(out, ld, axes, direct, mirror, *part):
+    _core.dense(*_part(*part), out.data_ptr(), ld, axes, direct, mirror, torch.get_num_threads())
 
 
-def _blocks(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
-    wide, features, symmetric, packed = _part(left, left_ones, right, right_ones, symmetric, classes, curvature)
-    out = left.new_empty(len(pairs), left.shape[1] + left_ones, right.shape[1] + right_ones)
+def _blocks(pairs, transposed, *part):
+    out = _fake_blocks(pairs, transposed, *part)
     if len(pairs):
-        address = out.data_ptr()
-        _core.pairs(
-            wide, part, *features, symmetric, packed, pairs.data_ptr(), len(pairs), address, 0, torch.get_num_threads()
-        )
+        addresses = pairs.data_ptr(), len(pairs), out.data_ptr(), transposed, 0
+        _core.pairs(*_part(*part), *addresses, torch.get_num_threads())
     return out
 
 
-def _block_squares(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
-    wide, features, symmetric, packed = _part(left, left_ones, right, right_ones, symmetric, classes, curvature)
-    out = left.new_empty(len(pairs), dtype=torch.float64)
+def _block_squares(pairs, *part):
+    out = _fake_block_squares(pairs, *part)
     if len(pairs):
-        address = out.data_ptr()
-        _core.pairs(
-            wide, part, *features, symmetric, packed, pairs.data_ptr(), len(pairs), 0, address, torch.get_num_threads()
-        )
+        addresses = pairs.data_ptr(), len(pairs), 0, False, out.data_ptr()
+        _core.pairs(*_part(*part), *addresses, torch.get_num_threads())
     return out
 
 
@@ -137,17 +123,10 @@ def _softmax_shift(probs, top, weight):
 
 
 def _curvature_entries(part, pairs, classes, *curvature):
-    scale = curvature[1]
-    out = scale.new_empty(len(pairs), len(scale))
-    _core.curvature_entries(
-        scale.dtype == torch.float64,
-        part,
-        _curvature(classes, *curvature),
-        pairs.data_ptr(),
-        len(pairs),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
+    out = _fake_curvature_entries(part, pairs, classes, *curvature)
+    none = curvature[1].new_empty(len(out), 0)
+    wide, _, _, _, _, packed = _part(part, none, False, none, False, False, classes, *curvature)
+    _core.curvature_entries(wide, part, packed, pairs.data_ptr(), len(pairs), out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -155,11 +134,12 @@ def _fake_softmax_top(probs):
     return probs.new_empty(probs.shape[0], dtype=torch.int64), probs.new_empty(probs.shape[0])
 
 
-def _fake_blocks(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
-    return left.new_empty(pairs.shape[0], left.shape[1] + left_ones, right.shape[1] + right_ones)
+def _fake_blocks(pairs, transposed, part, left, left_ones, right, right_ones, *_):
+    shape = left.shape[1] + left_ones, right.shape[1] + right_ones
+    return left.new_empty(pairs.shape[0], *(reversed(shape) if transposed else shape))
 
 
-def _fake_block_squares(pairs, part, left, left_ones, right, right_ones, symmetric, classes, *curvature):
+def _fake_block_squares(pairs, part, left, *_):
     return left.new_empty(pairs.shape[0], dtype=torch.float64)
 
 

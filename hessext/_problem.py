@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _checks, _ops
 from ._activations import Activation, Derivatives
 from ._losses import Loss, OutputCurvature
 from ._ops import Curvature, Part
@@ -36,6 +36,11 @@ class Layer(NamedTuple):
         return self.cols + self.ones
 
 
+def _version(t: Tensor | None) -> int:
+    """torch's count of changes in place; inference tensors have none."""
+    return 0 if t is None or t.is_inference() else t._version
+
+
 @dataclass(eq=False)
 class Problem:
     """Checked arguments of a Hessian and, as they are asked for, the tensors it is assembled from."""
@@ -47,6 +52,17 @@ class Problem:
     hidden: Affine | None = None
     activation: Activation | None = None
     names: Mapping[str, str] | None = None  # "hidden", "output" -> the module's name in the user's model
+
+    def __post_init__(self) -> None:
+        self._versions = [_version(t) for t in (self.x, self.y)]
+
+    def check_unchanged(self) -> None:
+        """Raise RuntimeError if x or y, which are not copied, were changed in place since the Hessian was made."""
+        for name, t, version in zip("xy", (self.x, self.y), self._versions, strict=True):
+            if _version(t) != version:
+                raise RuntimeError(
+                    f"{name} was changed in place after the Hessian was made; pass a copy, {name}.clone()"
+                )
 
     # ------------------------------------------------------------------------------------------------- parameters
 
@@ -99,16 +115,6 @@ class Problem:
         last = self.whole[-1]
         return last.start + last.blocks * last.size
 
-    def logits(self, parameters: Mapping[str, Tensor] | None = None, x: Tensor | None = None) -> Tensor:
-        """f(x) (N, C) in plain differentiable torch, for parameters named as in `parameters`."""
-        p = self.parameters if parameters is None else parameters
-        a = self.x if x is None else x
-        for kind in self.affine:
-            a = torch.nn.functional.linear(a, p[self._name(kind, "weight")], p.get(self._name(kind, "bias")))
-            if kind == "hidden":
-                a = self.activation.value(a)
-        return a
-
     # ----------------------------------------------------------------------------------------------- forward pass
 
     @cached_property
@@ -123,6 +129,8 @@ class Problem:
     @cached_property
     def curvature(self) -> OutputCurvature:
         """Derivatives of the loss with respect to the logits."""
+        size = len(self.x) * self.output[0].shape[0] * self.x.element_size()
+        _checks.memory(2 * size, "logits and probabilities", self.x.device)
         return self.loss.output(torch.nn.functional.linear(self.features, *self.output), self.y)
 
     @cached_property
@@ -162,6 +170,7 @@ class Problem:
 
     def curvature_of(self, part: Part, term: Term) -> Curvature:
         """What Q_n of this part is made of."""
+        self.check_unchanged()
         c, gauss_newton, residual = self.curvature, term != "residual", term != "gauss_newton"
         if part == Part.OUTPUT:
             return Curvature(gauss_newton, c.scale, c.probs, c.top, c.rest)

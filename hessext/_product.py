@@ -17,6 +17,7 @@ def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: 
         output rows: (B R f)^T a [Gauss-Newton] + r^T R a [residual]
         hidden rows: (a' (B R f V [Gauss-Newton] + r dV [residual]) + a'' R z (r V) [residual])^T x
     """
+    problem.check_unchanged()
     samples, classes = len(problem.x), problem.output[0].shape[0]
     step = max(64, _CHUNK_BYTES // (classes * problem.x.element_size()))
     total: dict[str, list[Tensor]] = {}

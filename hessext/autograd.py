@@ -206,7 +206,8 @@ def check(
 
     Args:
         H: a hessext Hessian, of any term.
-        rtol: allowed ||difference||_F / ||truth||_F of each layer pair; by default 1e-6 (float32) or 1e-12 (float64).
+        rtol: allowed ||difference||_F / ||truth||_F of each layer pair; by default 1e-6 (float32) or 1e-12 (float64)
+            times the largest |logit| where that exceeds 1, since a logit's rounding is a probability's relative error.
             Where the truth of a part is exactly zero, the difference is measured against the whole Hessian instead.
         max_bytes: bound on the dense truth, and on the blocks that are held at once when sampling.
         samples: rows of each layer and blocks of each row, when sampling.
@@ -216,11 +217,15 @@ def check(
         A report with one row per layer pair.
 
     Raises:
+        TypeError: H is not a Hessian.
         MemoryError: not even one row of the truth fits.
     """
+    if not hasattr(H, "term"):
+        raise TypeError(f"H: expected a hessext.Hessian; got {type(H).__name__}")
     truth = _Truth(H, None, None, None, torch.float64)
     dtype = next(iter(H._problem.parameters.values())).dtype
-    rtol = TOLERANCE[dtype] if rtol is None else rtol
+    if rtol is None:
+        rtol = TOLERANCE[dtype] * max(1.0, truth.logits(truth.parameters).abs().max().item())
     complete = truth.size * truth.size * 8 <= max_bytes
     compare = _compare_all if complete else _compare_sample
     found = compare(H, truth, max_bytes, samples, torch.Generator().manual_seed(seed))

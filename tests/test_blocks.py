@@ -146,6 +146,11 @@ def test_terms(case, key, dtype, term):
     assert_product(B @ v, matrix(expected), v)
     if B.symmetric:
         assert_accurate(B.diagonal(), matrix(expected).diagonal(), matrix(bar).diagonal())
+        squares = expected.flatten(2).square().sum(2)
+        ratio, on = B.ratio(), squares.diagonal()
+        assert ratio.diagonal == pytest.approx(on.mean().item(), rel=1e-5)
+        off = (squares.sum() - on.sum()).item() / max(1, len(squares) * (len(squares) - 1))
+        assert ratio.off_diagonal == pytest.approx(off, rel=1e-5, abs=1e-12 * ratio.diagonal)
 
 
 @pytest.mark.parametrize(("case", "key"), [(c, k) for c in HIDDEN[:6] for k in SIDES[1:3]], ids=name)
@@ -245,3 +250,21 @@ def test_ratio_of_many_classes(dtype):
     gram = (inputs.x @ inputs.x.T + 1).square()
     squares = (B.flatten(1) * (gram @ B.flatten(1))).sum(0).view(case.C, case.C)
     assert_ratio(make_inputs(case, dtype).hessian()["output"].ratio(), squares, 3 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("term", TERMS[1:])
+def test_terms_of_many_classes(term, dtype):
+    """Enough classes for the N x N form: it knows the terms, too."""
+    H = make_inputs(Case(20, 3, 300), dtype).hessian()
+    assert (H.residual() if term == "residual" else H.gauss_newton())["output"].ratio()[:2] == (
+        (0.0, 0.0) if term == "residual" else H["output"].ratio()[:2]
+    )
+
+
+def test_many_classes_keep_the_cross_part_accurate():
+    case = Case(6, 3, 20_000, 3, activation="tanh")
+    inputs = make_inputs(case, torch.float32)
+    lifted = inputs.lift()
+    H, T = inputs.hessian().gauss_newton(), lifted.hessian().gauss_newton()  # too large for the reference
+    assert_accurate(H["hidden", "output"].dense(), T["hidden", "output"].dense())

@@ -307,8 +307,59 @@ def test_a_batch_of_zeros_has_a_hessian():
     assert not H.norms().any()
 
 
-def test_a_model_in_a_wrapper_of_nn_linear_only():
-    inputs = make_inputs(SMALL[0], torch.float64)
-    sequential = nn.Sequential(inputs.model())
-    with pytest.raises((TypeError, ValueError), match="model"):
-        hessext.hessian(sequential, inputs.x, inputs.y, loss="cross_entropy")
+def test_a_linear_layer_in_a_sequential():
+    inputs = make_inputs(LINEAR[1], torch.float64)
+    H = hessext.hessian(nn.Sequential(inputs.model()), inputs.x, inputs.y)
+    assert H.layers == ("0.weight", "0.bias")
+    assert torch.equal(H.dense(), inputs.hessian().dense())
+    assert torch.equal(H["0"].dense(), inputs.hessian()["output"].dense())
+
+
+def test_tied_weights_and_hooks_are_refused():
+    x, y = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64)
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    tied[2].weight = tied[0].weight
+    with pytest.raises(TypeError, match=r"^model: expected the parameters 0\.weight, 0\.bias, 2\.weight, 2\.bias; got"):
+        hessext.hessian(tied, x, y)
+    hooked = nn.Linear(4, 3)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match=r"^model: expected modules without forward hooks"):
+        hessext.hessian(hooked, x, y)
+
+
+@over_dtypes
+@pytest.mark.parametrize("build", ["tensors", "model"])
+def test_later_training_does_not_change_the_result(dtype, build):
+    inputs = make_inputs(Case(9, 4, 3, 5, bias="ho"), dtype)
+    model = inputs.model()
+    names = ("hidden_bias", "output_bias")
+    tensors = [t.clone() for t in (inputs.hidden_weight, inputs.output_weight)]
+    biases = {name: getattr(inputs, name).clone() for name in names}
+    if build == "model":
+        H = hessext.hessian(model, inputs.x, inputs.y)
+    else:
+        H = hessext.one_hidden(*tensors, inputs.x, inputs.y, **biases)
+    before = inputs.hessian().dense()
+    with torch.no_grad():
+        for t in (*model.parameters(), *tensors, *biases.values()):
+            t.mul_(3)
+    assert torch.equal(H.dense(), before)
+    assert hessext.autograd.check(H)
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_data_changed_in_place_is_noticed(name):
+    inputs = make_inputs(Case(9, 4, 3, 5), torch.float64)
+    data = {"x": inputs.x.clone(), "y": inputs.y.clone()}
+    H = hessext.one_hidden(inputs.hidden_weight, inputs.output_weight, data["x"], data["y"])
+    H.dense()
+    data[name].mul_(0)
+    for call in (H.dense, H["hidden"].ratio, H["output"].trace, lambda: H @ torch.ones(35, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match=f"^{name} was changed in place"):
+            call()
+
+
+def test_inference_tensors_are_accepted():
+    with torch.inference_mode():
+        x, W = torch.ones(3, 2), torch.ones(2, 2)
+    assert hessext.linear(W, x).dense().shape == (4, 4)

@@ -6,12 +6,13 @@ namespace hessext::cpu {
 
 template <class T>
 void assemble(const Assembly<T>& request, int threads) {
-    const Plan plan = make_plan(kernels<T>(), request);
+    const Kernels<T>& kernel = kernels<T>();
+    const Plan plan = make_plan(kernel, request);
     threads = team(threads, plan.cost);
     if (plan.method == Method::products)
-        ProductAssembly<T>(request, plan, threads).run();
+        ProductAssembly<T>(request, kernel, plan, threads).run();
     else
-        TileAssembly<T>(request, plan, threads).run();
+        TileAssembly<T>(request, kernel, plan, threads).run();
 }
 
 template void assemble<float>(const Assembly<float>&, int);

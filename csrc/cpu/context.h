@@ -9,7 +9,6 @@
 
 namespace hessext::cpu {
 
-inline constexpr i64 batch_bytes = i64(24) << 20;  // weights and sample lists of the pairs in hand
 // Size of the pieces, multiples of `unit`, when `total` is cut evenly into pieces of at most `most`.
 inline i64 even(i64 total, i64 most, i64 unit) {
     const i64 pieces = (total + most - 1) / most;
@@ -36,16 +35,18 @@ class Context {
     static Dense<T> destination(const Assembly<T>& r) {
         if (r.dense.out) return r.dense;
         const auto axis = [](const Features<T>& f) { return Axis{0, 0, f.cols, 0, f.cols}; };
-        return {r.blocks, r.right.size(), axis(r.left), axis(r.right), true, r.symmetric};
+        return {r.blocks,      r.transposed ? r.left.size() : r.right.size(),
+                axis(r.left),  axis(r.right),
+                !r.transposed, r.transposed || r.symmetric};
     }
 
   protected:
     const Dense<T> dense;
 
-    Context(const Assembly<T>& request, const Plan& plan, int threads)
+    Context(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
         : r(request),
           q(request.curvature),
-          k(kernels<T>()),
+          k(kernel),
           plan(plan),
           threads(threads),
           within(r.part != Part::cross),
@@ -67,6 +68,13 @@ class Context {
     i64 pair_count() const {
         if (r.pairs) return r.pair_count;
         return outer_triangle() ? outer_rows() * (outer_rows() + 1) / 2 : outer_rows() * outer_cols();
+    }
+
+    // Pairs in a batch whose workspace is `bytes` a pair, a multiple of `unit`.
+    i64 batch_limit(i64 bytes, i64 unit) const {
+        bytes += 6 * i64(sizeof(i64));  // the pair itself, its units
+        if (r.part == Part::hidden) bytes += threads * k.lanes * i64(sizeof(T) + sizeof(double));
+        return even(pair_count(), std::max(unit, batch_bytes / bytes / unit * unit), unit);
     }
 
     // The next outer pairs, at most `limit`; none at the end.

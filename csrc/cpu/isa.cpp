@@ -45,9 +45,9 @@ inline void store(T* p, V v) {
 
 // ---------------------------------------------------------------------------------------------------- products
 
-// One register tile: panel_rows x panel_cols sums, each chunk added to the tile in float64.
+// One register tile: panel_rows x panel_cols sums over a chunk, added to the tile.
 template <class T>
-void multiply_registers(i64 depth, const T* left, const T* right, double* tile, i64 ld) {
+void multiply_registers(i64 depth, const T* left, const T* right, T* tile, i64 ld) {
     Vector<T> sum[panel_rows][2] = {};
     for (i64 k = 0; k < depth; ++k) {
         const Vector<T> b0 = load(right), b1 = load(right + lanes<T>);
@@ -61,15 +61,14 @@ void multiply_registers(i64 depth, const T* left, const T* right, double* tile, 
     }
 #pragma GCC unroll 14
     for (int r = 0; r < panel_rows; ++r) {
-        T row[panel_cols<T>];
-        store(row, sum[r][0]);
-        store(row + lanes<T>, sum[r][1]);
-        for (i64 c = 0; c < panel_cols<T>; ++c) tile[r * ld + c] += row[c];
+        T* row = tile + r * ld;
+        store(row, load(row) + sum[r][0]);
+        store(row + lanes<T>, load(row + lanes<T>) + sum[r][1]);
     }
 }
 
 template <class T>
-void multiply(i64 depth, const T* left, i64 row_panels, const T* right, i64 right_stride, i64 col_panels, double* tile,
+void multiply(i64 depth, const T* left, i64 row_panels, const T* right, i64 right_stride, i64 col_panels, T* tile,
               i64 ld, i64 offset) {
     for (i64 q = 0; q < col_panels; ++q) {
         const i64 last_col = (q + 1) * panel_cols<T> - 1;
@@ -237,6 +236,8 @@ i64 covariance_scratch(i64 unit_count) {
     return covariance_slice<T>(unit_count) * (2 * unit_count + 1) * lanes<T>;
 }
 
+// Lanes are samples. Slice by slice of classes: u[e, c] = V[c, unit e] - mean and p u are formed once per unit, then
+// every pair (i, l) adds sum_c (p u_i)[c] u_l[c]; four consecutive pairs of one i share its load.
 template <class T>
 void covariance(const Curvature<T>& q, i64 n, i64 count, const i64* units, i64 unit_count, const std::int32_t* slots,
                 i64 pair_count, T* out, i64 ld, T* scratch, double* sums) {
@@ -305,10 +306,19 @@ double sum(const T* p, i64 n) {
 
 template <class T>
 void shift(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* out) {
-    const T* at_top = weight + top * units;
-    for (i64 i = 0; i < units; ++i) out[i] = 0;
-    for (i64 c = 0; c < classes; ++c)
-        for (i64 i = 0; i < units; ++i) out[i] += probs[c] * (weight[c * units + i] - at_top[i]);
+    constexpr i64 some = 64, slice = 256;  // units and classes taken at once
+    for (i64 i0 = 0; i0 < units; i0 += some) {
+        const i64 count = units - i0 < some ? units - i0 : some;
+        const T* at_top = weight + top * units + i0;
+        double total[some] = {};
+        for (i64 c0 = 0; c0 < classes; c0 += slice) {
+            T part[some] = {};
+            for (i64 c = c0; c < classes && c < c0 + slice; ++c)
+                for (i64 i = 0; i < count; ++i) part[i] += probs[c] * (weight[c * units + i0 + i] - at_top[i]);
+            for (i64 i = 0; i < count; ++i) total[i] += double(part[i]);
+        }
+        for (i64 i = 0; i < count; ++i) out[i0 + i] = T(total[i]);
+    }
 }
 
 template <class T>

@@ -6,10 +6,11 @@
 namespace hessext::cpu {
 
 // A tile of a product: at most tile_rows x tile_cols entries, chunk samples deep at a time.
-inline constexpr i64 tile_rows = 126;          // a multiple of every kernel's panel height (14, 6)
-inline constexpr i64 tile_cols = 128;          // a multiple of every kernel's panel width (32, 16, 8, 4)
+inline constexpr i64 tile_rows = 252;          // a multiple of every kernel's panel height (14, 6)
+inline constexpr i64 tile_cols = 256;          // a multiple of every kernel's panel width (32, 16, 8, 4)
 inline constexpr i64 tile_ld = tile_cols + 8;  // padded: columns of the tile fall in different cache sets
 inline constexpr i64 chunk = 192;
+inline constexpr i64 span = 48 * chunk;            // samples summed in T; beyond, sums of spans are kept in float64
 inline constexpr i64 below_all = -(i64(1) << 40);  // `offset` of a product without a triangle
 
 // Panels are sample-major: panel q holds items q*width .. q*width+width-1 as [depth][width], zero-padded.
@@ -19,10 +20,10 @@ struct Kernels {
     i64 cols;   // panel width of the right operand
     i64 lanes;  // samples that `covariance` handles together
 
-    // tile[r, c] += sum_k left[k, r] right[k, c], the sum over k in T, added in float64. Right panels lie
-    // right_stride apart. Skips register tiles that lie wholly below the diagonal r + offset = c.
+    // tile[r, c] += sum_k left[k, r] right[k, c], the sum over k in registers. Right panels lie right_stride apart.
+    // Skips register tiles that lie wholly below the diagonal r + offset = c.
     void (*multiply)(i64 depth, const T* left, i64 row_panels, const T* right, i64 right_stride, i64 col_panels,
-                     double* tile, i64 ld, i64 offset);
+                     T* tile, i64 ld, i64 offset);
 
     // panels[k, c] = weight[k] * data[index[k], first + c], c < count; index null: rows 0..depth; weight null: 1.
     void (*pack)(bool left, i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count,
@@ -51,7 +52,7 @@ struct Kernels {
     // sum of n entries, in T within chunks and in float64 across them.
     double (*sum)(const T* p, i64 n);
 
-    // shift[i] = sum_c p[c] (V[c, i] - V[top, i]).
+    // shift[i] = sum_c p[c] (V[c, i] - V[top, i]), in T within chunks of classes and in float64 across them.
     void (*shift)(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* shift);
 };
 

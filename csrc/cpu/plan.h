@@ -7,6 +7,8 @@
 
 namespace hessext::cpu {
 
+inline constexpr i64 batch_bytes = i64(24) << 20;  // workspace for the weights and lists of the pairs in hand
+
 enum class Method {
     tiles,     // one tile product per outer pair over the samples of nonzero weight
     products,  // feature pairs x block pairs: one product with both symmetries and no padding, for small s and large K
@@ -35,7 +37,7 @@ double padded_area(const Kernels<T>& k, i64 a, i64 b, bool triangle) {
 template <class T>
 double density(const T* data, i64 ld, i64 n, i64 cols) {
     if (!data || !n || !cols) return 1;
-    const i64 step = std::max<i64>(1, n / 64);
+    const i64 step = (n + 63) / 64;
     i64 seen = 0, nonzero = 0;
     for (i64 r = 0; r < n; r += step, seen += cols)
         for (i64 c = 0; c < cols; ++c) nonzero += data[r * ld + c] != T(0);
@@ -62,7 +64,9 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
-    if (within && !replicated && feature_pairs < 1e9)  // forming the products costs about one panel more
+    // Forming the products costs about one panel more; the list of feature pairs and one panel of weights must be
+    // small.
+    if (within && !replicated && feature_pairs <= 1 << 18 && n * double(k.cols * sizeof(T)) <= batch_bytes)
         consider(Method::products, Outer::blocks,
                  n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * std::ceil(block_pairs / k.cols) * k.cols);
     if (!r.pairs && r.dense.out && r.part == Part::output && q.probs) {

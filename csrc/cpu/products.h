@@ -11,7 +11,7 @@ class ProductAssembly : Context<T> {
     using Base = Context<T>;
     using Base::dense, Base::k, Base::q, Base::r, Base::threads;
 
-    static constexpr i64 group_tiles = 16;  // column tiles that share one packed row tile
+    static constexpr i64 group_tiles = 8;  // column tiles that share one packed row tile
     static constexpr i64 patch_rows = 8, patch_cols = 16;
 
     std::vector<std::int32_t> first, second;  // the feature pairs
@@ -38,22 +38,23 @@ class ProductAssembly : Context<T> {
     }
 
     // The entries of a row tile for block (i, j), `column` of the tile.
-    static void scatter(const double* column, i64 count, const Places& to, i64 i, i64 j, T* out) {
+    static void scatter(const T* column, i64 count, const Places& to, i64 i, i64 j, T* out) {
         for (i64 e = 0; e < count; ++e)
-            out[to.start[e] + i * to.row_step[e] + j * to.col_step[e]] = T(column[to.item[e] * tile_ld]);
+            out[to.start[e] + i * to.row_step[e] + j * to.col_step[e]] = column[to.item[e] * tile_ld];
     }
 
-    double sum_of_squares(const double* column, i64 r0, i64 count) const {
+    double sum_of_squares(const T* column, i64 r0, i64 count) const {
         double sum = 0;
         for (i64 e = 0; e < count; ++e) {
-            const double square = column[e * tile_ld] * column[e * tile_ld];
+            const double value = double(column[e * tile_ld]), square = value * value;
             sum += r.symmetric && first[r0 + e] != second[r0 + e] ? 2 * square : square;
         }
         return sum;
     }
 
   public:
-    ProductAssembly(const Assembly<T>& request, const Plan& plan, int threads) : Base(request, plan, threads) {
+    ProductAssembly(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
+        : Base(request, kernel, plan, threads) {
         // In patches of about a tile, so that what a job writes shares cache lines, mirrored or not.
         const i64 rows = r.left.size(), cols = r.right.size();
         for (i64 a0 = 0; a0 < rows; a0 += patch_rows)
@@ -69,14 +70,17 @@ class ProductAssembly : Context<T> {
 
     void run() {
         const i64 items = i64(first.size()), row_tiles = (items + tile_rows - 1) / tile_rows;
-        const i64 total = this->pair_count(), budget = batch_bytes / (q.samples * i64(sizeof(T)));
-        const i64 limit = even(total, std::max(k.cols, budget / k.cols * k.cols), k.cols);
+        const i64 limit =
+            this->batch_limit(q.samples * i64(sizeof(T)) + (r.norms ? row_tiles * i64(sizeof(double)) : 0), k.cols);
         const i64 depth = std::min(chunk, q.samples);
         const i64 rows = std::min(round_up(items, k.rows), tile_rows), tile_size = rows * tile_ld;
         const i64 group = even(limit, group_tiles * tile_cols, tile_cols);  // block pairs of one job
 
         Buffer<T> weights(limit * q.samples), panels(threads * rows * depth);
-        Buffer<double> tiles(threads * group / tile_cols * tile_size);
+        const i64 values_size = group / tile_cols * tile_size;
+        const bool long_sums = q.samples > span && sizeof(T) < sizeof(double);
+        Buffer<T> tiles(threads * values_size);
+        Buffer<double> totals(long_sums ? threads * values_size : 0);
         Buffer<Places> places(threads * 2);
         std::vector<WeightScratch<T>> scratch(threads);
         std::vector<double> partial(r.norms ? limit * row_tiles : 0);
@@ -94,16 +98,17 @@ class ProductAssembly : Context<T> {
                 const int me = omp_get_thread_num();
                 this->fill(batch, view, scratch[me]);
                 T* left = panels.get() + me * rows * depth;
-                double* values = tiles.get() + me * group / tile_cols * tile_size;
+                T* values = tiles.get() + me * values_size;
+                double* total = long_sums ? totals.get() + me * values_size : nullptr;
                 Places &direct = places.get()[2 * me], &mirror = places.get()[2 * me + 1];
 #pragma omp for schedule(dynamic)
                 for (i64 job = 0; job < jobs; ++job) {
                     const i64 at = job % row_tiles, r0 = at * tile_rows, count = std::min(tile_rows, items - r0);
                     const i64 t0 = job / row_tiles * group, pairs = std::min(group, batch.count() - t0);
-                    multiply(view, r0, count, t0, pairs, left, values, tile_size);
+                    multiply(view, r0, count, t0, pairs, left, values, total, tile_size);
                     if (!r.norms) place(r0, count, false, direct), place(r0, count, true, mirror);
                     for (i64 t = 0; t < pairs; ++t) {
-                        const double* column = values + t / tile_cols * tile_size + t % tile_cols;
+                        const T* column = values + t / tile_cols * tile_size + t % tile_cols;
                         i64 i = batch.pairs[2 * (t0 + t)], j = batch.pairs[2 * (t0 + t) + 1];
                         if (r.norms) {
                             partial[(t0 + t) * row_tiles + at] = sum_of_squares(column, r0, count);
@@ -124,11 +129,12 @@ class ProductAssembly : Context<T> {
 
   private:
     // Row tile from r0 times the block pairs t0 .. t0+pairs-1, whose weights are packed already.
-    void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* left, double* values,
+    void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* left, T* values, double* total,
                   i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows;
-        std::fill_n(values, (pairs + tile_cols - 1) / tile_cols * tile_size, 0.0);
+        LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * tile_size);
         for (i64 n = 0; n < q.samples; n += chunk) {
+            if (n && n % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, q.samples - n);
             k.pack_products(depth, r.left, r.right, n, first.data() + r0, second.data() + r0, runs.data() + r0, count,
                             left);
@@ -137,6 +143,7 @@ class ProductAssembly : Context<T> {
                            round_up(std::min(tile_cols, pairs - t), k.cols) / k.cols,
                            values + t / tile_cols * tile_size, tile_ld, below_all);
         }
+        sum.finish();
     }
 };
 

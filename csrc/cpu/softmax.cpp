@@ -45,6 +45,7 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
 template <class T>
 void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
                        int threads) {
+    if (!pair_count) return;
     Assembly<T> request{};
     request.part = part;
     request.curvature = curvature;

@@ -32,13 +32,14 @@ class TileAssembly : Context<T> {
     std::vector<T> columns;  // V^T [m, C], for the cross part
 
     struct Workspace {  // of one thread
-        T *left, *right;
-        double *values, *diagonal;
+        T *left, *right, *values;
+        double *total, *diagonal;
         i64 *x, *y;
     };
 
   public:
-    TileAssembly(const Assembly<T>& request, const Plan& plan, int threads) : Base(request, plan, threads) {
+    TileAssembly(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
+        : Base(request, kernel, plan, threads) {
         if (plan.outer == Outer::features) left = right = {nullptr, q.classes};
         if (plan.outer == Outer::mixed) {
             right = {nullptr, q.classes, 0};
@@ -53,8 +54,8 @@ class TileAssembly : Context<T> {
     }
 
     void run() {
-        const i64 per_pair = q.samples * i64(sizeof(i64) + sizeof(T) * (extra ? 2 : 1));
-        const i64 limit = std::min(this->pair_count(), std::max<i64>(1, batch_bytes / per_pair));
+        const i64 list_bytes = q.samples * i64(sizeof(i64) + sizeof(T) * (extra ? 2 : 1));
+        const i64 limit = this->batch_limit(list_bytes + (r.norms ? jobs() * i64(sizeof(double)) : 0), 1);
         const i64 depth = std::min(chunk, q.samples);
         const i64 rows = std::min(round_up(left.size, k.rows), tile_rows);
         const i64 cols = std::min(round_up(right.size, k.cols), tile_cols);
@@ -62,7 +63,9 @@ class TileAssembly : Context<T> {
         Buffer<T> weights(limit * q.samples), extras(extra ? limit * q.samples : 0);
         Buffer<i64> lists(limit * q.samples), counts(limit);
         Buffer<T> panels(threads * (rows + cols) * depth);
-        Buffer<double> values(threads * ((rows + 1) * tile_ld));
+        const bool long_sums = q.samples > span && sizeof(T) < sizeof(double);
+        Buffer<T> values(threads * rows * tile_ld);
+        Buffer<double> totals(threads * (long_sums ? rows + 1 : 1) * tile_ld);  // one row is the diagonal
         Buffer<i64> numbers(threads * (rows + cols));
         std::vector<WeightScratch<T>> scratch(threads);
         std::vector<double> partial(r.norms ? limit * jobs() : 0);
@@ -79,9 +82,15 @@ class TileAssembly : Context<T> {
                 this->fill(batch, view, scratch[me]);
                 list_nonzero(batch.count(), view, lists.get(), counts.get());
                 T* packed = panels.get() + me * (rows + cols) * depth;
-                double* tile = values.get() + me * ((rows + 1) * tile_ld);
+                double* total = totals.get() + me * (long_sums ? rows + 1 : 1) * tile_ld;
                 i64* x = numbers.get() + me * (rows + cols);
-                const Workspace work{packed, packed + rows * depth, tile, tile + rows * tile_ld, x, x + rows};
+                const Workspace work{packed,
+                                     packed + rows * depth,
+                                     values.get() + me * rows * tile_ld,
+                                     long_sums ? total + tile_ld : nullptr,
+                                     total,
+                                     x,
+                                     x + rows};
 #pragma omp for schedule(dynamic)
                 for (i64 job = 0; job < all; ++job) {
                     // Where classes fill the tile, pairs run fastest: their entries share cache lines of the output.
@@ -126,8 +135,8 @@ class TileAssembly : Context<T> {
     // Computes one job's tile and writes it, or returns its sum of squares.
     double run_job(i64 first, i64 second, i64 pair, i64 at, const Samples& s, const Workspace& work) const {
         const i64 r0 = at / col_jobs() * tile_rows, c0 = at % col_jobs() * tile_cols;
-        const Tile tile{work.values, std::min(tile_rows, left.size - r0), std::min(tile_cols, right.size - c0), r0 - c0,
-                        triangle};
+        const Tile<T> tile{work.values, std::min(tile_rows, left.size - r0), std::min(tile_cols, right.size - c0),
+                           r0 - c0, triangle};
         if (tile.begin(0) >= tile.cols) return 0;  // wholly below the diagonal
         Operand a = left, b = right;
         Operand& weighted = a.weighted ? a : b;
@@ -140,17 +149,19 @@ class TileAssembly : Context<T> {
         return 0;
     }
 
-    void multiply(const Operand& a, const Operand& b, const Samples& s, i64 r0, i64 c0, const Tile& tile,
+    void multiply(const Operand& a, const Operand& b, const Samples& s, i64 r0, i64 c0, const Tile<T>& tile,
                   const Workspace& work) const {
         const i64 rows = round_up(tile.rows, k.rows), cols = round_up(tile.cols, k.cols);
-        for (i64 row = 0; row < rows; ++row) std::fill_n(work.values + row * tile_ld, cols, 0.0);
+        LongSum<T> sum(work.values, work.total, rows * tile_ld);
         for (i64 k0 = 0; k0 < s.count; k0 += chunk) {
+            if (k0 && k0 % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, s.count - k0);
             pack(true, a, s, k0, depth, r0, tile.rows, work.left);
             pack(false, b, s, k0, depth, c0, tile.cols, work.right);
             k.multiply(depth, work.left, rows / k.rows, work.right, depth * k.cols, cols / k.cols, work.values, tile_ld,
                        triangle ? tile.offset : below_all);
         }
+        sum.finish();
     }
 
     void pack(bool to_left, const Operand& op, const Samples& s, i64 k0, i64 depth, i64 first, i64 count,
@@ -182,16 +193,16 @@ class TileAssembly : Context<T> {
     }
 
     // Entries (j, j) of p p^T become p_j (1 - p_j).
-    void replace_diagonal(const Samples& s, i64 r0, i64 c0, const Tile& tile, const Workspace& work) const {
+    void replace_diagonal(const Samples& s, i64 r0, i64 c0, const Tile<T>& tile, const Workspace& work) const {
         const i64 begin = std::max(r0, c0), end = std::min(r0 + tile.rows, c0 + tile.cols);
         if (begin >= end) return;
         std::fill_n(work.diagonal, end - begin, 0.0);
         k.softmax_diagonal(s.count, q, s.index, s.weight, begin, end - begin, work.diagonal);
-        for (i64 j = begin; j < end; ++j) work.values[(j - r0) * tile_ld + (j - c0)] = work.diagonal[j - begin];
+        for (i64 j = begin; j < end; ++j) tile.values[(j - r0) * tile_ld + (j - c0)] = T(work.diagonal[j - begin]);
     }
 
     // All places of a tile: its block, the block (second, first), and the mirror images of both.
-    void write(const Tile& tile, i64 pair, i64 first, i64 second, i64 r0, i64 c0, const Workspace& work) const {
+    void write(const Tile<T>& tile, i64 pair, i64 first, i64 second, i64 r0, i64 c0, const Workspace& work) const {
         T* out = this->base(pair);
         const bool twice = r.dense.out && this->outer_triangle() && first != second;
         const i64 copies = replicated && r.dense.out ? q.classes : twice ? 2 : 1;

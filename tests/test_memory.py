@@ -1,0 +1,54 @@
+"""Peak memory beyond the result stays under 1.2 times the inputs and 64 MiB, in a fresh process per call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+MEASURE = """
+import re, sys, torch, hessext
+from pathlib import Path
+torch.set_num_threads(2)
+
+def status(key):
+    return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+hessext.linear(torch.ones(2, 2), torch.ones(3, 2))["output"].norms()  # thread pools and code are loaded
+{setup}
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+before = status("VmRSS")
+result = {call}
+beyond = status("VmHWM") - before - (result.numel() * result.element_size() if torch.is_tensor(result) else 0)
+inputs = sum(t.numel() * t.element_size() for t in given)
+print(beyond, int(1.2 * inputs) + (64 << 20))
+"""
+
+LINEAR = "N, d, C = {}; given = x, W = torch.randn(N, d), torch.randn(C, d); y = torch.randint(C, (N,))"
+NETWORK = "N, d, m, C = {}; given = x, W, V = torch.randn(N, d), torch.randn(m, d), torch.randn(C, m)"
+
+CASES = {
+    "paper": (NETWORK.format("5000, 500, 8, 500"), "one_hidden(W, V, x, torch.zeros(N).long()).dense()"),
+    "many pairs": (LINEAR.format("32, 500, 1000"), "linear(W, x)['output'].norms(torch.zeros(100000, 2).long())"),
+    "wide": (LINEAR.format("64, 2000, 64"), "linear(W, x)['output'].norms()"),
+    "very wide": (LINEAR.format("4, 12000, 2"), "linear(W, x)['output'].norms([(0, 1)] * 8)"),
+    "many samples": (LINEAR.format("1000000, 8, 3"), "linear(W, x)['output'].dense()"),
+    "many units": (NETWORK.format("4, 10, 800, 3"), "one_hidden(W, V, x, torch.zeros(N).long())['hidden'].dense()"),
+    "many classes": (LINEAR.format("16, 4, 3000"), "linear(W, x)['output'].norms()"),
+    "transposed": (
+        NETWORK.format("16, 100, 100, 30"),
+        "one_hidden(W, V, x, torch.zeros(N).long())['output', 'hidden'].blocks([(c, c) for c in range(30)] * 30)",
+    ),
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("name", CASES)
+def test_peak_memory(name):
+    setup, call = CASES[name]
+    code = MEASURE.format(setup=setup, call=f"hessext.{call}")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    beyond, allowed = map(int, run.stdout.split())
+    assert beyond <= allowed, f"{beyond >> 20} MiB beyond the result, {allowed >> 20} MiB allowed"
