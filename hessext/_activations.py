@@ -25,15 +25,6 @@ class Activation:
     value: Callable[[Tensor], Tensor]
     evaluate: Callable[[Tensor], Derivatives]
     piecewise_linear: bool = False  # a'' is identically zero
-    sparse: bool = False  # a and a' are exactly zero on a half-line: kernels may gather the other samples
-
-    def first(self, z: Tensor) -> Tensor:
-        """a'(z)."""
-        return self.evaluate(z)[1]
-
-    def second(self, z: Tensor) -> Tensor | None:
-        """a''(z), None where it is identically zero."""
-        return self.evaluate(z)[2]
 
 
 # --- piecewise linear ---------------------------------------------------------------------------------------
@@ -110,7 +101,7 @@ def _gated(gate: Callable[[Tensor], Derivatives]) -> Callable[[Tensor], Derivati
 _BY_NAME = {
     activation.name: activation
     for activation in (
-        Activation("relu", F.relu, _relu, piecewise_linear=True, sparse=True),
+        Activation("relu", F.relu, _relu, piecewise_linear=True),
         _leaky_relu(),
         Activation("identity", lambda z: z, lambda z: (z, torch.ones_like(z), None), piecewise_linear=True),
         Activation("tanh", torch.tanh, _tanh),

@@ -48,7 +48,8 @@ struct Available {
             add("v4", float_v4(), double_v4());
 #endif
 #ifdef HESSEXT_HAVE_V3
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+            __builtin_cpu_supports("bmi2"))
             add("v3", float_v3(), double_v3());
 #endif
 #endif

@@ -1,6 +1,7 @@
 // What the softmax gives before any block: top classes, residual, shifts, and single entries of Q_n.
 #include <omp.h>
 
+#include "memory.h"
 #include "weights.h"
 
 namespace hessext::cpu {
@@ -59,10 +60,14 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
     for (auto& s : scratch)
         if (part == Part::hidden) reserve_scratch(k, curvature, batch, s);
     const WeightView<T> view{out, nullptr, curvature.samples, 0};
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (i64 n = 0; n < curvature.samples; n += weight_step)
-        fill_weights(k, request, Outer::blocks, batch, n, std::min(weight_step, curvature.samples - n),
-                     scratch[omp_get_thread_num()], view);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const FlushDenormals flush;  // as in assembly: diagonal() and dense() agree
+#pragma omp for schedule(static)
+        for (i64 n = 0; n < curvature.samples; n += weight_step)
+            fill_weights(k, request, Outer::blocks, batch, n, std::min(weight_step, curvature.samples - n),
+                         scratch[omp_get_thread_num()], view);
+    }
 }
 
 #define HESSEXT_INSTANTIATE(T)                                                                                \
