@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from . import BlockMatrix, Hessian
 
 DECADES = 4  # of the colour scale, where no limits are given
+ZERO_COLOR = "0.8"  # of entries that are exactly zero
+NAMED_SHARE = 0.08  # of a side: a narrower layer has no room for its name
 COLOR_MAP = "viridis"  # lightness rises all the way: read alike with and without colour-blindness, and in print
 
 
@@ -63,10 +65,11 @@ def _draw(
 ) -> Figure:
     """Pool part(i, j) for all pairs of layers, put the results side by side, draw borders and names."""
     try:
+        from matplotlib import colormaps
         from matplotlib.colors import LogNorm
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("hessext.plot needs matplotlib: pip install 'hessext[plot]'") from error
+        raise ImportError("hessext.plot needs matplotlib: pip install matplotlib") from error
     if max_pixels < 1:
         raise ValueError(f"max_pixels: expected at least 1, got {max_pixels}")
     if limits is not None and not 0 < limits[0] < limits[1] < np.inf:
@@ -84,9 +87,9 @@ def _draw(
     if ax is None:
         ax = Figure(figsize=(7.5, 6), layout="constrained").subplots()
     shown = ax.imshow(
-        np.clip(image, *limits),
+        np.ma.masked_where(image == 0, np.clip(image, *limits)),
         norm=LogNorm(*limits),
-        cmap=COLOR_MAP,
+        cmap=colormaps[COLOR_MAP].with_extremes(bad=ZERO_COLOR),
         interpolation="nearest",
         extent=(0, across.ends[-1], down.ends[-1], 0),
     )
@@ -95,15 +98,23 @@ def _draw(
             line(position, color="white", linewidth=0.4, alpha=0.7)
         for position in side.ends[1:-1]:
             line(position, color="white", linewidth=1.5)
-        middles = [(a + b) / 2 for a, b in zip(side.ends, side.ends[1:], strict=False)]
+        spans = list(zip(side.ends, side.ends[1:], layers, strict=False))
+        named = [(a, b, layer.name) for a, b, layer in spans if b - a >= NAMED_SHARE * side.ends[-1]]
         turned = {"rotation": 90, "va": "center"} if axis is ax.yaxis else {}
-        axis.set_ticks(middles, [layer.name for layer in layers], **turned)
+        axis.set_ticks([(a + b) / 2 for a, b, _ in named], [name for *_, name in named], **turned)
         axis.set_tick_params(length=0)
     if title:
         ax.set_title(title)
     bar = ax.figure.colorbar(shown, ax=ax, extend="both", fraction=0.046, pad=0.02)
-    bar.set_label(f"{what}, {limits[0]:.1e} to {limits[1]:.1e}" + (f", max of {pool} x {pool}" if pool > 1 else ""))
+    label = f"{what}, {limits[0]:.1e} to {limits[1]:.1e}"
+    label += f"; a pixel is the largest of {pool} x {pool}" if pool > 1 else ""
+    bar.set_label(label + ("; grey: exactly 0" if (image == 0).any() else ""))
     return ax.figure
+
+
+def _check_hessian(H: object) -> None:
+    if not hasattr(H, "layers"):
+        raise TypeError(f"H: expected a hessext.Hessian or a BlockMatrix; got {type(H).__name__}")
 
 
 def heat_map(
@@ -118,8 +129,9 @@ def heat_map(
 
     H: a Hessian (all pairs of layers, each neuron by neuron), a BlockMatrix, or a matrix (R, S). Where it has more
     than max_pixels rows or columns, a pixel is the *largest* of the entries that it covers. limits: ends of the scale
-    (default: max |H| and four decades below); what lies beyond, also 0, has the end's colour. ax: where to draw;
-    default a new figure. Raises ImportError without matplotlib, ValueError for bad arguments, MemoryError as
+    (default: max |H| and four decades below); what lies beyond has the end's colour, exact zeros are grey.
+    ax: where to draw; default a new figure. Raises ImportError without matplotlib, ValueError or TypeError for bad
+    arguments, MemoryError as
     H.dense() does; one pair of layers is dense at a time.
     """
     if isinstance(H, torch.Tensor):
@@ -130,6 +142,7 @@ def heat_map(
     if hasattr(H, "grid"):
         rows, cols = ([_Layer(*side)] for side in zip(H.layers, H.grid, H.block_shape, strict=True))
         return _draw(rows, cols, lambda i, j: H.dense(), "|H|", limits, max_pixels, title, ax)
+    _check_hessian(H)
     layers = [_Layer(name, H[name].grid[0], H[name].block_shape[0]) for name in H.layers]
 
     def part(i: int, j: int) -> torch.Tensor:
@@ -151,6 +164,7 @@ def block_norm_map(
     if hasattr(H, "grid"):
         rows, cols = ([_Layer(name, count, 1)] for name, count in zip(H.layers, H.grid, strict=True))
         return _draw(rows, cols, lambda i, j: H.norms(), what, limits, max_pixels, title, ax)
+    _check_hessian(H)
     layers = [_Layer(name, H[name].grid[0], 1) for name in H.layers]
 
     def part(i: int, j: int) -> torch.Tensor:

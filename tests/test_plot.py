@@ -53,7 +53,7 @@ def test_pixels_do_not_cross_blocks():
     blocks = torch.nn.functional.pad(H["hidden"].dense().abs().reshape(4, 18, 4, 18), (0, 2, 0, 0, 0, 2))
     assert np.array_equal(image(figure), blocks.reshape(4, 5, 4, 4, 5, 4).amax((2, 5)).reshape(20, 20))
     assert lines(figure, 0) == [5, 10, 15]
-    assert "max of 4 x 4" in figure.axes[1].get_ylabel()
+    assert "largest of 4 x 4" in figure.axes[1].get_ylabel()
 
 
 def test_block_norm_map():

@@ -77,7 +77,7 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     if (!r.pairs && r.dense.out && r.part == Part::cross) {
         const double features = density(r.right.data, r.right.ld, q.samples, r.right.cols);
         consider(Method::tiles, Outer::mixed,
-                 rows * t * padded_area(k, r.left.size(), q.classes, false) * n * active * features);
+                 (q.probs ? rows * t * features : rows) * padded_area(k, r.left.size(), q.classes, false) * n * active);
     }
     return best;
 }

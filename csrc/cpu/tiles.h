@@ -33,7 +33,7 @@ class TileAssembly : Context<T> {
 
     struct Workspace {  // of one thread
         T *left, *right, *values;
-        double *total, *diagonal;
+        double *total, *sums;
         i64 *x, *y;
     };
 
@@ -65,7 +65,7 @@ class TileAssembly : Context<T> {
         Buffer<T> panels(threads * (rows + cols) * depth);
         const bool long_sums = q.samples > span && sizeof(T) < sizeof(double);
         Buffer<T> values(threads * rows * tile_ld);
-        Buffer<double> totals(threads * (long_sums ? rows + 1 : 1) * tile_ld);  // one row is the diagonal
+        Buffer<double> totals(threads * (long_sums ? rows + 1 : 1) * tile_ld);  // one row is `sums`
         Buffer<i64> numbers(threads * (rows + cols));
         std::vector<WeightScratch<T>> scratch(threads);
         std::vector<double> partial(r.norms ? limit * jobs() : 0);
@@ -142,7 +142,10 @@ class TileAssembly : Context<T> {
         Operand& weighted = a.weighted ? a : b;
         if (plan.outer == Outer::mixed) weighted.unit = first;
         if (extra) weighted.patch = plan.outer == Outer::mixed ? second : first;
-        multiply(a, b, s, r0, c0, tile, work);
+        if (plan.outer == Outer::mixed && !q.probs && !(extra && first == second))
+            outer_product(first, s, r0, c0, tile, work);
+        else
+            multiply(a, b, s, r0, c0, tile, work);
         if (plan.outer == Outer::features) replace_diagonal(s, r0, c0, tile, work);
         if (r.norms) return sum_of_squares(tile);
         write(tile, pair, first, second, r0, c0, work);
@@ -162,6 +165,24 @@ class TileAssembly : Context<T> {
                        triangle ? tile.offset : below_all);
         }
         sum.finish();
+    }
+
+    // Without softmax B_n V = c_n V is the same for all samples: the tile is sum_n weight_n x_n times a column of V.
+    void outer_product(i64 unit, const Samples& s, i64 r0, i64 c0, const Tile<T>& tile, const Workspace& work) const {
+        const i64 first = flipped ? c0 : r0, count = flipped ? tile.cols : tile.rows;
+        const i64 stored = std::max<i64>(0, std::min(count, r.left.cols - first));
+        double* sum = work.sums;
+        std::fill_n(sum, count, 0.0);
+        for (i64 k = 0; k < s.count; ++k) {
+            const double w = s.weight[k];
+            const T* x = r.left.data + s.index[k] * r.left.ld + first;
+            for (i64 e = 0; e < stored; ++e) sum[e] += w * x[e];
+            if (stored < count) sum[stored] += w;  // the feature that is always 1
+        }
+        const T* column = columns.data() + unit * q.classes + (flipped ? r0 : c0);
+        for (i64 row = 0; row < tile.rows; ++row)
+            for (i64 col = 0; col < tile.cols; ++col)
+                tile.values[row * tile_ld + col] = T(flipped ? sum[col] * column[row] : sum[row] * column[col]);
     }
 
     void pack(bool to_left, const Operand& op, const Samples& s, i64 k0, i64 depth, i64 first, i64 count,
@@ -196,9 +217,9 @@ class TileAssembly : Context<T> {
     void replace_diagonal(const Samples& s, i64 r0, i64 c0, const Tile<T>& tile, const Workspace& work) const {
         const i64 begin = std::max(r0, c0), end = std::min(r0 + tile.rows, c0 + tile.cols);
         if (begin >= end) return;
-        std::fill_n(work.diagonal, end - begin, 0.0);
-        k.softmax_diagonal(s.count, q, s.index, s.weight, begin, end - begin, work.diagonal);
-        for (i64 j = begin; j < end; ++j) tile.values[(j - r0) * tile_ld + (j - c0)] = T(work.diagonal[j - begin]);
+        std::fill_n(work.sums, end - begin, 0.0);
+        k.softmax_diagonal(s.count, q, s.index, s.weight, begin, end - begin, work.sums);
+        for (i64 j = begin; j < end; ++j) tile.values[(j - r0) * tile_ld + (j - c0)] = T(work.sums[j - begin]);
     }
 
     // All places of a tile: its block, the block (second, first), and the mirror images of both.
