@@ -158,5 +158,4 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("set_isa", [](const std::string& name) {
         if (!cpu::set_isa(name.c_str())) throw py::value_error("set_isa: '" + name + "' is not available here");
     });
-    m.def("advise_huge_pages", [](Address data, i64 bytes) { cpu::advise_huge_pages(at<void>(data), bytes); });
 }

@@ -113,9 +113,6 @@ const char* const* isas(int* count);
 const char* isa();
 bool set_isa(const char* name);
 
-// Asks the system to back fresh output pages with huge pages (a hint).
-void advise_huge_pages(void* data, i64 bytes);
-
 }  // namespace cpu
 
 namespace cuda {

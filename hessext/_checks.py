@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import _core
 from ._losses import Loss
 
 # --- tensors ------------------------------------------------------------------------------------------------
@@ -65,18 +64,11 @@ def targets(y: Tensor | None, N: int, C: int, loss: Loss, like: Tensor) -> Tenso
     return y
 
 
-_LARGE = 4 << 20  # bytes of a result worth huge pages
-
-
 def out(t: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return t, to write to: contiguous, of this shape, like's dtype and device. For None, a new tensor."""
     if t is None:
-        size = math.prod(shape) * like.element_size()
-        memory(size, f"a {_text(shape)} result", like.device)
-        t = like.new_empty(shape)
-        if size >= _LARGE and t.is_cpu:  # fresh small pages cost more than the work of filling them
-            _core.advise_huge_pages(t.data_ptr(), size)
-        return t
+        memory(math.prod(shape) * like.element_size(), f"a {_text(shape)} result", like.device)
+        return like.new_empty(shape)
     _tensor("out", t)
     if t.dtype != like.dtype:
         raise TypeError(f"out: expected {like.dtype}; got {t.dtype}")

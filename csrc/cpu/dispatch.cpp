@@ -4,10 +4,6 @@
 
 #include "kernels.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace hessext::cpu {
 
 const Kernels<float>& float_baseline();
@@ -89,17 +85,6 @@ const Kernels<float>& kernels<float>() {
 template <>
 const Kernels<double>& kernels<double>() {
     return *available().entries[chosen.load()].f64;
-}
-
-void advise_huge_pages(void* data, i64 bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr std::uintptr_t page = 2 << 20;
-    const auto begin = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
-    const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / page * page;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)data, (void)bytes;
-#endif
 }
 
 }  // namespace hessext::cpu
