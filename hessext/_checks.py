@@ -53,6 +53,9 @@ def targets(y: Tensor | None, N: int, C: int, loss: Loss, like: Tensor) -> Tenso
             raise ValueError("y: this loss's class weights or ignore_index need targets; got None")
         return None
     _tensor("y", y)
+    if y.ndim != (2 if y.is_floating_point() else 1):  # labels cast to float, or integer one-hot targets
+        wanted = f"int64 labels ({N},) or {like.dtype} targets ({N}, {C})"
+        raise ValueError(f"y: expected {wanted}; got {y.dtype} {_text(y.shape)}")
     if y.is_floating_point():
         if loss.kind == "cross_entropy" and loss.ignore_index >= 0:
             raise ValueError(f"y: ignore_index={loss.ignore_index} needs int64 labels ({N},); got {y.dtype}")

@@ -32,14 +32,16 @@ class Hessian:
 
     def __getitem__(self, key: str | tuple[str, str]) -> BlockMatrix:
         """One layer or parameter, or the part of H between two. Raises KeyError with the names there are."""
-        names = key if isinstance(key, tuple) else (key, key)
+        names = key if isinstance(key, tuple | list) else (key, key)
         if len(names) != 2:
             raise KeyError(f"expected one layer name or two; got {key!r}")
         return BlockMatrix(self._problem, self.term, *(self._layer(name) for name in names))
 
+    __iter__ = None  # __getitem__ takes names: there is nothing to iterate over
+
     def _layer(self, name: str) -> Layer:
         layers = self._problem.layers
-        if name not in layers:
+        if not isinstance(name, str) or name not in layers:
             raise KeyError(f"expected one of {', '.join(map(repr, layers))}; got {name!r}")
         return layers[name]
 

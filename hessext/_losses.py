@@ -180,6 +180,8 @@ def resolve(loss: str | nn.CrossEntropyLoss | nn.MSELoss) -> Loss:
         if loss == "mse":
             return SquaredError()
         raise ValueError(f"loss: expected 'cross_entropy' or 'mse'; got {loss!r}")
+    if isinstance(loss, type):
+        raise TypeError(f"loss: expected a name or an instance; got the class, {loss.__name__}() makes an instance")
     if type(loss) not in (nn.CrossEntropyLoss, nn.MSELoss):
         raise TypeError(
             "loss: expected 'cross_entropy', 'mse', or an instance of nn.CrossEntropyLoss or nn.MSELoss "

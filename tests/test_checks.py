@@ -120,14 +120,15 @@ def test_good_targets_pass():
 
 NAMED = "y: expected int64 labels (4,) or torch.float32 targets (4, 3); got "
 WEIGHTLESS = "y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing"
+WANTED = "y: expected int64 labels (4,) or torch.float32 targets (4, 3); got "
 BAD_TARGETS = {
     "list": ([0, 1, 2, 1], CE, TypeError, "y: expected a torch.Tensor; got list"),
     "int32": (Y.int(), CE, TypeError, NAMED + "torch.int32"),
     "bool": (Y > 0, MSE, TypeError, NAMED + "torch.bool"),
     "double": (X.double(), CE, TypeError, "y: expected torch.float32; got torch.float64"),
     "labels of other samples": (Y[:3], CE, ValueError, "y: expected shape (4,); got (3,)"),
-    "column of labels": (Y[:, None], CE, ValueError, "y: expected shape (4,); got (4, 1)"),
-    "vector of floats": (X[:, 0], MSE, ValueError, "y: expected shape (4, 3); got (4,)"),
+    "column of labels": (Y[:, None], CE, ValueError, WANTED + "torch.int64 (4, 1)"),
+    "vector of floats": (X[:, 0], MSE, ValueError, WANTED + "torch.float32 (4,)"),
     "nan": (with_value(math.nan), CE, ValueError, "y: expected finite values; got 1 that are NaN or infinite"),
     "device": (Y.to("meta"), CE, ValueError, "y: expected device cpu; got meta"),
     "high label": (Y + 1, CE, ValueError, "y: expected labels in [0, 3); got 3"),

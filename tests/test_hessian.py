@@ -363,3 +363,18 @@ def test_inference_tensors_are_accepted():
     with torch.inference_mode():
         x, W = torch.ones(3, 2), torch.ones(2, 2)
     assert hessext.linear(W, x).dense().shape == (4, 4)
+
+
+def test_names_in_a_list_and_no_iteration():
+    H = make_inputs(SMALL[0], torch.float64).hessian()
+    name = H.layers[0]
+    assert H[[name, name]].layers == (name, name)
+    with pytest.raises(KeyError, match="expected one of"):
+        H[0]
+    with pytest.raises(TypeError, match="not iterable"):
+        list(H)
+
+
+def test_a_loss_class_is_not_a_loss():
+    with pytest.raises(TypeError, match=r"^loss: .*CrossEntropyLoss\(\) makes an instance"):
+        hessext.linear(torch.ones(3, 2), torch.ones(4, 2), loss=nn.CrossEntropyLoss)
