@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from . import _activations, _checks, _losses
@@ -115,7 +116,8 @@ def _check_plain(model: nn.Module, affine: list[tuple[str, nn.Linear]]) -> None:
 
 def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
     """Parameters change in training; the Hessian is that of the moment it was asked for."""
-    return weight.clone(), None if bias is None else bias.clone()
+    weight = weight.clone(memory_format=torch.contiguous_format)
+    return weight, None if bias is None else bias.clone()
 
 
 def _linear(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _ops
-from ._norms import BlockRatio, block_norms, block_ratio, diagonal_squares
+from ._norms import BlockRatio, block_norms, block_ratio, diagonal_entries
 from ._problem import Layer, Problem, Term
 from ._product import columns, from_affine, product, to_affine
 
@@ -76,8 +76,7 @@ class BlockMatrix:
 
     @property
     def _replicated(self) -> bool:
-        """Squared error: all blocks (i, i) of the output layer are one and the same and the others are zero."""
-        return self._row.kind == self._col.kind == "output" and self._problem.curvature.probs is None
+        return self._problem.replicated(self._row, self._col)
 
     def block(self, i: int, j: int) -> Tensor:
         """Block (i, j), shaped `block_shape`. Raises IndexError outside the grid."""
@@ -135,7 +134,7 @@ class BlockMatrix:
     def diagonal(self) -> Tensor:
         """The diagonal (shape[0],). Raises ValueError for a part between different layers."""
         self._within("diagonal")
-        return diagonal_squares(self, self._problem.features_of(self._row))
+        return diagonal_entries(self)
 
     def trace(self) -> Tensor:
         """The trace, a scalar tensor. Raises ValueError for a part between different layers."""

@@ -96,8 +96,8 @@ class Hessian:
         out = _checks.out(out, self.shape, p.x)
         for r, row in enumerate(p.whole):
             for col in p.whole[r:]:
-                if p.part(row, col) == _ops.Part.OUTPUT and p.curvature.probs is None:
-                    out[row.start :, row.start :].zero_()  # the core writes the diagonal blocks only
+                if p.replicated(row, col):
+                    out[row.start :, row.start :].zero_()
                 axes = [n for layer in (row, col) for n in (layer.start, layer.cols, layer.start_bias, 1)]
                 _ops.dense_(out, p.numel, axes, True, True, *p.arguments(row, col, self.term))
         return out

@@ -34,7 +34,7 @@ def block_norms(B: BlockMatrix, pairs: Tensor | None) -> Tensor:
     _checks.memory(rows * cols * (B._problem.x.element_size() + 8), f"norms of {rows} x {cols} blocks", B.device)
     result = torch.zeros(rows, cols, dtype=B.dtype, device=B.device)
     if B._replicated:
-        return result.fill_diagonal_(_squares(B, torch.zeros(1, 2, dtype=torch.int64))[0].sqrt().item())
+        return result.fill_diagonal_(_first_square(B) ** 0.5)
     mirrored = B._row.kind == B._col.kind  # Q_n is symmetric, whatever the features
     for pairs in _grid_pairs(rows, cols, mirrored):
         norms = _squares(B, pairs).sqrt_().to(B.dtype)
@@ -49,7 +49,7 @@ def block_ratio(B: BlockMatrix) -> BlockRatio:
     """BlockRatio of one layer, by blocks or by the Gram form, whichever costs less."""
     count = B.grid[0]
     if B._replicated or (B._row.kind == "output" and B._term == "residual"):  # equal blocks, zero blocks
-        return _ratio(count, count * _squares(B, torch.zeros(1, 2, dtype=torch.int64)).item(), 0.0)
+        return _ratio(count, count * _first_square(B), 0.0)
     samples, size = len(B._problem.x), B._row.size
     by_blocks = count * (count + 1) / 2 * size * (size + 1) / 2 * samples
     by_gram = samples**2 * (3 * count + size) / 2
@@ -77,6 +77,11 @@ def _squares(B: BlockMatrix, pairs: Tensor) -> Tensor:
         square = _ops.block_squares(pairs.new_zeros(1, 2), *B._arguments())
         return square * (pairs[:, 0] == pairs[:, 1])
     return _ops.block_squares((pairs.flip(1) if B._swapped else pairs).contiguous(), *B._arguments())
+
+
+def _first_square(B: BlockMatrix) -> float:
+    """||H_00||_F^2, where it stands for all diagonal blocks."""
+    return _squares(B, torch.zeros(1, 2, dtype=torch.int64)).item()
 
 
 def _grid_pairs(rows: int, cols: int, upper: bool):
@@ -148,10 +153,10 @@ def _deflated(c, rows: slice, start: int, stop: int) -> Tensor:
     return P
 
 
-def diagonal_squares(B: BlockMatrix, features: Tensor) -> Tensor:
+def diagonal_entries(B: BlockMatrix) -> Tensor:
     """Diagonal of one layer's matrix: sum_n Q_n[i, i] phi_n[a]^2, block by block."""
     problem, count = B._problem, B.grid[0]
-    part = problem.part(B._row, B._col)
+    part, features = problem.part(B._row, B._col), problem.features_of(B._row)
     curvature = problem.curvature_of(part, B._term)
     samples, classes = len(features), problem.output[0].shape[0]
     if part == Part.OUTPUT and not curvature.gauss_newton:

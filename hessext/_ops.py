@@ -92,10 +92,9 @@ def _block_squares(pairs, *part):
 
 
 def _softmax_top(probs):
-    samples, classes = probs.shape
-    top, rest = probs.new_empty(samples, dtype=torch.int64), probs.new_empty(samples)
+    top, rest = _fake_softmax_top(probs)
     wide, threads = probs.dtype == torch.float64, torch.get_num_threads()
-    _core.softmax_top(wide, probs.data_ptr(), samples, classes, top.data_ptr(), rest.data_ptr(), threads)
+    _core.softmax_top(wide, probs.data_ptr(), *probs.shape, top.data_ptr(), rest.data_ptr(), threads)
     return top, rest
 
 
@@ -108,17 +107,10 @@ def _label_residual(probs, scale, label, top, rest):
 
 
 def _softmax_shift(probs, top, weight):
-    (samples, classes), units = probs.shape, weight.shape[1]
-    out = probs.new_empty(samples, units)
-    _core.softmax_shift(
-        probs.dtype == torch.float64,
-        *(t.data_ptr() for t in (probs, top, weight)),
-        samples,
-        classes,
-        units,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
+    out = _fake_softmax_shift(probs, top, weight)
+    pointers = [t.data_ptr() for t in (probs, top, weight)]
+    wide, threads = probs.dtype == torch.float64, torch.get_num_threads()
+    _core.softmax_shift(wide, *pointers, *probs.shape, weight.shape[1], out.data_ptr(), threads)
     return out
 
 

@@ -153,7 +153,7 @@ class Problem:
     def shift(self) -> Tensor | None:
         """sum_c p_c (V_c - V_top) (N, m) of the softmax, None for the squared error."""
         c = self.curvature
-        return None if c.probs is None else _ops.softmax_shift(c.probs, c.top, self.output[0].contiguous())
+        return None if c.probs is None else _ops.softmax_shift(c.probs, c.top, self.output[0])
 
     # ------------------------------------------------------------------------------------------ parts of H
 
@@ -162,6 +162,10 @@ class Problem:
         if row.kind != col.kind:
             return Part.CROSS
         return Part.HIDDEN if row.kind == "hidden" else Part.OUTPUT
+
+    def replicated(self, row: Layer, col: Layer) -> bool:
+        """Squared error: all output blocks (i, i) are one and the same, the core writes them alone; others are zero."""
+        return self.part(row, col) == Part.OUTPUT and self.curvature.probs is None
 
     def features_of(self, layer: Layer) -> Tensor:
         """The layer's features without the bias (N, cols)."""
@@ -174,7 +178,7 @@ class Problem:
         c, gauss_newton, residual = self.curvature, term != "residual", term != "gauss_newton"
         if part == Part.OUTPUT:
             return Curvature(gauss_newton, c.scale, c.probs, c.top, c.rest)
-        weight = self.output[0].contiguous()
+        weight = self.output[0]
         gram = weight.T @ weight if c.probs is None and part == Part.HIDDEN else None
         return Curvature(
             gauss_newton,

@@ -111,8 +111,8 @@ class TileAssembly : Context<T> {
     }
 
   private:
-    i64 row_jobs() const { return (left.size + tile_rows - 1) / (tile_rows); }
-    i64 col_jobs() const { return (right.size + tile_cols - 1) / (tile_cols); }
+    i64 row_jobs() const { return (left.size + tile_rows - 1) / tile_rows; }
+    i64 col_jobs() const { return (right.size + tile_cols - 1) / tile_cols; }
     i64 jobs() const { return row_jobs() * col_jobs(); }
 
     // Inside a parallel region: lists the samples of nonzero weight, compacting the weights in place.
