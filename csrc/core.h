@@ -47,12 +47,13 @@ enum class Part {
 };
 
 // Where the parameters of a layer are in a dense matrix: parameter a of block i is row (or column)
-// start + i * step + a; the bias, if there is one, start_bias + i * step_bias.
+// start + i * step + a * inner; the bias, if there is one, start_bias + i * step_bias.
 struct Axis {
     i64 start, step, start_bias, step_bias;
     i64 cols;  // stored features; the bias is feature number cols
+    i64 inner = 1;
 
-    i64 first(i64 a) const { return a < cols ? start + a : start_bias; }
+    i64 first(i64 a) const { return a < cols ? start + a * inner : start_bias; }
     i64 stride(i64 a) const { return a < cols ? step : step_bias; }
     i64 at(i64 i, i64 a) const { return first(a) + i * stride(a); }
 };
@@ -85,8 +86,8 @@ struct Assembly {
 namespace cpu {
 
 // Assembles blocks, a dense matrix or squared norms. float32 products are summed in float32 within spans of 9216
-// samples and in float64 across them. Throws std::bad_alloc where the workspace (24 MiB and about 1 MiB per thread)
-// cannot be had.
+// samples and in float64 across them. Throws std::bad_alloc where the workspace (24 MiB for the
+// pairs in hand, and tiles of less than 4 MiB per thread) cannot be had.
 template <class T>
 void assemble(const Assembly<T>& request, int threads);
 

@@ -9,8 +9,12 @@ from reference import assert_accurate, dense, matrix, plain, truth
 
 from hessext import _core
 
-# Beyond one tile (126 x 128) and one chunk (192 samples), with classes, units or features filling the tile.
+# Beyond one tile (504 x 512, or 126 x 128 where there are few pairs), one slab of columns (128) and one chunk (192
+# samples), with classes, units or features filling the tile.
 LARGE = [
+    Case(15, 520, 3, 4, bias="h"),
+    Case(15, 3, 520, 4, bias="o"),
+    Case(25, 150, 131, 6, loss="mse"),
     Case(230, 140, 3, 2, bias="ho"),
     Case(200, 3, 150, 4),
     Case(197, 9, 5, 40, activation="tanh"),

@@ -5,10 +5,12 @@
 
 namespace hessext::cpu {
 
-// A tile of a product: at most tile_rows x tile_cols entries, chunk samples deep at a time.
-inline constexpr i64 tile_rows = 252;          // a multiple of every kernel's panel height (14, 6)
-inline constexpr i64 tile_cols = 256;          // a multiple of every kernel's panel width (32, 16, 8, 4)
+// A tile of a product: at most tile_rows x tile_cols entries, chunk samples deep at a time. The packed rows of a chunk
+// and a slab of its columns share the second-level cache.
+inline constexpr i64 tile_rows = 504;          // a multiple of every kernel's panel height (14, 6)
+inline constexpr i64 tile_cols = 512;          // a multiple of every kernel's panel width (32, 16, 8, 4)
 inline constexpr i64 tile_ld = tile_cols + 8;  // padded: columns of the tile fall in different cache sets
+inline constexpr i64 slab = 128;
 inline constexpr i64 chunk = 192;
 inline constexpr i64 span = 48 * chunk;            // samples summed in T; beyond, sums of spans are kept in float64
 inline constexpr i64 below_all = -(i64(1) << 40);  // `offset` of a product without a triangle

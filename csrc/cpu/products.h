@@ -11,7 +11,8 @@ class ProductAssembly : Context<T> {
     using Base = Context<T>;
     using Base::dense, Base::k, Base::q, Base::r, Base::threads;
 
-    static constexpr i64 group_tiles = 8;  // column tiles that share one packed row tile
+    static constexpr i64 item_rows = 252;  // feature pairs of a row tile
+    static constexpr i64 group_tiles = 4;  // column tiles that share one packed row tile
     static constexpr i64 patch_rows = 8, patch_cols = 16;
 
     std::vector<std::int32_t> first, second;  // the feature pairs
@@ -19,7 +20,7 @@ class ProductAssembly : Context<T> {
 
     // Where the entries of a row tile go: entry item[e] to out[start[e] + i * row_step[e] + j * col_step[e]].
     struct Places {
-        i64 item[tile_rows], start[tile_rows], row_step[tile_rows], col_step[tile_rows];
+        i64 item[item_rows], start[item_rows], row_step[item_rows], col_step[item_rows];
     };
 
     void place(i64 r0, i64 count, bool mirror, Places& to) const {
@@ -69,11 +70,11 @@ class ProductAssembly : Context<T> {
     }
 
     void run() {
-        const i64 items = i64(first.size()), row_tiles = (items + tile_rows - 1) / tile_rows;
+        const i64 items = i64(first.size()), row_tiles = (items + item_rows - 1) / item_rows;
         const i64 limit =
             this->batch_limit(q.samples * i64(sizeof(T)) + (r.norms ? row_tiles * i64(sizeof(double)) : 0), k.cols);
         const i64 depth = std::min(chunk, q.samples);
-        const i64 rows = std::min(round_up(items, k.rows), tile_rows), tile_size = rows * tile_ld;
+        const i64 rows = std::min(round_up(items, k.rows), item_rows), tile_size = rows * tile_ld;
         const i64 group = even(limit, group_tiles * tile_cols, tile_cols);  // block pairs of one job
 
         Buffer<T> weights(limit * q.samples), panels(threads * rows * depth);
@@ -103,7 +104,7 @@ class ProductAssembly : Context<T> {
                 Places &direct = places.get()[2 * me], &mirror = places.get()[2 * me + 1];
 #pragma omp for schedule(dynamic)
                 for (i64 job = 0; job < jobs; ++job) {
-                    const i64 at = job % row_tiles, r0 = at * tile_rows, count = std::min(tile_rows, items - r0);
+                    const i64 at = job % row_tiles, r0 = at * item_rows, count = std::min(item_rows, items - r0);
                     const i64 t0 = job / row_tiles * group, pairs = std::min(group, batch.count() - t0);
                     multiply(view, r0, count, t0, pairs, left, values, total, tile_size);
                     if (!r.norms) place(r0, count, false, direct), place(r0, count, true, mirror);

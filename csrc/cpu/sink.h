@@ -63,19 +63,22 @@ void write_rows(const Tile<T>& tile, T* out, i64 ld, const i64* x, const i64* y)
     }
 }
 
-// out[y[c] * ld + x[r]] = value(r, c)
+// out[y[c] * ld + x[r]] = value(r, c), in strips of rows: a column of a strip stays in the first-level cache until its
+// neighbours have been read.
 template <class T>
 void write_columns(const Tile<T>& tile, T* out, i64 ld, const i64* x, const i64* y) {
+    constexpr i64 strip = 128;
     const bool contiguous = tile.rows == x[tile.rows - 1] - x[0] + 1;
-    for (i64 c = 0; c < tile.cols; ++c) {
-        const T* from = tile.values + c;
-        T* row = out + y[c] * ld;
-        const i64 end = tile.end(c);
-        if (contiguous)
-            for (i64 r = 0; r < end; ++r) row[x[0] + r] = from[r * tile_ld];
-        else
-            for (i64 r = 0; r < end; ++r) row[x[r]] = from[r * tile_ld];
-    }
+    for (i64 r0 = 0; r0 < tile.rows; r0 += strip)
+        for (i64 c = tile.begin(r0); c < tile.cols; ++c) {
+            const T* from = tile.values + c;
+            T* row = out + y[c] * ld;
+            const i64 end = std::min(r0 + strip, tile.end(c));
+            if (contiguous)
+                for (i64 r = r0; r < end; ++r) row[x[0] + r] = from[r * tile_ld];
+            else
+                for (i64 r = r0; r < end; ++r) row[x[r]] = from[r * tile_ld];
+        }
 }
 
 template <class T>

@@ -28,8 +28,9 @@ class TileAssembly : Context<T> {
 
     const bool triangle = r.symmetric;  // tile entries (r, c) with r <= c are enough
     Operand left{&r.left, r.left.size()}, right{&r.right, r.right.size()};
-    bool flipped;            // left and right have changed places: less padding
-    std::vector<T> columns;  // V^T [m, C], for the cross part
+    bool flipped;                            // left and right have changed places: less padding
+    i64 tall = tile_rows, wide = tile_cols;  // tiles in use
+    std::vector<T> columns;                  // V^T [m, C], for the cross part
 
     struct Workspace {  // of one thread
         T *left, *right, *values;
@@ -51,18 +52,22 @@ class TileAssembly : Context<T> {
         const auto padded = [&](i64 a, i64 b) { return round_up(a, k.rows) * round_up(b, k.cols); };
         flipped = !triangle && padded(right.size, left.size) < padded(left.size, right.size);
         if (flipped) std::swap(left, right);
+        const auto too_large = [&] {  // to keep every thread busy, or for the workspace
+            return this->pair_count() * jobs() < 6 * threads || threads * tall * wide * i64(sizeof(T)) > batch_bytes;
+        };
+        while (wide > slab && too_large()) tall /= 2, wide /= 2;
     }
 
     void run() {
         const i64 list_bytes = q.samples * i64(sizeof(i64) + sizeof(T) * (extra ? 2 : 1));
         const i64 limit = this->batch_limit(list_bytes + (r.norms ? jobs() * i64(sizeof(double)) : 0), 1);
         const i64 depth = std::min(chunk, q.samples);
-        const i64 rows = std::min(round_up(left.size, k.rows), tile_rows);
-        const i64 cols = std::min(round_up(right.size, k.cols), tile_cols);
+        const i64 rows = std::min(round_up(left.size, k.rows), tall);
+        const i64 cols = std::min(round_up(right.size, k.cols), wide), packed_cols = std::min(cols, slab);
 
         Buffer<T> weights(limit * q.samples), extras(extra ? limit * q.samples : 0);
         Buffer<i64> lists(limit * q.samples), counts(limit);
-        Buffer<T> panels(threads * (rows + cols) * depth);
+        Buffer<T> panels(threads * (rows + packed_cols) * depth);
         const bool long_sums = q.samples > span && sizeof(T) < sizeof(double);
         Buffer<T> values(threads * rows * tile_ld);
         Buffer<double> totals(threads * (long_sums ? rows + 1 : 1) * tile_ld);  // one row is `sums`
@@ -81,7 +86,7 @@ class TileAssembly : Context<T> {
                 const int me = omp_get_thread_num();
                 this->fill(batch, view, scratch[me]);
                 list_nonzero(batch.count(), view, lists.get(), counts.get());
-                T* packed = panels.get() + me * (rows + cols) * depth;
+                T* packed = panels.get() + me * (rows + packed_cols) * depth;
                 double* total = totals.get() + me * (long_sums ? rows + 1 : 1) * tile_ld;
                 i64* x = numbers.get() + me * (rows + cols);
                 const Workspace work{packed,
@@ -93,11 +98,7 @@ class TileAssembly : Context<T> {
                                      x + rows};
 #pragma omp for schedule(dynamic)
                 for (i64 job = 0; job < all; ++job) {
-                    // Where classes fill the tile, pairs run fastest: their entries share cache lines of the output.
-                    const bool inner = plan.outer != Outer::blocks;
-                    const i64 t = inner ? job % batch.count() : job / jobs();
-                    const i64 at = inner ? job / batch.count() : job % jobs();
-                    const i64 from = t * q.samples;
+                    const i64 t = job / jobs(), at = job % jobs(), from = t * q.samples;
                     const Samples samples{counts.get()[t], lists.get() + from, view.data + from,
                                           extra ? view.extra + from : nullptr};
                     const double squares =
@@ -108,11 +109,12 @@ class TileAssembly : Context<T> {
             if (r.norms) this->add_up(partial, jobs(), batch.count(), done);
             done += batch.count();
         }
+        if (unit_major()) interleave();
     }
 
   private:
-    i64 row_jobs() const { return (left.size + tile_rows - 1) / tile_rows; }
-    i64 col_jobs() const { return (right.size + tile_cols - 1) / tile_cols; }
+    i64 row_jobs() const { return (left.size + tall - 1) / tall; }
+    i64 col_jobs() const { return (right.size + wide - 1) / wide; }
     i64 jobs() const { return row_jobs() * col_jobs(); }
 
     // Inside a parallel region: lists the samples of nonzero weight, compacting the weights in place.
@@ -134,9 +136,9 @@ class TileAssembly : Context<T> {
 
     // Computes one job's tile and writes it, or returns its sum of squares.
     double run_job(i64 first, i64 second, i64 pair, i64 at, const Samples& s, const Workspace& work) const {
-        const i64 r0 = at / col_jobs() * tile_rows, c0 = at % col_jobs() * tile_cols;
-        const Tile<T> tile{work.values, std::min(tile_rows, left.size - r0), std::min(tile_cols, right.size - c0),
-                           r0 - c0, triangle};
+        const i64 r0 = at / col_jobs() * tall, c0 = at % col_jobs() * wide;
+        const Tile<T> tile{work.values, std::min(tall, left.size - r0), std::min(wide, right.size - c0), r0 - c0,
+                           triangle};
         if (tile.begin(0) >= tile.cols) return 0;  // wholly below the diagonal
         Operand a = left, b = right;
         Operand& weighted = a.weighted ? a : b;
@@ -154,15 +156,18 @@ class TileAssembly : Context<T> {
 
     void multiply(const Operand& a, const Operand& b, const Samples& s, i64 r0, i64 c0, const Tile<T>& tile,
                   const Workspace& work) const {
-        const i64 rows = round_up(tile.rows, k.rows), cols = round_up(tile.cols, k.cols);
+        const i64 rows = round_up(tile.rows, k.rows);
         LongSum<T> sum(work.values, work.total, rows * tile_ld);
         for (i64 k0 = 0; k0 < s.count; k0 += chunk) {
             if (k0 && k0 % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, s.count - k0);
             pack(true, a, s, k0, depth, r0, tile.rows, work.left);
-            pack(false, b, s, k0, depth, c0, tile.cols, work.right);
-            k.multiply(depth, work.left, rows / k.rows, work.right, depth * k.cols, cols / k.cols, work.values, tile_ld,
-                       triangle ? tile.offset : below_all);
+            for (i64 c = 0; c < tile.cols; c += slab) {
+                const i64 cols = std::min(slab, tile.cols - c);
+                pack(false, b, s, k0, depth, c0 + c, cols, work.right);
+                k.multiply(depth, work.left, rows / k.rows, work.right, depth * k.cols, round_up(cols, k.cols) / k.cols,
+                           work.values + c, tile_ld, triangle ? tile.offset - c : below_all);
+            }
         }
         sum.finish();
     }
@@ -229,18 +234,55 @@ class TileAssembly : Context<T> {
         const i64 copies = replicated && r.dense.out ? q.classes : twice ? 2 : 1;
         for (i64 copy = 0; copy < copies; ++copy, std::swap(first, second)) {
             if (replicated) first = second = copy;
-            for (i64 e = 0; e < tile.rows; ++e) work.x[e] = number(first, second, r0 + e, !flipped);
-            for (i64 e = 0; e < tile.cols; ++e) work.y[e] = number(first, second, c0 + e, flipped);
-            if (flipped ? dense.mirror : dense.direct) write_rows(tile, out, dense.ld, work.x, work.y);
-            if (flipped ? dense.direct : dense.mirror) write_columns(tile, out, dense.ld, work.x, work.y);
+            if (flipped ? dense.mirror : dense.direct) {
+                number(first, second, r0, tile.rows, !flipped, false, work.x);
+                number(first, second, c0, tile.cols, flipped, unit_major(), work.y);
+                write_rows(tile, out, dense.ld, work.x, work.y);
+            }
+            if (flipped ? dense.direct : dense.mirror) {
+                number(first, second, r0, tile.rows, !flipped, unit_major(), work.x);
+                number(first, second, c0, tile.cols, flipped, false, work.y);
+                write_columns(tile, out, dense.ld, work.x, work.y);
+            }
         }
     }
 
-    // Row (or column) number of tile item e under the outer pair (first, second).
-    i64 number(i64 first, i64 second, i64 e, bool row) const {
+    // Numbers of `count` tile items from e0 on, on the side of the rows or of the columns of H.
+    void number(i64 first, i64 second, i64 e0, i64 count, bool row, bool by_unit, i64* to) const {
         const bool block = plan.outer == Outer::blocks || (plan.outer == Outer::mixed && row);
-        if (row) return block ? dense.rows.at(first, e) : dense.rows.at(e, first);
-        return block ? dense.cols.at(second, e) : dense.cols.at(e, second);
+        const i64 outer = row ? first : second;
+        const Axis plain = row ? dense.rows : dense.cols, axis = by_unit && !block ? class_runs(plain) : plain;
+        for (i64 e = 0; e < count; ++e) to[e] = block ? axis.at(outer, e0 + e) : axis.at(e0 + e, outer);
+    }
+
+    // Where classes fill the tile, neighbours in it lie a block apart in a row of the matrix, and every cache line
+    // would be visited once per feature. Rows are therefore written feature by feature, and put in order at the end.
+    bool unit_major() const { return plan.outer != Outer::blocks; }
+    Axis class_runs(const Axis& a) const {
+        const bool inside = a.step > a.cols;  // the bias is the last parameter of its block
+        return {a.start, 1,        inside ? a.start + a.cols * q.classes : a.start_bias, inside ? 1 : a.step_bias,
+                a.cols,  q.classes};
+    }
+
+    void interleave() const {
+        const i64 row_blocks = r.part == Part::output ? q.classes : q.units;
+        if (dense.direct) interleave(dense.rows, row_blocks, r.left.size(), dense.cols);
+        if (dense.mirror && r.part == Part::output && !(dense.direct && r.symmetric))
+            interleave(dense.cols, q.classes, r.right.size(), dense.rows);
+    }
+    // In the rows of `rows`: [step, C] at the start of `cols` becomes [C, step].
+    void interleave(const Axis& rows, i64 blocks, i64 size, const Axis& cols) const {
+        const i64 step = cols.step, length = step * q.classes;
+        if (step < 2) return;
+        Buffer<T> copies(threads * length);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+        for (i64 row = 0; row < blocks * size; ++row) {
+            T* to = dense.out + rows.at(row / size, row % size) * dense.ld + cols.start;
+            T* copy = copies.get() + omp_get_thread_num() * length;
+            std::copy_n(to, length, copy);
+            for (i64 j = 0; j < q.classes; ++j)
+                for (i64 a = 0; a < step; ++a) to[j * step + a] = copy[a * q.classes + j];
+        }
     }
 };
 
