@@ -54,6 +54,11 @@ struct CurvatureArg {
     }
 };
 
+template <class T>
+Tops<T> tops(const std::array<Address, 4>& a) {  // top, p, rest, at_other
+    return {at<const i64>(a[0]), at<const double>(a[1]), at<const double>(a[2]), at<const T>(a[3])};
+}
+
 // Calls f with a zero of the element type.
 template <class F>
 void by_type(bool float64, F f) {
@@ -148,6 +153,39 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                                    threads);
         });
     });
+
+    m.def("softmax_scan", [](bool float64, Address logits, i64 classes, i64 samples, i64 first, Address largest,
+                             Address top, Address others, int threads) {
+        by_type(float64, [&]<class T>(T) {
+            cpu::softmax_scan(at<const T>(logits), classes, samples, first, at<T>(largest), at<i64>(top),
+                              at<double>(others), threads);
+        });
+    });
+    m.def("softmax_others", [](bool float64, Address logits, i64 classes, i64 samples, i64 first, Address largest,
+                               Address top, Address others, double lift, int threads) {
+        by_type(float64, [&]<class T>(T) {
+            cpu::softmax_others(at<T>(logits), classes, samples, first, at<const T>(largest), at<const i64>(top),
+                                at<const double>(others), lift, threads);
+        });
+    });
+    m.def("gram_sums",
+          [](bool float64, i64 depth, i64 rows, i64 cols, Address left, i64 left_ld, Address right, i64 right_ld,
+             Address weight, bool triangle, Address products, double lift, Address sums, int threads) {
+              by_type(float64, [&]<class T>(T) {
+                  cpu::gram_sums<T>({depth, rows, cols, at<const T>(left), left_ld, at<const T>(right), right_ld,
+                                     at<const T>(weight), triangle, at<double>(products), lift},
+                                    at<double>(sums), threads);
+              });
+          });
+    m.def("gram_tops",
+          [](bool float64, i64 rows, i64 cols, Address weight, bool triangle, Address products,
+             const std::array<Address, 4>& left, const std::array<Address, 4>& right, Address sums, int threads) {
+              by_type(float64, [&]<class T>(T) {
+                  cpu::gram_tops<T>(
+                      {0, rows, cols, nullptr, 0, nullptr, 0, at<const T>(weight), triangle, at<double>(products), 1},
+                      tops<T>(left), tops<T>(right), at<double>(sums), threads);
+              });
+          });
 
     m.def("isas", [] {
         int count = 0;

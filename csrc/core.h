@@ -83,11 +83,35 @@ struct Assembly {
     double* norms;  // squared Frobenius norms [P]
 };
 
+// Sums over pairs of samples (n, n'): ||sum_n q_n phi_n phi_n^T||_F^2 = sum W[n, n'] q_n q_n' with the weights
+// W[n, n'] = (phi_n . phi_n')^2, times c_n c_n' where the scales are not in q.
+template <class T>
+struct Gram {
+    i64 depth, rows, cols;
+    const T* left;  // [depth, rows], row stride left_ld
+    i64 left_ld;
+    const T* right;  // [depth, cols], row stride right_ld
+    i64 right_ld;
+    const T* weight;   // W [rows, cols]
+    bool triangle;     // left = right, W symmetric: n < n' are counted twice, n > n' left out
+    double* products;  // [rows, cols], its upper triangle with `triangle`; or null
+    double lift;       // left and right are `lift` times what is meant, so that small probabilities do not underflow
+};
+
+// The most probable class of each sample n: p = p_n[top], rest = 1 - p, at_other[n, n'] = p_n'[top_n].
+template <class T>
+struct Tops {
+    const i64* top;      // [rows]
+    const double* p;     // [rows]
+    const double* rest;  // [rows]
+    const T* at_other;   // [rows, cols], 0 where the tops are equal
+};
+
 namespace cpu {
 
 // Assembles blocks, a dense matrix or squared norms. float32 products are summed in float32 within spans of 9216
-// samples and in float64 across them. Throws std::bad_alloc where the workspace (24 MiB for the
-// pairs in hand, and tiles of less than 4 MiB per thread) cannot be had.
+// samples and in float64 across them. Throws std::bad_alloc where the workspace (24 MiB for
+// the pairs in hand, and tiles of less than 4 MiB per thread) cannot be had.
 template <class T>
 void assemble(const Assembly<T>& request, int threads);
 
@@ -108,6 +132,28 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
 // out[p, n] = Q_n[i_p, j_p] of the hidden or output part for the listed pairs                           [P, N]
 template <class T>
 void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out, int threads);
+
+// Class-major logits [classes, samples], class `first` in row 0: merges these classes into the largest logit of each
+// sample, its class, and the sum of e^(l - largest) over all other classes. Begin with first = 0.       state [samples]
+template <class T>
+void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
+                  int threads);
+
+// In place: probabilities lift e^(l - largest) / (1 + others), and 0 at each sample's top class.
+template <class T>
+void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
+                    const double* others, double lift, int threads);
+
+// In T within 9216 rows of left and right, in float64 across them.
+// sums[0] += sum W left^T right; or, with products (left and right are probabilities p <= 1/2, class-major):
+// products += p p'^T, sums[0] += sum W s s'^T with s = p (1 - p), sums[1] += sum W q q'^T with q = p^2.
+template <class T>
+void gram_sums(const Gram<T>& request, double* sums, int threads);
+
+// sums[0] += sum W sum_j s_nj s_n'j and sums[1] += sum W sum_{j != k} p_nj p_n'j p_nk p_n'k, except for what gram_sums
+// has added: sum over the other classes of s s', and minus that of q q'. `products` of it is the sum of p p'.
+template <class T>
+void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums, int threads);
 
 // Instruction sets built in and usable here, best first; the one in use; choosing one (for tests). Process-wide.
 const char* const* isas(int* count);

@@ -10,6 +10,7 @@ from ._hessian import Hessian
 from ._losses import Loss
 from ._problem import Affine, Problem
 
+_COPIED = 64 << 20  # bytes of the largest weight that is copied
 LossLike = str | nn.CrossEntropyLoss | nn.MSELoss
 
 
@@ -19,7 +20,8 @@ def linear(
     """Hessian of a linear model f = W x + b: equations (3), (5). One layer, "output", C blocks of d (+1 with a bias).
 
     Args:
-        weight: W (C, d), float32 or float64; it and the bias are copied, x and y must not be changed in place.
+        weight: W (C, d), float32 or float64. It and the bias are copied; a weight above 64 MiB, x and y are not and
+            must not be changed in place.
         x: inputs (N, d), of weight's dtype and device.
         y: labels (N,) int64, or class probabilities or regression targets (N, C); None where H does not depend on it.
         bias: b (C,).
@@ -48,7 +50,8 @@ def one_hidden(
     Layers "hidden" (m blocks of d, +1 with a bias) and "output" (C blocks of m, +1 with a bias).
 
     Args:
-        hidden_weight: W (m, d), float32 or float64; parameters are copied, x and y must not be changed in place.
+        hidden_weight: W (m, d), float32 or float64. Parameters are copied; weights above 64 MiB, x and y are not and
+            must not be changed in place.
         output_weight: V (C, m).
         x: inputs (N, d).
         y: labels (N,) int64, or class probabilities or regression targets (N, C).
@@ -70,7 +73,7 @@ def hessian(model: nn.Module, x: Tensor, y: Tensor | None, loss: LossLike = "cro
     `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
 
     Args:
-        model: the module; it is read once, later training does not change the result.
+        model: the module; it is read once, later training does not change the result (above 64 MiB: is an error).
         x: inputs (N, d), of the model's dtype and device.
         y: targets as in `linear`.
         loss: as in `linear`.
@@ -115,8 +118,12 @@ def _check_plain(model: nn.Module, affine: list[tuple[str, nn.Linear]]) -> None:
 
 
 def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
-    """Parameters change in training; the Hessian is that of the moment it was asked for."""
-    weight = weight.clone(memory_format=torch.contiguous_format)
+    """Parameters change in training; the Hessian is that of the moment it was asked for.
+
+    A language model's head is gigabytes: it is not copied, and a change in place is noticed.
+    """
+    small = weight.numel() * weight.element_size() <= _COPIED
+    weight = weight.clone(memory_format=torch.contiguous_format) if small else weight.contiguous()
     return weight, None if bias is None else bias.clone()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _ops
-from ._norms import BlockRatio, block_norms, block_ratio, diagonal_entries
+from ._norms import BlockRatio, RowNorms, block_norms, block_ratio, diagonal_entries, row_norms
 from ._problem import Layer, Problem, Term
 from ._product import columns, from_affine, product, to_affine
 
@@ -130,6 +130,14 @@ class BlockMatrix:
         """
         self._within("ratio")
         return block_ratio(self)
+
+    def row_norms(self) -> RowNorms:
+        """For each block row: ||H_ii||_F, mean and largest ||H_ij||_F, j != i, and where; K^2 norms in O(K) memory.
+
+        Raises ValueError for a part between different layers.
+        """
+        self._within("row_norms")
+        return row_norms(self)
 
     def diagonal(self) -> Tensor:
         """The diagonal (shape[0],). Raises ValueError for a part between different layers."""

@@ -81,6 +81,57 @@ def softmax_shift(
 def curvature_entries(
     float64: bool, part: int, curvature: Curvature, pairs: int, pair_count: int, out: int, threads: int
 ) -> None: ...
+def softmax_scan(
+    float64: bool,
+    logits: int,
+    classes: int,
+    samples: int,
+    first: int,
+    largest: int,
+    top: int,
+    others: int,
+    threads: int,
+) -> None: ...
+def softmax_others(
+    float64: bool,
+    logits: int,
+    classes: int,
+    samples: int,
+    first: int,
+    largest: int,
+    top: int,
+    others: int,
+    lift: float,
+    threads: int,
+) -> None: ...
+def gram_sums(
+    float64: bool,
+    depth: int,
+    rows: int,
+    cols: int,
+    left: int,
+    left_ld: int,
+    right: int,
+    right_ld: int,
+    weight: int,
+    triangle: bool,
+    products: int,
+    lift: float,
+    sums: int,
+    threads: int,
+) -> None: ...
+def gram_tops(
+    float64: bool,
+    rows: int,
+    cols: int,
+    weight: int,
+    triangle: bool,
+    products: int,
+    left: list[int],
+    right: list[int],
+    sums: int,
+    threads: int,
+) -> None: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...

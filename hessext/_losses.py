@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from . import _ops
 
-_Targets = tuple[Tensor, Callable[[], Tensor]]  # scale c_n (N,) and the function that forms the residual
-
 
 @dataclass(eq=False)
 class OutputCurvature:
@@ -66,13 +64,32 @@ class CrossEntropy:
         """Curvature and residual at logits (N, C) for checked targets y; besides probs, O(N) memory."""
         probs = torch.softmax(logits, 1)
         top, rest = _ops.softmax_top(probs)
-        if y is None or self._is_plain(y):
-            scale = logits.new_full((len(logits),), 1 / len(logits) if self.reduction == "mean" else 1.0)
-            residual = _no_targets if y is None else lambda: _ops.label_residual(probs, scale, y, top, rest)
-        else:
-            targets = self._probabilities if y.is_floating_point() else self._labels
-            scale, residual = targets(probs, top, rest, y)
+        scale = self.scale(y, probs)
+
+        def residual() -> Tensor:
+            if y is None:
+                raise _no_targets()
+            if y.is_floating_point():
+                hit, spread = self._shares(y, probs)
+                return _target_residual(probs, scale, top, (y * hit).add_(spread))
+            label = y if self._is_plain(y) else self.kept(y, probs)[0]
+            if not self.label_smoothing:
+                return _ops.label_residual(probs, scale, label, top, rest)
+            hit, spread = self._label_shares(y, probs)
+            targets = torch.outer(spread, self._class_weights(probs)).scatter_add_(1, label[:, None], hit[:, None])
+            return _target_residual(probs, scale, top, targets)
+
         return OutputCurvature("softmax", scale, residual, probs, top, rest)
+
+    def scale(self, y: Tensor | None, like: Tensor) -> Tensor:
+        """c_n (N,), the total of the targets t_n, for checked y; `like` (N, C) has the logits' sizes, dtype."""
+        if y is None or self._is_plain(y):
+            return like.new_full((len(like),), 1 / len(like) if self.reduction == "mean" else 1.0)
+        if y.is_floating_point():
+            hit, spread = self._shares(y, like)
+            return y @ hit + spread.sum()
+        hit, spread = self._label_shares(y, like)
+        return hit if spread is None else hit + spread * self._class_weights(like).sum()
 
     def _is_plain(self, y: Tensor) -> bool:
         # worth a look where it costs a microsecond, not where it would wait for a GPU: _labels covers this case, too
@@ -85,31 +102,22 @@ class CrossEntropy:
         label = y * keep
         return label, keep.to(like.dtype) if self.weight is None else self.weight.to(like)[label] * keep
 
-    def _labels(self, probs: Tensor, top: Tensor, rest: Tensor, y: Tensor) -> _Targets:
-        label, weights = self.kept(y, probs)
+    def _label_shares(self, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """t_n = hit_n e_y + spread_n w, both (N,)."""
+        _, weights = self.kept(y, like)
         total = weights.sum() if self.reduction == "mean" else 1
-        scale = weights / total
         if not self.label_smoothing:
-            return scale, lambda: _ops.label_residual(probs, scale, label, top, rest)
+            return weights / total, None
+        spread = (y != self.ignore_index).to(like.dtype) * (self.label_smoothing / like.shape[1] / total)
+        return weights / total * (1 - self.label_smoothing), spread
 
-        classes = self._class_weights(probs)
-        hit = scale * (1 - self.label_smoothing)
-        spread = (y != self.ignore_index).to(hit.dtype) * (self.label_smoothing / len(classes) / total)
-        scale = hit + spread * classes.sum()
+    def _shares(self, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """t_n = y_n hit + spread, both (C,)."""
+        classes = self._class_weights(like) / (len(y) if self.reduction == "mean" else 1)
+        return classes * (1 - self.label_smoothing), classes * (self.label_smoothing / len(classes))
 
-        def targets() -> Tensor:
-            return torch.outer(spread, classes).scatter_add_(1, label[:, None], hit[:, None])
-
-        return scale, lambda: _target_residual(probs, scale, top, targets())
-
-    def _probabilities(self, probs: Tensor, top: Tensor, rest: Tensor, y: Tensor) -> _Targets:
-        classes = self._class_weights(probs) / (len(y) if self.reduction == "mean" else 1)
-        hit, spread = classes * (1 - self.label_smoothing), classes * (self.label_smoothing / len(classes))
-        scale = y @ hit + spread.sum()
-        return scale, lambda: _target_residual(probs, scale, top, (y * hit).add_(spread))
-
-    def _class_weights(self, probs: Tensor) -> Tensor:
-        return torch.ones_like(probs[0]) if self.weight is None else self.weight.to(probs)
+    def _class_weights(self, like: Tensor) -> Tensor:
+        return torch.ones_like(like[0]) if self.weight is None else self.weight.to(like)
 
 
 def _target_residual(probs: Tensor, scale: Tensor, top: Tensor, targets: Tensor) -> Tensor:
@@ -125,8 +133,8 @@ def _target_residual(probs: Tensor, scale: Tensor, top: Tensor, targets: Tensor)
     return residual.scatter_(1, top, torch.where(probs.gather(1, top) > 0.5, -others, at_top))
 
 
-def _no_targets() -> Tensor:
-    raise ValueError("y: the residual needs targets; got None")
+def _no_targets() -> ValueError:
+    return ValueError("y: the residual needs targets; got None")
 
 
 @dataclass(frozen=True)
@@ -154,12 +162,14 @@ class SquaredError:
         factor = 2 * self._factor(logits)
 
         def residual() -> Tensor:
+            if y is None:
+                raise _no_targets()
             if y.is_floating_point():
                 return (logits - y).mul_(factor)
             return logits.scatter_add(1, y[:, None], logits.new_full((len(y), 1), -1.0)).mul_(factor)
 
         scale = logits.new_full((len(logits),), factor)
-        return OutputCurvature("identity", scale, _no_targets if y is None else residual)
+        return OutputCurvature("identity", scale, residual)
 
     def _factor(self, logits: Tensor) -> float:
         return {"samples": 1 / len(logits), "mean": 1 / logits.numel(), "sum": 1.0}[self.reduction]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _checks, _ops
+from . import _checks, _gram, _ops
 from ._ops import Part
 
 if TYPE_CHECKING:
@@ -26,18 +27,33 @@ class BlockRatio(NamedTuple):
     ratio: float
 
 
+class RowNorms(NamedTuple):
+    """For each block row i: ||H_ii||_F, and the mean, largest and place of the largest ||H_ij||_F, j != i."""
+
+    diagonal: Tensor
+    mean: Tensor
+    max: Tensor
+    argmax: Tensor  # -1 where there is no other block
+
+    @property
+    def dominance(self) -> Tensor:
+        """||H_ii||_F over the mean off-diagonal norm of row i, of norms and not of squares."""
+        return self.diagonal / self.mean
+
+
 def block_norms(B: BlockMatrix, pairs: Tensor | None) -> Tensor:
     """||H_ij||_F for the listed pairs (P,), or for all of the grid."""
     if pairs is not None:
-        return _squares(B, pairs).sqrt_().to(B.dtype)
+        return _squares_of(B, len(pairs))(pairs).sqrt_().to(B.dtype)
     rows, cols = B.grid
     _checks.memory(rows * cols * (B._problem.x.element_size() + 8), f"norms of {rows} x {cols} blocks", B.device)
     result = torch.zeros(rows, cols, dtype=B.dtype, device=B.device)
     if B._replicated:
         return result.fill_diagonal_(_first_square(B) ** 0.5)
     mirrored = B._row.kind == B._col.kind  # Q_n is symmetric, whatever the features
+    squares = _squares_of(B, rows * (rows + 1) // 2 if mirrored else rows * cols)
     for pairs in _grid_pairs(rows, cols, mirrored):
-        norms = _squares(B, pairs).sqrt_().to(B.dtype)
+        norms = squares(pairs).sqrt_().to(B.dtype)
         i, j = pairs.unbind(1)
         result[i, j] = norms
         if mirrored:
@@ -45,23 +61,63 @@ def block_norms(B: BlockMatrix, pairs: Tensor | None) -> Tensor:
     return result
 
 
+def row_norms(B: BlockMatrix) -> RowNorms:
+    """RowNorms of one layer, in O(K) memory: a few rows at a time, from the diagonal on."""
+    count = B.grid[0]
+    diagonal, total, largest = (torch.zeros(count, dtype=torch.float64, device=B.device) for _ in range(3))
+    at = torch.full((count,), -1, device=B.device)
+    if B._replicated:
+        diagonal += _first_square(B) ** 0.5
+    squares = _squares_of(B, 0 if B._replicated else count * (count + 1) // 2)
+
+    def merge(rows: slice, norms: Tensor, first: int) -> None:  # norms (rows, columns from `first` on)
+        total[rows] += norms.sum(1)
+        most, place = norms.max(1)
+        at[rows] = torch.where(most > largest[rows], place + first, at[rows])
+        largest[rows] = torch.maximum(largest[rows], most)
+
+    for pairs in () if B._replicated else _grid_pairs(count, count, True):
+        i, j = pairs.unbind(1)
+        first, last = int(i[0]), int(i[-1]) + 1
+        norms = torch.zeros(last - first, count - first, dtype=torch.float64, device=B.device)
+        norms[i - first, j - first] = squares(pairs).sqrt_()
+        square = norms[:, : last - first]
+        diagonal[first:last] = square.diagonal()
+        square.copy_(square.triu(1) + square.triu(1).T)
+        merge(slice(first, last), norms, first)
+        if last < count:
+            merge(slice(last, count), norms[:, last - first :].T, first)
+    if count > 1:
+        at[at < 0] = 0  # all are zero
+        at[0] = max(int(at[0]), 1)
+    mean = total / max(1, count - 1)
+    return RowNorms(*(t.to(B.dtype) for t in (diagonal, mean, largest)), at)
+
+
 def block_ratio(B: BlockMatrix) -> BlockRatio:
     """BlockRatio of one layer, by blocks or by the Gram form, whichever costs less."""
     count = B.grid[0]
     if B._replicated or (B._row.kind == "output" and B._term == "residual"):  # equal blocks, zero blocks
         return _ratio(count, count * _first_square(B), 0.0)
-    samples, size = len(B._problem.x), B._row.size
-    by_blocks = count * (count + 1) / 2 * size * (size + 1) / 2 * samples
-    by_gram = samples**2 * (3 * count + size) / 2
-    if B._row.kind == "output" and by_gram < by_blocks:
-        return _ratio(count, *_gram_sums(B))
+    softmax = B._row.kind == "output"
+    every = count * (count + 1) // 2
+    if _gram_cost(B, 1.5 * count if softmax else every / 2) < _block_cost(B, every):
+        return _ratio(count, *(_gram.softmax_sums(B) if softmax else _pair_sums(B, _gram.PairSquares(B).sum)))
+    squares = _block_squares(B)
+    return _ratio(count, *_pair_sums(B, lambda pairs: squares(pairs).sum().item()))
+
+
+def _pair_sums(B: BlockMatrix, squares: Callable[[Tensor], float]) -> tuple[float, float]:
+    """Sums over the diagonal and over all other blocks."""
+    count = B.grid[0]
     diagonal = off_diagonal = 0.0
-    for pairs in _grid_pairs(count, count, True):
-        squares = _squares(B, pairs)
-        on = pairs[:, 0] == pairs[:, 1]
-        diagonal += squares[on].sum().item()
-        off_diagonal += 2 * squares[~on].sum().item()
-    return _ratio(count, diagonal, off_diagonal)
+    for some in _grid_pairs(count, count, True):
+        for pairs in _gram.chunks(some, B._problem.x):
+            on = pairs[:, 0] == pairs[:, 1]
+            for chosen, times in ((pairs[on], 1), (pairs[~on], 2)):
+                value = times * squares(chosen) if len(chosen) else 0.0
+                diagonal, off_diagonal = diagonal + value * (times == 1), off_diagonal + value * (times == 2)
+    return diagonal, off_diagonal
 
 
 def _ratio(count: int, diagonal: float, off_diagonal: float) -> BlockRatio:
@@ -71,86 +127,55 @@ def _ratio(count: int, diagonal: float, off_diagonal: float) -> BlockRatio:
     return BlockRatio(diagonal, off_diagonal, ratio)
 
 
-def _squares(B: BlockMatrix, pairs: Tensor) -> Tensor:
-    """Squared norms (P,) float64."""
-    if B._replicated:
-        square = _ops.block_squares(pairs.new_zeros(1, 2), *B._arguments())
-        return square * (pairs[:, 0] == pairs[:, 1])
-    return _ops.block_squares((pairs.flip(1) if B._swapped else pairs).contiguous(), *B._arguments())
+# ---------------------------------------------------------------------------------------------------- cost model
+
+
+def _block_cost(B: BlockMatrix, pairs: int) -> float:
+    """Multiply-adds to form blocks and square their entries: one outer product a sample, half where it is symmetric."""
+    problem, row, col = B._problem, B._row, B._col
+    entries = row.size * (row.size + 1) / 2 if B.symmetric else row.size * col.size
+    hidden = (row.kind == "hidden") + (col.kind == "hidden")
+    return pairs * entries * len(problem.x) * (problem.active**hidden if hidden else 1)
+
+
+def _gram_cost(B: BlockMatrix, products: float) -> float:
+    """Multiply-adds of the Gram form: N^2 for each product of samples, and those of the features."""
+    sizes = B._row.size + (0 if B.symmetric else B._col.size)
+    return len(B._problem.x) ** 2 * (products + sizes)
+
+
+def _squares_of(B: BlockMatrix, pairs: int) -> Callable[[Tensor], Tensor]:
+    """What gives squared norms (P,) float64 of pairs (P, 2): by blocks or by the Gram form, what is cheaper for all."""
+    if not B._replicated and B._row.kind == B._col.kind and _gram_cost(B, pairs) < _block_cost(B, pairs):
+        gram = _gram.PairSquares(B)
+        return lambda some: torch.cat([gram.each(p) for p in _gram.chunks(some, B._problem.x)])
+    return _block_squares(B)
+
+
+def _block_squares(B: BlockMatrix) -> Callable[[Tensor], Tensor]:
+    arguments = B._arguments()
+
+    def squares(pairs: Tensor) -> Tensor:
+        if B._replicated:
+            return _ops.block_squares(pairs.new_zeros(1, 2), *arguments) * (pairs[:, 0] == pairs[:, 1])
+        return _ops.block_squares((pairs.flip(1) if B._swapped else pairs).contiguous(), *arguments)
+
+    return squares
 
 
 def _first_square(B: BlockMatrix) -> float:
     """||H_00||_F^2, where it stands for all diagonal blocks."""
-    return _squares(B, torch.zeros(1, 2, dtype=torch.int64)).item()
+    return _block_squares(B)(torch.zeros(1, 2, dtype=torch.int64, device=B.device)).item()
 
 
-def _grid_pairs(rows: int, cols: int, upper: bool):
-    """All pairs of the grid, or those with i <= j, in pieces."""
+def _grid_pairs(rows: int, cols: int, upper: bool) -> Iterator[Tensor]:
+    """All pairs of the grid, or those with i <= j, in pieces of whole rows."""
     i, more = 0, max(1, _PAIRS // cols)
     while i < rows:
         block = torch.arange(i, min(rows, i + more))
         pairs = torch.cartesian_prod(block, torch.arange(i if upper else 0, cols))
         yield pairs[pairs[:, 0] <= pairs[:, 1]] if upper else pairs
         i += more
-
-
-def _gram_sums(B: BlockMatrix) -> tuple[float, float]:
-    """Sums of ||H_jj||_F^2 and of ||H_jk||_F^2, j != k, over a softmax layer in float64.
-
-    sum_nn' c_n c_n' (phi_n . phi_n')^2 sum_jk Q_n[j, k] Q_n'[j, k]; off the diagonal the inner sum is
-    (sum_j r_j)^2 - sum_j r_j^2 with r_j = p_nj p_n'j, which cancels where a class dominates: the top classes of both
-    samples are split off, and only what is left of r goes through the difference.
-    """
-    problem, c = B._problem, B._problem.curvature
-    samples, classes = c.probs.shape
-    features = problem.features_of(B._row)
-    step = max(1, min(samples, 1024))
-    diagonal = off_diagonal = 0.0
-    for n in range(0, samples, step):
-        for k in range(0, n + step, step):
-            if k > n:
-                break
-            a, b = slice(n, n + step), slice(k, k + step)
-            gram = features[a].double() @ features[b].double().T + (1.0 if B._row.ones else 0.0)
-            weight = gram.square_().mul_(torch.outer(c.scale[a].double(), c.scale[b].double()))
-            on, off = _curvature_products(c, a, b, classes)
-            twice = 1.0 if n == k else 2.0
-            diagonal += twice * torch.sum(weight * on).item()
-            off_diagonal += twice * torch.sum(weight * off).item()
-    return diagonal, off_diagonal
-
-
-def _curvature_products(c, a: slice, b: slice, classes: int) -> tuple[Tensor, Tensor]:
-    """For every two samples: sum_j q_nj q_n'j with q = p (1 - p), and sum_{j != k} r_j r_k."""
-    samples = len(c.scale[a]), len(c.scale[b])
-    on, rest, squares = (torch.zeros(samples, dtype=torch.float64, device=c.scale.device) for _ in range(3))
-    step = max(1, _ENTRIES // max(samples))
-    for j in range(0, classes, step):
-        P, Q = (_deflated(c, rows, j, j + step) for rows in (a, b))
-        on.addmm_(P * (1 - P), (Q * (1 - Q)).T)
-        rest.addmm_(P, Q.T)
-        squares.addmm_(P.square(), Q.square().T)
-    # The top classes t of n and u of n', which P and Q leave out.
-    t, u = c.top[a], c.top[b]
-    p, q = c.probs[a], c.probs[b]
-    p_t, q_u = p.gather(1, t[:, None]).double(), q.gather(1, u[:, None]).double()  # (n, 1), (n', 1)
-    r_t, r_u = p_t * q[:, t].T.double(), p[:, u].double() * q_u.T
-    same = t[:, None] == u[None, :]
-    s_t, s_u = p_t * c.rest[a, None].double(), q_u * c.rest[b, None].double()
-    other_t, other_u = q[:, t].T.double(), p[:, u].double()
-    on += torch.where(same, s_t * s_u.T, s_t * other_t * (1 - other_t) + s_u.T * other_u * (1 - other_u))
-    tops = torch.where(same, r_t, r_t + r_u)
-    both = torch.where(same, 0.0, 2 * r_t * r_u)
-    return on, both + 2 * tops * rest + (rest.square() - squares)
-
-
-def _deflated(c, rows: slice, start: int, stop: int) -> Tensor:
-    """Probabilities of some classes in float64, zero at each sample's top class."""
-    P = c.probs[rows, start:stop].to(torch.float64, copy=True)
-    top = c.top[rows] - start
-    inside = ((top >= 0) & (top < P.shape[1])).nonzero().squeeze(1)
-    P[inside, top[inside]] = 0
-    return P
 
 
 def diagonal_entries(B: BlockMatrix) -> Tensor:

@@ -54,6 +54,17 @@ _library.define(f"block_squares(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
 _library.define("softmax_top(Tensor probs) -> (Tensor, Tensor)")
 _library.define("label_residual(Tensor probs, Tensor scale, Tensor label, Tensor top, Tensor rest) -> Tensor")
 _library.define("softmax_shift(Tensor probs, Tensor top, Tensor weight) -> Tensor")
+_library.define("softmax_scan_(Tensor logits, int first, Tensor(a!) largest, Tensor(b!) top, Tensor(c!) others) -> ()")
+_library.define(
+    "softmax_others_(Tensor(a!) logits, int first, Tensor largest, Tensor top, Tensor others, float lift) -> ()"
+)
+_library.define(
+    "gram_sums_(Tensor left, Tensor right, Tensor weight, bool triangle, Tensor(a!)? products, float lift, "
+    "Tensor(b!) sums) -> ()"
+)
+_library.define(
+    "gram_tops_(Tensor products, Tensor weight, bool triangle, Tensor[] left, Tensor[] right, Tensor(a!) sums) -> ()"
+)
 _library.define(f"curvature_entries(int part, Tensor pairs, int classes, {_CURVATURE}) -> Tensor")
 
 
@@ -122,6 +133,30 @@ def _curvature_entries(part, pairs, classes, *curvature):
     return out
 
 
+def _softmax_scan(logits, first, largest, top, others):
+    pointers = [t.data_ptr() for t in (largest, top, others)]
+    wide, threads = logits.dtype == torch.float64, torch.get_num_threads()
+    _core.softmax_scan(wide, logits.data_ptr(), *logits.shape, first, *pointers, threads)
+
+
+def _softmax_others(logits, first, largest, top, others, lift):
+    pointers = [t.data_ptr() for t in (largest, top, others)]
+    wide, threads = logits.dtype == torch.float64, torch.get_num_threads()
+    _core.softmax_others(wide, logits.data_ptr(), *logits.shape, first, *pointers, lift, threads)
+
+
+def _gram_sums(left, right, weight, triangle, products, lift, sums):
+    sides = [n for t in (left, right) for n in (t.data_ptr(), t.stride(0))]
+    pointers = weight.data_ptr(), triangle, 0 if products is None else products.data_ptr(), lift, sums.data_ptr()
+    _core.gram_sums(left.dtype == torch.float64, len(left), *weight.shape, *sides, *pointers, torch.get_num_threads())
+
+
+def _gram_tops(products, weight, triangle, left, right, sums):
+    sides = [[t.data_ptr() for t in side] for side in (left, right)]
+    pointers = weight.data_ptr(), triangle, products.data_ptr(), *sides, sums.data_ptr()
+    _core.gram_tops(weight.dtype == torch.float64, *weight.shape, *pointers, torch.get_num_threads())
+
+
 def _fake_softmax_top(probs):
     return probs.new_empty(probs.shape[0], dtype=torch.int64), probs.new_empty(probs.shape[0])
 
@@ -161,4 +196,8 @@ block_squares = _operator("block_squares", _block_squares, _fake_block_squares)
 softmax_top = _operator("softmax_top", _softmax_top, _fake_softmax_top)
 label_residual = _operator("label_residual", _label_residual, lambda probs, *_: torch.empty_like(probs))
 softmax_shift = _operator("softmax_shift", _softmax_shift, _fake_softmax_shift)
+softmax_scan_ = _operator("softmax_scan_", _softmax_scan, lambda *_: None)
+softmax_others_ = _operator("softmax_others_", _softmax_others, lambda *_: None)
+gram_sums_ = _operator("gram_sums_", _gram_sums, lambda *_: None)
+gram_tops_ = _operator("gram_tops_", _gram_tops, lambda *_: None)
 curvature_entries = _operator("curvature_entries", _curvature_entries, _fake_curvature_entries)

@@ -54,11 +54,12 @@ class Problem:
     names: Mapping[str, str] | None = None  # "hidden", "output" -> the module's name in the user's model
 
     def __post_init__(self) -> None:
-        self._versions = [_version(t) for t in (self.x, self.y)]
+        self._watched = {"x": self.x, "y": self.y, **{f"{k}_weight": weight for k, (weight, _) in self.affine.items()}}
+        self._versions = [_version(t) for t in self._watched.values()]
 
     def check_unchanged(self) -> None:
-        """Raise RuntimeError if x or y, which are not copied, were changed in place since the Hessian was made."""
-        for name, t, version in zip("xy", (self.x, self.y), self._versions, strict=True):
+        """Raise RuntimeError if what is not copied (x, y, large weights) was changed in place after this was made."""
+        for (name, t), version in zip(self._watched.items(), self._versions, strict=True):
             if _version(t) != version:
                 raise RuntimeError(
                     f"{name} was changed in place after the Hessian was made; pass a copy, {name}.clone()"
@@ -129,9 +130,19 @@ class Problem:
     @cached_property
     def curvature(self) -> OutputCurvature:
         """Derivatives of the loss with respect to the logits."""
-        size = len(self.x) * self.output[0].shape[0] * self.x.element_size()
+        size = len(self.x) * self.classes * self.x.element_size()
         _checks.memory(2 * size, "logits and probabilities", self.x.device)
         return self.loss.output(torch.nn.functional.linear(self.features, *self.output), self.y)
+
+    @property
+    def classes(self) -> int:
+        """C, the number of logits."""
+        return self.output[0].shape[0]
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """c_n (N,) of the softmax: the curvature of l_n is c_n (diag p_n - p_n p_n^T)."""
+        return self.loss.scale(self.y, self.x.new_empty(()).expand(len(self.x), self.classes))
 
     @cached_property
     def residual(self) -> Tensor:
@@ -142,6 +153,12 @@ class Problem:
     def slope(self) -> Tensor:
         """act'(z) (N, m)."""
         return self._hidden[1]
+
+    @cached_property
+    def active(self) -> float:
+        """Share of hidden units with act'(z) != 0, from some samples: the core leaves the others out."""
+        some = self.slope[:: -(-len(self.slope) // 64)]
+        return some.count_nonzero().item() / some.numel()
 
     @cached_property
     def bend(self) -> Tensor | None:
@@ -165,7 +182,7 @@ class Problem:
 
     def replicated(self, row: Layer, col: Layer) -> bool:
         """Squared error: all output blocks (i, i) are one and the same, the core writes them alone; others are zero."""
-        return self.part(row, col) == Part.OUTPUT and self.curvature.probs is None
+        return self.part(row, col) == Part.OUTPUT and self.loss.kind == "mse"
 
     def features_of(self, layer: Layer) -> Tensor:
         """The layer's features without the bias (N, cols)."""
@@ -198,4 +215,4 @@ class Problem:
         """The operators' arguments for the part of H in which two layers meet; hidden rows come first."""
         part = self.part(row, col)
         features = self.features_of(row), row.ones, self.features_of(col), col.ones
-        return int(part), *features, row == col, self.output[0].shape[0], *self.curvature_of(part, term)
+        return int(part), *features, row == col, self.classes, *self.curvature_of(part, term)

@@ -11,6 +11,7 @@ inline constexpr i64 tile_rows = 504;          // a multiple of every kernel's p
 inline constexpr i64 tile_cols = 512;          // a multiple of every kernel's panel width (32, 16, 8, 4)
 inline constexpr i64 tile_ld = tile_cols + 8;  // padded: columns of the tile fall in different cache sets
 inline constexpr i64 slab = 128;
+inline constexpr i64 scan_samples = 512;  // at most, in `softmax_scan`
 inline constexpr i64 chunk = 192;
 inline constexpr i64 span = 48 * chunk;            // samples summed in T; beyond, sums of spans are kept in float64
 inline constexpr i64 below_all = -(i64(1) << 40);  // `offset` of a product without a triangle
@@ -56,6 +57,17 @@ struct Kernels {
 
     // shift[i] = sum_c p[c] (V[c, i] - V[top, i]), in T within chunks of classes and in float64 across them.
     void (*shift)(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* shift);
+
+    // Class-major logits [classes, ld], `count` <= scan_samples samples; row 0 is class `first`. Merges these classes
+    // into the largest logit, its class and the sum of e^(l - largest) over all other classes seen.
+    void (*softmax_scan)(i64 classes, i64 first, const T* logits, i64 ld, i64 count, T* largest, i64* top,
+                         double* others);
+
+    // One class: logits become e^(l - largest) inverse.
+    void (*softmax_row)(i64 count, T* logits, const T* largest, const T* inverse);
+
+    // square = p^2, p = p (1 - p / lift), where p / lift <= 1/2.
+    void (*softmax_split)(i64 count, T lift, T* p, T* square);
 };
 
 template <class T>

@@ -2,7 +2,7 @@
 #include <omp.h>
 
 #include "memory.h"
-#include "weights.h"
+#include "plan.h"
 
 namespace hessext::cpu {
 
@@ -44,6 +44,31 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
 }
 
 template <class T>
+void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
+                  int threads) {
+    const Kernels<T>& k = kernels<T>();
+    threads = team(threads, 8 * double(samples) * double(classes));
+    const i64 strip = std::min(scan_samples, round_up((samples + threads - 1) / threads, k.lanes));
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (i64 n = 0; n < samples; n += strip)
+        k.softmax_scan(classes, first, logits + n, samples, std::min(strip, samples - n), largest + n, top + n,
+                       others + n);
+}
+
+template <class T>
+void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
+                    const double* others, double lift, int threads) {
+    const Kernels<T>& k = kernels<T>();
+    threads = team(threads, 8 * double(samples) * double(classes));
+    std::vector<T> inverse(samples);
+    for (i64 n = 0; n < samples; ++n) inverse[n] = T(lift / (1 + others[n]));
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (i64 c = 0; c < classes; ++c) k.softmax_row(samples, logits + c * samples, largest, inverse.data());
+    for (i64 n = 0; n < samples; ++n)
+        if (top[n] >= first && top[n] < first + classes) logits[(top[n] - first) * samples + n] = 0;
+}
+
+template <class T>
 void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
                        int threads) {
     if (!pair_count) return;
@@ -74,6 +99,8 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
     template void softmax_top<T>(const T*, i64, i64, i64*, T*, int);                                          \
     template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, int); \
     template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, int);                   \
+    template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, int);                           \
+    template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, double, int);     \
     template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, int);
 HESSEXT_INSTANTIATE(float)
 HESSEXT_INSTANTIATE(double)

@@ -1,0 +1,137 @@
+// Sums over pairs of samples: block norms of a layer in the form <Q_n, Q_n'> (phi_n . phi_n')^2.
+#include <omp.h>
+
+#include <vector>
+
+#include "memory.h"
+#include "plan.h"
+
+namespace hessext::cpu {
+namespace {
+
+constexpr i64 gram_rows = tile_rows / 2, gram_cols = tile_cols / 2, gram_ld = gram_cols + 8, gram_chunk = chunk;
+
+// Where a tile lies in the square of samples; in a triangle only n <= n' is summed, and n < n' twice.
+struct Square {
+    i64 r0, c0, rows, cols;
+    bool triangle;
+
+    i64 begin(i64 r) const { return triangle ? std::max<i64>(0, r0 + r - c0) : 0; }
+    double times(i64 r, i64 c) const { return triangle && r0 + r != c0 + c ? 2 : 1; }
+};
+
+// sum W tile
+template <class T>
+double weighted(const Gram<T>& g, const Square& at, const T* tile) {
+    double sum = 0;
+    for (i64 r = 0; r < at.rows; ++r) {
+        const T *w = g.weight + (at.r0 + r) * g.cols + at.c0, *value = tile + r * gram_ld;
+        const i64 begin = at.begin(r);
+        double row = 0;
+        for (i64 c = begin; c < at.cols; ++c) row += double(w[c]) * double(value[c]);
+        sum += at.triangle ? 2 * row : row;
+        if (at.triangle && begin < at.cols && at.r0 + r == at.c0 + begin)
+            sum -= double(w[begin]) * double(value[begin]);
+    }
+    return sum;
+}
+
+// The tiles of the square, in parallel; their sums are added in a fixed order.
+template <class T, class Job>
+void for_tiles(const Gram<T>& g, double* sums, int threads, const Job& job) {
+    std::vector<Square> tiles;
+    for (i64 r0 = 0; r0 < g.rows; r0 += gram_rows)
+        for (i64 c0 = 0; c0 < g.cols; c0 += gram_cols)
+            if (!g.triangle || r0 < c0 + gram_cols)
+                tiles.push_back(
+                    {r0, c0, std::min(gram_rows, g.rows - r0), std::min(gram_cols, g.cols - c0), g.triangle});
+    std::vector<double> partial(2 * tiles.size());
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const FlushDenormals flush;
+#pragma omp for schedule(dynamic)
+        for (i64 t = 0; t < i64(tiles.size()); ++t) job(tiles[t], omp_get_thread_num(), &partial[2 * t]);
+    }
+    for (std::size_t t = 0; t < tiles.size(); ++t)
+        for (i64 e = 0; e < 2; ++e) sums[e] += partial[2 * t + e];
+}
+
+}  // namespace
+
+template <class T>
+void gram_sums(const Gram<T>& g, double* sums, int threads) {
+    const Kernels<T>& k = kernels<T>();
+    const bool softmax = g.products;
+    const double unit = 1 / (g.lift * g.lift);  // of a product of two
+    threads = team(threads, double(g.rows) * double(g.cols) * double(g.depth));
+    const i64 depth = std::min(gram_chunk, g.depth);
+    const i64 left_size = gram_rows * depth, right_size = gram_cols * depth, tile_size = gram_rows * gram_ld;
+    const i64 size = (softmax ? 2 : 1) * (left_size + right_size) + (softmax ? 3 : 1) * tile_size;
+    Buffer<T> work(threads * size);
+
+    for_tiles(g, sums, threads, [&](const Square& at, int thread, double* sum) {
+        T *left = work.get() + thread * size, *right = left + left_size;
+        T *left_square = right + right_size, *right_square = left_square + (softmax ? left_size : 0);
+        T* tile = right_square + (softmax ? right_size : 0);  // of p p', s s', q q'
+        const i64 row_panels = round_up(at.rows, k.rows) / k.rows, col_panels = round_up(at.cols, k.cols) / k.cols;
+        const auto multiply = [&](i64 deep, const T* a, const T* b, i64 form) {
+            k.multiply(deep, a, row_panels, b, deep * k.cols, col_panels, tile + form * tile_size, gram_ld,
+                       at.triangle ? at.r0 - at.c0 : below_all);
+        };
+        for (i64 from = 0; from < g.depth; from += span) {
+            std::fill_n(tile, (softmax ? 3 : 1) * tile_size, T(0));
+            const i64 end = std::min(from + span, g.depth);
+            for (i64 k0 = from; k0 < end; k0 += gram_chunk) {
+                const i64 deep = std::min(gram_chunk, end - k0);
+                k.pack(true, deep, g.left + k0 * g.left_ld, g.left_ld, nullptr, nullptr, at.r0, at.rows, left);
+                k.pack(false, deep, g.right + k0 * g.right_ld, g.right_ld, nullptr, nullptr, at.c0, at.cols, right);
+                multiply(deep, left, right, 0);
+                if (!softmax) continue;
+                k.softmax_split(row_panels * k.rows * deep, T(g.lift), left, left_square);
+                k.softmax_split(col_panels * k.cols * deep, T(g.lift), right, right_square);
+                multiply(deep, left, right, 1);
+                multiply(deep, left_square, right_square, 2);
+            }
+            if (!softmax) {
+                sum[0] += unit * weighted(g, at, tile);
+                continue;
+            }
+            for (i64 r = 0; r < at.rows; ++r) {
+                double* products = g.products + (at.r0 + r) * g.cols + at.c0;
+                for (i64 c = at.begin(r); c < at.cols; ++c) products[c] += unit * double(tile[r * gram_ld + c]);
+            }
+            sum[0] += unit * weighted(g, at, tile + tile_size);
+            sum[1] += unit * unit * weighted(g, at, tile + 2 * tile_size);
+        }
+    });
+}
+
+template <class T>
+void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, int threads) {
+    threads = team(threads, 8 * double(g.rows) * double(g.cols));
+    for_tiles(g, sums, threads, [&](const Square& at, int, double* sum) {
+        for (i64 r = at.r0; r < at.r0 + at.rows; ++r)
+            for (i64 c = at.c0 + at.begin(r - at.r0); c < at.c0 + at.cols; ++c) {
+                const double others = g.products[r * g.cols + c];
+                const double s = left.p[r] * left.rest[r], s_ = right.p[c] * right.rest[c];
+                double on, tops, both;  // r_j = p_nj p_n'j: at the top classes together, and twice their product
+                if (left.top[r] == right.top[c]) {
+                    on = s * s_, tops = left.p[r] * right.p[c], both = 0;
+                } else {
+                    const double p_ = left.at_other[r * g.cols + c], p = right.at_other[c * g.rows + r];
+                    on = s * p_ * (1 - p_) + s_ * p * (1 - p);
+                    tops = left.p[r] * p_ + right.p[c] * p, both = 2 * left.p[r] * p_ * right.p[c] * p;
+                }
+                const double w = at.times(r - at.r0, c - at.c0) * double(g.weight[r * g.cols + c]);
+                sum[0] += w * on;
+                sum[1] += w * (both + 2 * tops * others + others * others);
+            }
+    });
+}
+
+template void gram_sums<float>(const Gram<float>&, double*, int);
+template void gram_sums<double>(const Gram<double>&, double*, int);
+template void gram_tops<float>(const Gram<float>&, const Tops<float>&, const Tops<float>&, double*, int);
+template void gram_tops<double>(const Gram<double>&, const Tops<double>&, const Tops<double>&, double*, int);
+
+}  // namespace hessext::cpu

@@ -1,0 +1,132 @@
+// Packing of rows, feature products and the cross-layer curvature into panels.
+#pragma once
+
+#include "vectors.h"
+
+namespace hessext::cpu {
+namespace {
+
+// Items c of one sample into panels of width W; item.at<V>(c) gives V's worth of items from c on.
+template <class T, i64 W, class Item>
+inline void pack_sample(const Item& item, i64 depth, i64 count, T* to) {
+    constexpr i64 half = W >= lanes<T> ? lanes<T> : lanes<T> / 2;  // whole vectors, the last one overlapping
+    i64 c = 0;
+    for (; c + W <= count; c += W, to += W * depth) {
+#pragma GCC unroll 8
+        for (i64 e = 0; e + half < W; e += half) store(to + e, item.template at<Vector<T, half>>(c + e));
+        store(to + W - half, item.template at<Vector<T, half>>(c + W - half));
+    }
+    if (c < count)
+        for (i64 e = 0; e < W; ++e) to[e] = c + e < count ? item.template at<T>(c + e) : T(0);
+}
+
+template <class T>
+struct ScaledRow {  // w row[c]
+    const T* row;
+    T w;
+
+    template <class V>
+    V at(i64 c) const {
+        return w * load_as<V>(row + c);
+    }
+};
+
+template <class T>
+inline void prefetch(const T* row, i64 count) {  // gathered rows are not where a hardware prefetcher looks
+    for (i64 c = 0; c < count; c += 64 / i64(sizeof(T))) __builtin_prefetch(row + c);
+}
+
+template <class T, i64 W>
+void pack_width(i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count, T* panels) {
+    for (i64 k = 0; k < depth; ++k) {
+        if (index && k + 3 < depth) prefetch(data + index[k + 3] * ld + first, count);
+        const ScaledRow<T> row{data + (index ? index[k] : k) * ld + first, weight ? weight[k] : T(1)};
+        pack_sample<T, W>(row, depth, count, panels + k * W);
+    }
+}
+
+template <class T>
+void pack(bool left, i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count,
+          T* panels) {
+    if (left)
+        pack_width<T, panel_rows>(depth, data, ld, index, weight, first, count, panels);
+    else
+        pack_width<T, panel_cols<T>>(depth, data, ld, index, weight, first, count, panels);
+}
+
+template <class T>
+void pack_products(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,
+                   const std::int32_t* second, const std::int32_t* run, i64 count, T* panels) {
+    for (i64 k = 0; k < depth; ++k) {
+        const T *x = a.data + (start + k) * a.ld, *y = b.data + (start + k) * b.ld;
+        T products[tile_rows];
+        for (i64 e = 0; e < count;) {
+            const i64 end = e + run[e] < count ? e + run[e] : count;
+            const T u = first[e] < a.cols ? x[first[e]] : T(1);
+            if (second[e] < b.cols)
+                for (const T* v = y + second[e]; e < end; ++e, ++v) products[e] = u * *v;
+            else
+                products[e++] = u;  // the feature that is always 1
+        }
+        pack_sample<T, panel_rows>(ScaledRow<T>{products, T(1)}, depth, count, panels + k * panel_rows);
+    }
+}
+
+template <class T, bool softmax, bool residual>
+struct CrossRow {  // w p[c] (column[c] - at_top - shift) + e r[c]
+    const T *p, *r, *column;
+    T w, e, at_top, shift;
+
+    template <class V>
+    V at(i64 c) const {
+        V value = load_as<V>(column + c);
+        if constexpr (softmax) value = ((value - at_top) - shift) * load_as<V>(p + c);
+        value *= w;
+        if constexpr (residual) value += e * load_as<V>(r + c);
+        return value;
+    }
+};
+
+template <class T, i64 W, bool softmax, bool residual>
+void pack_cross_width(i64 depth, const Curvature<T>& q, i64 unit, const T* column, const i64* index, const T* weight,
+                      const T* extra, i64 first, i64 count, T* panels) {
+    CrossRow<T, softmax, residual> row{};
+    row.column = column + first;
+    for (i64 k = 0; k < depth; ++k) {
+        const i64 n = index[k], next = index[k + 3 < depth ? k + 3 : k] * q.classes + first;
+        row.w = weight[k];
+        if constexpr (softmax) {
+            prefetch(q.probs + next, count);
+            row.p = q.probs + n * q.classes + first;
+            row.at_top = q.weight[q.top[n] * q.units + unit];
+            row.shift = q.shift[n * q.units + unit];
+        }
+        if constexpr (residual) {
+            prefetch(q.residual + next, count);
+            row.r = q.residual + n * q.classes + first;
+            row.e = extra[k];
+        }
+        pack_sample<T, W>(row, depth, count, panels + k * W);
+    }
+}
+
+template <class T, i64 W>
+void pack_cross_any(i64 depth, const Curvature<T>& q, i64 unit, const T* column, const i64* index, const T* weight,
+                    const T* extra, i64 first, i64 count, T* panels) {
+    const auto run = q.probs ? extra ? pack_cross_width<T, W, true, true> : pack_cross_width<T, W, true, false>
+                     : extra ? pack_cross_width<T, W, false, true>
+                             : pack_cross_width<T, W, false, false>;
+    run(depth, q, unit, column, index, weight, extra, first, count, panels);
+}
+
+template <class T>
+void pack_cross(bool left, i64 depth, const Curvature<T>& q, i64 unit, const T* column, const i64* index,
+                const T* weight, const T* extra, i64 first, i64 count, T* panels) {
+    if (left)
+        pack_cross_any<T, panel_rows>(depth, q, unit, column, index, weight, extra, first, count, panels);
+    else
+        pack_cross_any<T, panel_cols<T>>(depth, q, unit, column, index, weight, extra, first, count, panels);
+}
+
+}  // namespace
+}  // namespace hessext::cpu

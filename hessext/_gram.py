@@ -1,0 +1,198 @@
+"""Norms in the Gram form, ||sum_n q_n phi_n psi_n^T||_F^2 = sum_nn' q_n q_n' (phi_n . phi_n')(psi_n . psi_n').
+
+No block is formed. What is squared is N x N; it is worked on in blocks of samples, so memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _ops
+
+if TYPE_CHECKING:
+    from ._blocks import BlockMatrix
+    from ._problem import Problem
+
+_SQUARES = 192 << 20  # bytes of the N x N tensors in hand
+_KEPT = 256 << 20  # bytes of probabilities kept between passes, and of curvature entries in hand
+_TILE = 32 << 20  # bytes of a tile of classes where they are not kept
+
+
+class SamplePairs:
+    """Blocks of samples (a, b), a <= b, that cover all pairs, and the products of features in them."""
+
+    def __init__(self, samples: int, bytes_each: int) -> None:
+        most = max(1, int((_SQUARES / bytes_each) ** 0.5))
+        count = -(-samples // most)
+        step = -(-samples // count)
+        self.blocks = [slice(n, min(samples, n + step)) for n in range(0, samples, step)]
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, bool, int]]:
+        """(a, b, whether they are the same, how often the pair stands for one of the whole square)."""
+        for k, a in enumerate(self.blocks):
+            for b in self.blocks[k:]:
+                yield a, b, a == b, 1 if a == b else 2
+
+
+def _unit(t: Tensor, dim: int | None = None) -> Tensor:
+    """A power of two at or above |t|, by which it is divided so that products of four do not overflow or underflow."""
+    largest = t.detach().abs().amax() if dim is None else t.abs().amax(dim, keepdim=True)
+    return torch.where(largest > 0, torch.exp2(largest.double().log2().ceil()), 1.0)
+
+
+class _FeatureProducts:
+    """phi_n . phi_n' in units of `unit`^2."""
+
+    def __init__(self, features: Tensor, ones: bool) -> None:
+        one = features.new_ones(1, 1)
+        self.unit = _unit(one if not features.shape[1] else features)
+        if ones:
+            self.unit = self.unit.clamp(min=1)
+        self._features = features / self.unit.to(features.dtype)
+        self._ones = (self.unit**-2).to(features.dtype) if ones else None
+
+    def __call__(self, a: slice, b: slice) -> Tensor:
+        result = self._features[a] @ self._features[b].T
+        return result if self._ones is None else result.add_(self._ones)
+
+
+class _OtherClasses:
+    """Probabilities of an output layer, class-major and without each sample's most probable class.
+
+    Top-class deflation: where one class dominates, sums of squares over all classes cancel; over the others they do
+    not. Probabilities are kept where they fit, else a tile of classes is formed again when it is asked for. They are
+    `lift` times what they are, the largest about 1.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._features, (self._weight, self._bias) = problem.features, problem.output
+        N, C = len(self._features), len(self._weight)
+        x = problem.x
+        self._tile = max(1, min(C, _TILE // (N * x.element_size())))
+        self._kept = x.new_empty(C, N) if C * N * x.element_size() <= _KEPT else None
+        self._largest = x.new_full((N,), -torch.inf)
+        self.top = torch.zeros(N, dtype=torch.int64, device=x.device)
+        self._others = torch.zeros(N, dtype=torch.float64, device=x.device)  # sum of e^(l - largest)
+        for c in range(0, C, self._tile):
+            _ops.softmax_scan_(self._logits(c, slice(None)), c, self._largest, self.top, self._others)
+        self.p = 1 / (1 + self._others)  # of the top class
+        self.rest = self._others * self.p  # 1 - p
+        self.lift = 1 / _unit(self.rest).item()
+        if self._kept is not None:
+            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self.lift)
+
+    def _logits(self, c: int, samples: slice) -> Tensor:
+        some = slice(c, c + self._tile)
+        out = None if self._kept is None else self._kept[some]
+        logits = torch.mm(self._weight[some], self._features[samples].T, out=out)
+        return logits if self._bias is None else logits.add_(self._bias[some, None])
+
+    def tiles(self, *samples: slice) -> Iterator[tuple[int, list[Tensor]]]:
+        """The first class and the probabilities (classes, samples) of a tile, for each of the given samples."""
+        if self._kept is not None:
+            yield 0, [self._kept[:, s] for s in samples]
+            return
+        for c in range(0, len(self._weight), self._tile):
+            tile = [self._logits(c, s) for s in samples]
+            for s, logits in zip(samples, tile, strict=True):
+                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self.lift)
+            yield c, tile
+
+
+def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
+    """Sums of ||H_jj||_F^2 and of ||H_jk||_F^2, j != k, over a softmax layer.
+
+    With r_j = p_nj p_n'j, sum_{j != k} Q_n[j, k] Q_n'[j, k] = c_n c_n' ((sum_j r_j)^2 - sum_j r_j^2); the top classes
+    of both samples are split off, only what is left of r goes through the difference.
+    """
+    problem = B._problem
+    problem.check_unchanged()
+    phi = _FeatureProducts(problem.features_of(B._row), B._row.ones)
+    scale_unit = _unit(problem.scale)
+    scale = problem.scale / scale_unit.to(B.dtype)
+    P = _OtherClasses(problem)
+    diagonal = off_diagonal = 0.0
+    for a, b, same, times in SamplePairs(len(scale), 8 + 3 * scale.element_size()):
+        W = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b])
+        products = torch.zeros(W.shape, dtype=torch.float64, device=W.device)
+        sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=W.device)
+        at_b = torch.empty_like(W)  # [n, n'] = p_n'[top_n]
+        at_a = at_b if same else torch.empty_like(W.T, memory_format=torch.contiguous_format)
+        for first, tile in P.tiles(a) if same else P.tiles(a, b):
+            _ops.gram_sums_(tile[0], tile[-1], W, same, products, P.lift, sums)
+            _gather(P.top[a], first, tile[-1], at_b)
+            if not same:
+                _gather(P.top[b], first, tile[0], at_a)
+        sides = [[P.top[s], P.p[s], P.rest[s], at / P.lift] for s, at in ((a, at_b), (b, at_a))]
+        _ops.gram_tops_(products, W, same, *sides, tops)
+        on, squares, tops_on, tops_off = torch.cat([sums, tops]).tolist()
+        diagonal += times * (on + tops_on)
+        off_diagonal += times * (tops_off - squares)
+    unit = (phi.unit**2 * scale_unit).item() ** 2
+    return diagonal * unit, off_diagonal * unit
+
+
+def _gather(top: Tensor, first: int, tile: Tensor, out: Tensor) -> None:
+    """Rows out[n] = tile[top_n - first] where the tile has that class."""
+    rows = ((top >= first) & (top < first + len(tile))).nonzero().squeeze(1)
+    out[rows] = tile[top[rows] - first]
+
+
+def _entries(B: BlockMatrix, pairs: Tensor) -> Tensor:
+    """Q_n[i, j] (P, N) of the hidden or the output part."""
+    problem = B._problem
+    part = problem.part(B._row, B._col)
+    return _ops.curvature_entries(int(part), pairs.contiguous(), problem.classes, *problem.curvature_of(part, B._term))
+
+
+def chunks(pairs: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """Pairs in pieces whose entries q (P, N) stay within the memory of this module."""
+    return pairs.split(max(1, _KEPT // (4 * len(x) * x.element_size())))
+
+
+class PairSquares:
+    """Squared norms of blocks, or their sum, from q = Q_n[i, j]: q^T W q with W = (phi_n . phi_n')(psi_n . psi_n')."""
+
+    def __init__(self, B: BlockMatrix) -> None:
+        self._B, problem = B, B._problem
+        self._left = _FeatureProducts(problem.features_of(B._row), B._row.ones)
+        self._right = self._left if B.symmetric else _FeatureProducts(problem.features_of(B._col), B._col.ones)
+        self._unit = (self._left.unit * self._right.unit) ** 2
+        self._pairs = SamplePairs(len(problem.x), problem.x.element_size())
+        self._first: Tensor | None = None
+
+    def _weight(self, a: slice, b: slice) -> Tensor:
+        if self._first is not None:
+            return self._first
+        W = self._left(a, b)
+        W = W.square_() if self._B.symmetric else W.mul_(self._right(a, b))
+        if len(self._pairs.blocks) == 1:
+            self._first = W
+        return W
+
+    def sum(self, pairs: Tensor) -> float:
+        """The sum over some pairs of the hidden or output part."""
+        q = _entries(self._B, pairs)
+        unit = _unit(q)
+        q /= unit.to(q.dtype)
+        total = torch.zeros(2, dtype=torch.float64, device=q.device)
+        for a, b, same, times in self._pairs:
+            sums = torch.zeros_like(total)
+            _ops.gram_sums_(q[:, a], q[:, b], self._weight(a, b), same, None, 1.0, sums)
+            total += times * sums
+        return (total[0] * unit**2 * self._unit).item()
+
+    def each(self, pairs: Tensor) -> Tensor:
+        """The squared norms (P,) float64."""
+        q = _entries(self._B, pairs)
+        unit = _unit(q, 1)
+        q /= unit.to(q.dtype)
+        total = torch.zeros(len(pairs), dtype=torch.float64, device=q.device)
+        for a, b, _, times in self._pairs:
+            W = self._weight(a, b)
+            total += times * torch.sum((q[:, a] @ W).mul_(q[:, b]), 1, dtype=torch.float64)
+        return total.clamp_(min=0) * unit[:, 0] ** 2 * self._unit

@@ -1,0 +1,48 @@
+"""The paper's limits and their finite-size forms as functions (arXiv 2505.02809). Needs scipy.
+
+LeCun initialization throughout: x ~ N(0, I_d), linear weights and hidden W ~ N(0, 1/d), output V ~ N(0, 1/m), ReLU.
+Losses are cross entropy (mean over samples) and MSE (mean over samples of the squared norm). gamma = d / N, C is the
+number of classes, m that of hidden neurons. Squared Frobenius norms of (d, d) blocks come times 1/d, those of the
+(m, m) output blocks as they are. Limits are of N and d first, then of C.
+"""
+
+from ._averages import hidden_ce, output_ce
+from ._given_weights import given_weights
+from ._laws import hidden_spectrum, linear_spectrum, marchenko_pastur
+from ._limits import F, cross_ce, fourth_moment, h0, h1, hidden_ce_limit, output_ce_limit
+from ._linear import linear_ce, linear_ce_limit, linear_mse
+from ._mse import cross_mse, hidden_mse, output_mse
+from ._replica import ReplicaMoments, replica_moments
+from ._results import CrossNorms, Estimate, Layers
+from ._softmax import softmax_moment
+from ._spectra import MarchenkoPastur, Spectrum
+
+__all__ = [
+    "CrossNorms",
+    "Estimate",
+    "F",
+    "Layers",
+    "MarchenkoPastur",
+    "ReplicaMoments",
+    "Spectrum",
+    "cross_ce",
+    "cross_mse",
+    "fourth_moment",
+    "given_weights",
+    "h0",
+    "h1",
+    "hidden_ce",
+    "hidden_ce_limit",
+    "hidden_mse",
+    "hidden_spectrum",
+    "linear_ce",
+    "linear_ce_limit",
+    "linear_mse",
+    "linear_spectrum",
+    "marchenko_pastur",
+    "output_ce",
+    "output_ce_limit",
+    "output_mse",
+    "replica_moments",
+    "softmax_moment",
+]

@@ -1,0 +1,157 @@
+"""One hidden layer under cross entropy as C -> inf: the constants of Theorem 2 and the corrections around them.
+
+C p_c is asymptotically exp(v_c.a - |a|^2 / (2 m)), so that every limit is an expectation of e^{t a.a'} or of
+e^{s |a|^2} over a = relu(g), g ~ N(0, I_m), and factorizes over the neurons.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from hessext._norms import BlockRatio
+
+from . import _arguments
+from ._replica import mean_square_probability
+from ._results import CrossNorms, block_ratio
+
+
+class Kernel(NamedTuple):
+    """M(t) = E e^{t a a'} for one neuron's independent a, a' = relu(N(0, 1)); Q, its part with both active; Q', ..."""
+
+    M: float
+    Q: float
+    Q1: float
+    Q2: float
+    Q3: float
+
+
+def kernel(t: float) -> Kernel:
+    """Q(t) = (pi/2 + asin t) / (2 pi sqrt(1 - t^2)), its derivatives, and M = 3/4 + Q, for 0 <= t < 1."""
+    rest = 1 - t * t
+    Q = (math.pi / 2 + math.asin(t)) / (2 * math.pi * math.sqrt(rest))
+    Q1 = (t * Q + 1 / (2 * math.pi)) / rest
+    Q2 = (Q + 3 * t * Q1) / rest
+    return Kernel(0.75 + Q, Q, Q1, Q2, (4 * Q1 + 5 * t * Q2) / rest)
+
+
+def h0(m: int) -> float:
+    """E[e^{t a.a'} (1 + t a_i a_i')(1 + t a_j a_j') 1_i 1_j 1_i' 1_j'], t = 1/m; finite for m >= 2, (c).
+
+    Raises:
+        TypeError, ValueError: m is not an integer >= 2, since two neurons are meant.
+    """
+    m = _arguments.count("m", m, 2)
+    k = kernel(1 / m)
+    return k.M ** (m - 2) * (k.Q + k.Q1 / m) ** 2
+
+
+def h1(m: int) -> float:
+    """E[e^{t |a|^2} (1 + t a_i^2)(1 + t a_j^2) 1_i 1_j], t = 1/m; finite for m >= 3, else inf, (c).
+
+    Raises:
+        TypeError, ValueError: m is not an integer >= 2, since two neurons are meant.
+    """
+    m = _arguments.count("m", m, 2)
+    if m < 3:
+        return math.inf
+    r = (1 - 2 / m) ** -0.5
+    return ((1 + r) / 2) ** (m - 2) * ((r + r**3 / m) / 2) ** 2
+
+
+def F(t: float, m: int) -> float:
+    """E[e^{t a.a'} (a.a')^2] = (M^m)''(t); finite for |t| < 1, else inf, (c).
+
+    Raises:
+        TypeError, ValueError: t is not a finite number >= 0, or m not a positive integer.
+    """
+    t, m = _arguments.nonnegative("t", t), _arguments.count("m", m)
+    if t >= 1:
+        return math.inf
+    k = kernel(t)
+    return m * (m - 1) * k.M ** (m - 2) * k.Q1**2 + m * k.M ** (m - 1) * k.Q2
+
+
+def fourth_moment(s: float, m: int) -> float:
+    """E[e^{s |a|^2} |a|^4]; finite for s < 1/2, else inf, (c).
+
+    Raises:
+        TypeError, ValueError: s is not a finite number >= 0, or m not a positive integer.
+    """
+    s, m = _arguments.nonnegative("s", s), _arguments.count("m", m)
+    if s >= 0.5:
+        return math.inf
+    r = (1 - 2 * s) ** -0.5
+    A, B, D = (1 + r) / 2, r**3 / 2, 3 * r**5 / 2
+    return m * D * A ** (m - 1) + m * (m - 1) * B**2 * A ** (m - 2)
+
+
+def hidden_ce_limit(gamma: float, m: int) -> BlockRatio:
+    """C -> inf of (1/d) E||H_ii||_F^2 and (C/d) E||H_ij||_F^2 of the hidden layer; Theorem 2, (91)-(92).
+
+        (1/4 + gamma/2) / m^2   and   h(m, gamma) = (h0 + gamma h1) / m^2
+
+    The ratio is the limit of C times that of hidden_ce. For m = 2 the off-diagonal limit is +inf, as E[lam_ij^2]
+    decays slower than 1/C; where m = 1 leaves no off-diagonal block, its norm is 0.
+
+    Raises:
+        TypeError, ValueError: gamma is not positive, or m not a positive integer.
+    """
+    gamma, m = _arguments.positive("gamma", gamma), _arguments.count("m", m)
+    off = (h0(m) + gamma * h1(m)) / m**2 if m > 1 else 0.0
+    return block_ratio((0.25 + gamma / 2) / m**2, off)
+
+
+def output_ce_limit(m: int, *, N: int | None = None) -> BlockRatio:
+    """C -> inf of C^2 E||H_ii||_F^2 and C^4 E||H_ij||_F^2 of the output layer; Theorem 2, (103)-(104).
+
+        F(1/m, m) and F(2/m, m), at N samples (1 - 1/N) F(k/m, m) + E[e^{k |a|^2 / m} |a|^4] / N, k = 1, 2
+
+    The ratio is the limit of C^2 times that of output_ce. Finite for m >= 2 and m >= 3, at finite N for m >= 3 and
+    m >= 5; +inf below.
+
+    Args:
+        m: hidden neurons.
+        N: samples; None for N -> inf.
+
+    Raises:
+        TypeError, ValueError: m or N is not a positive integer.
+    """
+    m = _arguments.count("m", m)
+    squares = [F(k / m, m) for k in (1, 2)]
+    if N is not None:
+        N = _arguments.count("N", N)
+        fourth = [fourth_moment(k / m, m) for k in (1, 2)]  # infinite wherever F is
+        squares = [q if math.isinf(q) else (1 - 1 / N) * f + q / N for f, q in zip(squares, fourth, strict=True)]
+    return block_ratio(*squares)
+
+
+def cross_ce(gamma: float, m: int, C: int) -> CrossNorms:
+    """E||.||_F^2 of the two terms of H_{w_i v_j} in (18) as N, d -> inf, labels uniform; THEORY.md (a).
+
+        residual = gamma ((1/C - 2/C^2) / 2 + E[p_j^2 1_i]) + O(C^-2);
+        gauss_newton = (A + gamma B) / (m C^2), the leading order as C -> inf; finite for m >= 3, else inf
+
+    Args:
+        gamma: d / N.
+        m: hidden neurons.
+        C: number of classes, >= 2.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range.
+    """
+    gamma, m, C = _arguments.positive("gamma", gamma), _arguments.count("m", m), _arguments.count("C", C, 2)
+    residual = gamma * ((1 / C - 2 / C**2) / 2 + mean_square_probability(m, C))
+    if m < 3:
+        return CrossNorms(residual, math.inf)
+    t = 1 / m
+    r = (1 - 2 * t) ** -0.5
+    M, Q, Q1, Q2, Q3 = kernel(t)
+    Z = Q1 - 1 / (2 * math.pi)
+    I0, I1, I2 = Q + t * Q1, Q1 + t * Q2, Q2 + t * Q3
+    A = I2 * M ** (m - 1) + (m - 1) * M ** (m - 2) * (I1 * Z + I1 * Q1 + I0 * Q2)
+    A += (m - 1) * (m - 2) * I0 * Q1 * Z * M ** (m - 3)
+    P0, P1 = (1 + r) / 2, r**3 / 2
+    J0, J1 = (r + t * r**3) / 2, (r**3 + 3 * t * r**5) / 2
+    B = J1 * P0 ** (m - 1) + (m - 1) * J0 * P1 * P0 ** (m - 2)
+    return CrossNorms(residual, (A + gamma * B) / (m * C**2))

@@ -1,0 +1,383 @@
+"""hessext.theory against the tables of THEORY.md and against exact Hessians at small sizes."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hessext
+from hessext import theory
+
+
+def close(found, expected, rel=1e-9):
+    """All entries agree to rel; entries that are +inf are equal."""
+    np.testing.assert_allclose(np.array(found, float), np.array(expected, float), rtol=rel)
+
+
+def within(samples, predicted, sigmas=4.0):
+    """Column means of (draws, k) samples are predicted within `sigmas` of their standard errors."""
+    error = samples.std(0, ddof=1) / math.sqrt(len(samples))
+    deviations = (samples.mean(0) - np.array(predicted)) / np.where(error > 0, error, 1e-300)
+    assert (np.abs(deviations) < sigmas).all(), deviations
+
+
+# --- softmax and Theorem 1 ----------------------------------------------------------------------------------
+
+SOFTMAX = [  # C, E lam11, E lam11^2, E lam12, E lam12^2
+    (2, 1.8158092302e-01, 3.7026612086e-02, 1.8158092302e-01, 3.7026612086e-02),
+    (10, 8.0531260631e-02, 1.0121421137e-02, 8.9479178478e-03, 2.2311220877e-04),
+    (1000, 9.9730179811e-04, 2.6600837182e-06, 9.9830009821e-07, 7.1528186689e-12),
+    (1000000, 9.9999728174e-07, 2.7182209382e-12, 9.9999828174e-13, 7.3888054072e-24),
+]
+
+
+@pytest.mark.parametrize(("C", "on", "on2", "off", "off2"), SOFTMAX)
+def test_softmax_moments(C, on, on2, off, off2):
+    a1, a2, a3, a4 = (theory.softmax_moment(C, k) for k in (1, 2, 3, 4))
+    close((a1, a1 - a2, theory.softmax_moment(C, 1, 1)), (1 / C, on, off), 2e-10)
+    close((a2 - 2 * a3 + a4, theory.softmax_moment(C, 2, 2)), (on2, off2), 2e-10)
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e-3, 0.7, 30.0, 400.0])
+@pytest.mark.parametrize("C", [2, 7, 10**6, 10**12])
+def test_softmax_moments_sum_to_one(C, variance):
+    p1 = theory.softmax_moment(C, 1, variance=variance)
+    p2, p11 = theory.softmax_moment(C, 2, variance=variance), theory.softmax_moment(C, 1, 1, variance=variance)
+    close((C * p1, C * (p2 + (C - 1) * p11)), (1, 1), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "variance"), [(7, 3, 1.0), (1, 0, 2.0), (2, 2, 50.0), (1.5, 0.5, 1.0), (40, 0, 9.0)]
+)
+def test_two_classes_are_a_sigmoid(a, b, variance):
+    def integrand(g):
+        p = 1 / (1 + mpmath.exp(-mpmath.sqrt(2 * variance) * g))
+        return p**a * (1 - p) ** b * mpmath.npdf(g)
+
+    close(
+        theory.softmax_moment(2, a, b, variance=variance), mpmath.quad(integrand, mpmath.linspace(-10, 10, 41)), 1e-12
+    )
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 10**7), st.floats(0.0, 30.0), st.integers(1, 5), st.integers(0, 4))
+def test_softmax_moments_are_consistent(C, variance, a, b):
+    # p1^a p2^b = sum over the classes that a further factor 1 = sum_k p_k can come from
+    first = theory.softmax_moment(C, a, b, variance=variance)
+    split = theory.softmax_moment(C, a + 1, b, variance=variance) + theory.softmax_moment(
+        C, a, b + 1, variance=variance
+    )
+    if C > 2:
+        split += (C - 2) * theory.softmax_moment(C, a, b, 1, variance=variance)
+    if b == 0:  # class 2 is one of the others then
+        split = theory.softmax_moment(C, a + 1, variance=variance)
+        split += (C - 1) * theory.softmax_moment(C, a, 1, variance=variance)
+    close(split, first, 1e-10)
+
+
+LINEAR = [  # gamma, C, C^2 g11, C^4 g12
+    (0.5, 2, 0.20593975, 0.82375900),
+    (1, 5, 1.02184643, 2.04501466),
+    (2, 100, 5.49868714, 12.42034333),
+    (0.5, 1000000, 2.35910503, 4.69439927),
+]
+
+
+@pytest.mark.parametrize(("gamma", "C", "on", "off"), LINEAR)
+def test_linear_ce(gamma, C, on, off):
+    found = theory.linear_ce(gamma, C)
+    close((C**2 * found.diagonal, C**4 * found.off_diagonal), (on, off), 1e-8)
+    assert found.ratio == found.off_diagonal / found.diagonal
+
+
+def test_linear_ce_limit():
+    close(theory.linear_ce_limit(2), (6.4365636569, 15.7781121979, 15.7781121979 / 6.4365636569))
+    far, limit = theory.linear_ce(1.0, 10**10), theory.linear_ce_limit(1.0)
+    close((1e20 * far.diagonal, 1e40 * far.off_diagonal, 1e20 * far.ratio), limit, 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("N", "d", "square"), [(60, 30, 0.05128410021), (2000, 1000, 0.05147889571), (2000, 4000, 0.1070254579)]
+)
+def test_two_classes_at_finite_size(N, d, square):
+    close(theory.linear_ce(None, 2, N=N, d=d), (square, square, 1), 5e-10)
+    assert theory.linear_ce(d / N, 2, N=N, d=d) == theory.linear_ce(None, 2, N=N, d=d)
+
+
+def test_two_classes_in_one_dimension():
+    """With N = 1 and d = 1: E[x^4 s(w x)^2], w ~ N(0, 2)."""
+    x = np.linspace(-10, 10, 1001)
+    normal = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi) * (x[1] - x[0])
+    s = 0.25 / np.cosh(np.outer(x, x) / np.sqrt(2)) ** 2
+    close(theory.linear_ce(None, 2, N=1, d=1).diagonal, normal @ s**2 @ (x**4 * normal), 1e-11)
+
+
+def test_finite_size_meets_the_limit():
+    close(theory.linear_ce(None, 7, N=2 * 10**7, d=10**7), theory.linear_ce(0.5, 7), 1e-6)
+    close(theory.linear_mse(None, N=2 * 10**7, d=10**7), theory.linear_mse(0.5), 1e-6)
+    close(theory.hidden_mse(None, 5, 3, N=2 * 10**7, d=10**7), theory.hidden_mse(0.5, 5, 3), 1e-6)
+    close(theory.output_mse(5, N=2 * 10**8, d=10**8), theory.output_mse(5), 1e-6)
+
+
+@pytest.mark.parametrize(("N", "d", "C"), [(30, 15, 5), (20, 30, 3)])
+def test_linear_against_hessians(N, d, C):
+    generator, samples = torch.Generator().manual_seed(0), []
+    for _ in range(600):
+        W = torch.randn(C, d, generator=generator, dtype=torch.float64) / d**0.5
+        x = torch.randn(N, d, generator=generator, dtype=torch.float64)
+        on, off, _ = hessext.linear(W, x)["output"].ratio()
+        samples.append((on / d, off / d, hessext.linear(W, x, loss="mse")["output"].ratio()[0] / d))
+    ce = theory.linear_ce(None, C, N=N, d=d)
+    within(np.array(samples), (ce.diagonal, ce.off_diagonal, theory.linear_mse(None, N=N, d=d).diagonal))
+
+
+# --- Theorem 2: MSE and the limits of C ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("N", "d", "on", "off"), [(40, 20, 0.51875, 0.20208237), (30, 6, 0.375, 0.13872016)])
+def test_hidden_mse_brackets(N, d, on, off):
+    found = theory.hidden_mse(None, 3, 5, N=N, d=d)
+    close((found.diagonal * 9 / (4 * 35), found.off_diagonal * 9 / (4 * 5)), (on, off), 5e-8)
+
+
+@pytest.mark.parametrize(("N", "d", "m", "C"), [(12, 5, 3, 4), (7, 1, 2, 2), (9, 2, 4, 1)])
+def test_mse_is_the_mean_over_weights(N, d, m, C):
+    rng, samples = np.random.default_rng(1), []
+    for _ in range(2000):
+        W = torch.from_numpy(rng.standard_normal((m, d)) / d**0.5)
+        V = torch.from_numpy(rng.standard_normal((C, m)) / m**0.5)
+        hidden, output = theory.given_weights(W, V, N, loss="mse")
+        samples.append((*hidden[:2], *output[:2]))
+    within(np.array(samples), (*theory.hidden_mse(None, m, C, N=N, d=d)[:2], *theory.output_mse(m, N=N, d=d)[:2]))
+
+
+CONSTANTS = [  # m, out diag, out off, h0/m^2, h1/m^2, h(m, 1/2), h(m, 2)
+    (2, 3.73261683, math.inf, 0.09588421702, math.inf, math.inf, math.inf),
+    (3, 2.996051018, 24.37604527, 0.02127590217, 0.4553418013, 0.2489468028, 0.9319595047),
+    (8, 5.731580121, 10.50891219, 0.001567114261, 0.01108495406, 0.007109591291, 0.02373702238),
+    (64, 144.9289235, 178.5702192, 1.856331691e-5, 0.0001066185142, 7.187257399e-5, 0.0002318003452),
+]
+
+
+@pytest.mark.parametrize(("m", "on", "off", "h0", "h1", "h_half", "h_two"), CONSTANTS)
+def test_constants(m, on, off, h0, h1, h_half, h_two):
+    close(theory.output_ce_limit(m)[:2], (on, off))
+    close((theory.F(1 / m, m), theory.F(2 / m, m)), (on, off))
+    close((theory.h0(m) / m**2, theory.h1(m) / m**2), (h0, h1))
+    half, two = theory.hidden_ce_limit(0.5, m), theory.hidden_ce_limit(2, m)
+    close((half.off_diagonal, two.off_diagonal), (h_half, h_two))
+    close((half.diagonal, two.diagonal), (0.5 / m**2, 1.25 / m**2))
+    close(two.ratio, h_two * m**2 / 1.25)
+
+
+def test_constants_next_to_where_they_diverge():
+    assert theory.output_ce_limit(1)[:2] == (math.inf, math.inf) and math.isnan(theory.output_ce_limit(1).ratio)
+    assert theory.output_ce_limit(4, N=1).off_diagonal == math.inf > theory.output_ce_limit(4, N=9).diagonal
+    assert theory.hidden_ce_limit(1, 1).off_diagonal == 0 == theory.hidden_mse(1, 1, 3).off_diagonal
+    assert theory.cross_ce(1, 2, 5).gauss_newton == math.inf
+    close((theory.fourth_moment(1 / 8, 8), theory.fourth_moment(2 / 8, 8)), (93.3881955, 599.9900519))
+    close((theory.fourth_moment(1 / 5, 5), theory.fourth_moment(2 / 5, 5)), (81.10187, 5521.212), 1e-7)
+    close(theory.output_ce_limit(8, N=1)[:2], (93.3881955, 599.9900519))
+
+
+@pytest.mark.parametrize(("m", "gamma", "limit"), [(3, 0.5, 6.28166061), (4, 0.25, 1.350893328), (8, 0.5, 0.71843288)])
+def test_cross_ce_limit(m, gamma, limit):
+    close(100**2 * theory.cross_ce(gamma, m, 100).gauss_newton, limit, 1e-8)
+
+
+def test_cross_residual():
+    assert theory.cross_ce(0.5, 8, 1000).residual == pytest.approx(0.5 / 2000, rel=2e-3)  # ~ gamma / (2 C)
+    close(theory.cross_mse(0.5, 8, 10), (1.1013, 0.9949), 1e-4)
+    close(theory.cross_mse(0.5, 8, 500), (0.9969, 0.9949), 1e-4)
+
+
+def test_cross_against_hessians():
+    N, d, m, C = 300, 150, 4, 30
+    generator, found = torch.Generator().manual_seed(0), {"cross_entropy": [], "mse": []}
+    for _ in range(20):
+        W = torch.randn(m, d, generator=generator, dtype=torch.float64) / d**0.5
+        V = torch.randn(C, m, generator=generator, dtype=torch.float64) / m**0.5
+        x = torch.randn(N, d, generator=generator, dtype=torch.float64)
+        y = torch.randint(C, (N,), generator=generator)
+        for loss, values in found.items():
+            H = hessext.one_hidden(W, V, x, y, loss=loss)
+            terms = H.residual(), H.gauss_newton()
+            values.append([t["hidden", "output"].norms().square().mean().item() for t in terms])
+    ce, mse = (np.mean(v, 0) for v in found.values())
+    close(mse, theory.cross_mse(0.5, m, C), 0.15)
+    close(ce[0], theory.cross_ce(0.5, m, C).residual, 0.05)
+
+
+# --- Theorem 2 at finite C ----------------------------------------------------------------------------------
+
+REPLICA = [  # m, C, D0, D2, O2, U1n, U2n
+    (3, 2, 0.05931027136, 0.02085007849, 0.003353825507, 0.1860146741, 0.1860146741),
+    (3, 1000, 0.1657563809, 0.05545343587, 0.000143582873, 4.876550571e-05, 8.395323195e-10),
+    (3, 10**12, 0.1666666667, 0.05555555556, 4.480542687e-13, 1.828726315e-22, 4.701634152e-41),
+    (8, 10, 0.05151768932, 0.006966096183, 0.0004236525959, 0.2590777612, 0.005845570747),
+    (8, 10**6, 0.06249983791, 0.007812501256, 1.108143676e-08, 9.335112267e-11, 5.942127754e-22),
+]
+
+
+@pytest.mark.parametrize(("m", "C", "D0", "D2", "O2", "U1n", "U2n"), REPLICA)
+def test_replica_moments(m, C, D0, D2, O2, U1n, U2n):
+    close(theory.replica_moments(m, C), (D0, D2, O2, U1n, U2n), 1.5e-9)
+
+
+def test_replica_moments_meet_the_limit():
+    moments, m, C = theory.replica_moments(16, 10**9), 16, 10**9
+    close((moments.D2, C * moments.O2), (0.5 / m**2, theory.h1(m) / m**2), 1e-6)
+    close((C**2 * moments.U1n, C**4 * moments.U2n), [theory.fourth_moment(k / m, m) for k in (1, 2)], 1e-5)
+
+
+TWO_REPLICAS = [  # m, C, D1, O1, U1, U2 and their standard errors
+    (3, 10, (0.0211935, 0.00057497, 0.0079644, 0.00016398), (5e-5, 6e-6, 6e-6, 3e-7)),
+    (8, 100, (0.00383233, 1.36357e-5, 0.00050816, 8.62986e-8), (1e-6, 1e-7, 6e-7, 2e-10)),
+]
+
+
+@pytest.mark.parametrize(("m", "C", "means", "errors"), TWO_REPLICAS)
+def test_two_replicas(m, C, means, errors):
+    moments = theory.replica_moments(m, C)
+    hidden, output = theory.hidden_ce(1e-9, m, C, draws=512), theory.output_ce(m, C, draws=512)
+    found, own = (*hidden.value[:2], *output.value[:2]), (*hidden.error[:2], *output.error[:2])
+    within_errors = np.abs(np.subtract(found, means)) / np.hypot(own, errors)
+    assert (within_errors < 3.5).all() and (np.divide(own, means) < 0.1).all()
+    close(
+        theory.hidden_ce(2.0, m, C, draws=2).value.diagonal - theory.hidden_ce(1.0, m, C, draws=2).value.diagonal,
+        moments.D2,
+    )
+    at_9, wide = theory.output_ce(m, C, N=9, draws=2).value, theory.output_ce(m, C, draws=2).value
+    close(at_9.off_diagonal, 8 / 9 * wide.off_diagonal + moments.U2n / 9)
+
+
+def test_estimates_repeat_and_improve():
+    first, again, other = (theory.hidden_ce(1, 4, 5, draws=64, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert theory.hidden_ce(1, 4, 5, draws=1024).error.diagonal < 0.6 * first.error.diagonal
+    # the ratio of two classes' norms is 1 in every draw
+    assert theory.output_ce(4, 2, draws=64).error.ratio < 1e-12
+
+
+SIZES = [(20, 6, 4, 5), (15, 3, 5, 4), (40, 12, 3, 20), (12, 1, 2, 3), (10, 5, 1, 4)]  # N, d, m, C
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize(("N", "d", "m", "C"), SIZES)
+def test_given_weights_against_hessians(N, d, m, C, loss):
+    generator = torch.Generator().manual_seed(N)
+    W = torch.randn(m, d, generator=generator, dtype=torch.float64) / d**0.5
+    V = 1.5 * torch.randn(C, m, generator=generator, dtype=torch.float64) / m**0.5
+    samples = []
+    for _ in range(400):
+        x = torch.randn(N, d, generator=generator, dtype=torch.float64)
+        H = hessext.one_hidden(W, V, x, torch.zeros(N, dtype=torch.int64), loss=loss)
+        hidden, output = H["hidden"].ratio(), H["output"].ratio()
+        samples.append((hidden.diagonal / d, hidden.off_diagonal / d, output.diagonal, output.off_diagonal))
+    hidden, output = theory.given_weights(W, V, N, loss=loss, points=8192)
+    within(np.array(samples), (*hidden[:2], *output[:2]))
+
+
+def test_given_weights_both_ways_of_the_output_layer():
+    """Class by class and points x points agree, and neither depends on the chunk."""
+    rng = np.random.default_rng(0)
+    W, V = torch.from_numpy(rng.standard_normal((3, 9)) / 3), torch.from_numpy(rng.standard_normal((30, 3)))
+    from hessext.theory import _given_weights as module
+
+    results = []
+    for by_class, entries, gram in ((1024, 1 << 18, 4096), (0, 1 << 18, 4096), (0, 1 << 12, 4096)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_BY_CLASS", by_class)
+            patch.setattr(module, "_ENTRIES", entries)
+            patch.setattr(module, "_GRAM_POINTS", gram)
+            results.append(np.array(theory.given_weights(W, V, 10, points=512)))
+    close(results[1], results[0], 1e-10)
+    close(results[2], results[0], 1e-10)
+
+
+def test_given_weights_is_unbiased_in_points():
+    rng = np.random.default_rng(0)
+    W, V = torch.from_numpy(rng.standard_normal((2, 4)) / 2), torch.from_numpy(rng.standard_normal((40, 2)))
+    few = np.array(
+        [[*h[:2], *o[:2]] for h, o in (theory.given_weights(W, V, 10, points=16, seed=s) for s in range(400))]
+    )
+    hidden, output = theory.given_weights(W, V, 10, points=16384)
+    within(few, (*hidden[:2], *output[:2]))
+
+
+def test_averages_at_finite_size_are_means_of_given_weights():
+    hidden = theory.hidden_ce(None, 3, 4, N=20, d=10, draws=400)
+    output = theory.output_ce(3, 4, N=20, d=10, draws=400)
+    generator, samples = torch.Generator().manual_seed(3), []
+    for _ in range(600):
+        W = torch.randn(3, 10, generator=generator, dtype=torch.float64) / 10**0.5
+        V = torch.randn(4, 3, generator=generator, dtype=torch.float64) / 3**0.5
+        H = hessext.one_hidden(
+            W, V, torch.randn(20, 10, generator=generator, dtype=torch.float64), torch.zeros(20).long()
+        )
+        on, off = H["hidden"].ratio()[:2]
+        samples.append((on / 10, off / 10, *H["output"].ratio()[:2]))
+    samples = np.array(samples)
+    error = np.hypot(samples.std(0) / 600**0.5, (*hidden.error[:2], *output.error[:2]))
+    assert (np.abs(samples.mean(0) - (*hidden.value[:2], *output.value[:2])) < 4 * error).all()
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+W32, V32 = torch.ones(3, 4), torch.eye(3)
+
+BAD = [
+    (lambda: theory.linear_ce(0, 3), ValueError, r"gamma: expected a finite number > 0; got 0"),
+    (lambda: theory.linear_ce("1", 3), TypeError, r"gamma: expected a number; got '1'"),
+    (lambda: theory.linear_ce(None, 3), TypeError, r"gamma: expected a number; got None"),
+    (lambda: theory.linear_ce(math.nan, 3), ValueError, r"gamma: expected a finite"),
+    (lambda: theory.linear_ce(1, 1), ValueError, r"C: expected at least 2; got 1"),
+    (lambda: theory.linear_ce(1, 2.0), TypeError, r"C: expected an integer; got 2.0"),
+    (lambda: theory.linear_ce(1, True), TypeError, r"C: expected an integer; got True"),
+    (lambda: theory.linear_ce(1, 3, N=5), ValueError, r"N, d: expected both or neither; got N=5, d=None"),
+    (lambda: theory.linear_ce(1, 3, N=5, d=6), ValueError, r"gamma: expected None or d / N = 1.2; got 1"),
+    (lambda: theory.linear_ce_limit(-1), ValueError, "gamma"),
+    (lambda: theory.linear_mse(1, N=0, d=3), ValueError, "N: expected at least 1; got 0"),
+    (lambda: theory.hidden_mse(1, 0, 3), ValueError, "m: expected at least 1; got 0"),
+    (lambda: theory.hidden_mse(1, 1, 0), ValueError, "C: expected at least 1; got 0"),
+    (lambda: theory.hidden_ce_limit(math.inf, 3), ValueError, "gamma"),
+    (lambda: theory.output_ce_limit(3.5), TypeError, "m: expected an integer"),
+    (lambda: theory.output_ce(3, 4, d=5), ValueError, "N, d: expected both"),
+    (lambda: theory.hidden_ce(1, 3, 4, draws=1), ValueError, "draws: expected at least 2; got 1"),
+    (lambda: theory.hidden_ce(1, 3, 4, points=100), ValueError, "points: expected a power of 2; got 100"),
+    (lambda: theory.hidden_ce(1, 3, 4, seed=-1), ValueError, "seed"),
+    (lambda: theory.replica_moments(3, 1), ValueError, "C: expected at least 2"),
+    (lambda: theory.softmax_moment(3, -1), ValueError, "powers: expected a finite number >= 0; got -1"),
+    (lambda: theory.softmax_moment(2, 1, 1, 1), ValueError, "powers: expected at most C = 2; got 3"),
+    (lambda: theory.softmax_moment(3, 1, variance=-1.0), ValueError, "variance"),
+    (lambda: theory.h0(1), ValueError, "m: expected at least 2"),
+    (lambda: theory.F(-0.5, 3), ValueError, "t: expected a finite number >= 0"),
+    (lambda: theory.cross_ce(1, 3, 1), ValueError, "C"),
+    (lambda: theory.given_weights(W32, V32[:, :2], 5), ValueError, r"V: expected shape \(any, 3\); got \(3, 2\)"),
+    (lambda: theory.given_weights(W32, V32[:1], 5), ValueError, "V: expected at least 2 rows"),
+    (lambda: theory.given_weights(W32.numpy(), V32, 5), TypeError, "W: expected a torch.Tensor"),
+    (lambda: theory.given_weights(W32, V32 * math.nan, 5), ValueError, "V: expected finite"),
+    (lambda: theory.given_weights(W32, V32, 5, loss="hinge"), ValueError, "loss: expected 'cross_entropy' or 'mse'"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_import_is_lazy():
+    """Importing the package alone does not import scipy."""
+    code = (
+        "import sys, hessext; assert 'scipy' not in sys.modules; import hessext.theory; assert 'scipy' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
