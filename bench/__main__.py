@@ -65,6 +65,8 @@ def run_case(case: cases.Case, names: list[str], options: argparse.Namespace, ti
     known = methods.known()
     ready, rows = {}, []
     for name in names:
+        if not methods.applies(name, case.part):
+            continue
         tick(f"check {name}")
         method = known[name](problem)
         error = methods.relative_error(method.call(), truth, method.rows)
@@ -115,7 +117,8 @@ def show(case: cases.Case, rows: list[dict], peak: float) -> str:
     """Return the table of one case."""
     flops = next((row["flops"] for row in rows if "flops" in row), 0)
     shape = f"N={case.samples} d={case.features} C={case.classes}" + (f" m={case.units}" if case.units else "")
-    work = f"{case.size} x {case.size}, {flops / 1e9:.3g} GFLOP"
+    size = "two numbers" if case.part == "ratio" else f"{case.size} x {case.size}"
+    work = f"{size}, {flops / 1e9:.3g} GFLOP"
     cells = [["method", "median", "quartiles", "GFLOP/s", "of peak", "x plain", "x careful", "error", "MiB beyond"]]
     cells[0].append("note")
     for row in rows:

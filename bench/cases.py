@@ -12,7 +12,11 @@ KINK_MARGIN = 1e-4  # pre-activations keep this far from ReLU's kink: float32 an
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time. `part` is "dense" (the whole Hessian) or "hidden" (that layer's matrix alone)."""
+    """One thing to time.
+
+    `part` is "dense" (the whole Hessian), "hidden" (that layer's matrix alone) or "ratio" (mean squared norms of the
+    diagonal and the off-diagonal blocks of a linear model, two numbers).
+    """
 
     name: str
     title: str
@@ -27,6 +31,8 @@ class Case:
     @property
     def size(self) -> int:
         """Rows of the square result."""
+        if self.part == "ratio":
+            return 2
         hidden = self.units * self.features
         output = self.classes * (self.units or self.features)
         return hidden if self.part == "hidden" else hidden + output
@@ -47,6 +53,8 @@ CASES = {
         Case("linear-ce", "dense, linear model", 4096, 64, 64, small=(512, 16, 16, 0)),
         Case("wide-ce", "hidden part, wide layer", 4096, 64, 10, 256, part="hidden", small=(512, 32, 10, 32)),
         Case("tiny-ce", "dense, whole Python call", 32, 8, 3, 4),
+        Case("ratio-1k", "ratio, linear model", 1000, 500, 1000, part="ratio", small=(200, 50, 100, 0)),
+        Case("ratio-32k", "ratio, linear model", 2048, 1024, 32000, part="ratio", small=(256, 64, 2000, 0)),
     )
 }
 
@@ -95,13 +103,15 @@ def make(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> Probl
 
 
 def necessary_flops(problem: Problem) -> float:
-    """Flops (2 per multiply-add) of the weighted outer products alone, with all that may be saved.
+    """Flops (2 per multiply-add) of the weighted outer products alone, with all that may be saved; or of a ratio.
 
     Both symmetries (across blocks and inside a block) and, for ReLU, only the samples where the units of
     a pair are active, counted on this very problem. Forward pass, weights and mirrored writes are left out.
     """
     case = problem.case
     n, d, c = case.samples, case.features, case.classes
+    if case.part == "ratio":  # logits, products of features, and three products of samples: half of each square
+        return 2 * n * d * c + n * n * d + 3 * n * n * c
     if problem.hidden_weight is None:
         pairs = c * (c + 1) / 2 if case.loss == "cross_entropy" else 1
         return pairs * d * (d + 1) / 2 * n * 2

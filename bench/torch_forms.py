@@ -101,6 +101,28 @@ def _plain_mse(h: Tensor, problem: Problem, on: Tensor, a: Tensor, f: Tensor, wh
     h[m * d :, : m * d] = cross.T
 
 
+def plain_ratio(problem: Problem, tile: int = 4096) -> Tensor:
+    """Mean ||H_ii||_F^2 and mean ||H_ij||_F^2 of (5): three products of samples, a tile of classes at a time.
+
+    Sums over n, n' of (x_n . x_n')^2 / N^2 times (S S^T) and times (P P^T)^2 - Q Q^T, Q = P^2, S = P - Q.
+    """
+    v, x = problem.output_weight, problem.x
+    n, c = len(x), len(v)
+    p = (x @ v.T).softmax(1)
+    products, squares, diagonal = x.new_zeros(3, n, n)
+    for first in range(0, c, tile):
+        some = p[:, first : first + tile]
+        q = some.square()
+        s = some - q
+        products.addmm_(some, some.T)
+        squares.addmm_(q, q.T)
+        diagonal.addmm_(s, s.T)
+    weight = (x @ x.T).div_(n).square_()
+    on = (weight * diagonal).sum(dtype=torch.float64)
+    off = (weight * (products.square_() - squares)).sum(dtype=torch.float64)
+    return torch.stack((on / c, off / (c * (c - 1))))
+
+
 # -------------------------------------------------------------------------------------------- careful
 
 

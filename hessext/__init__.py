@@ -8,11 +8,34 @@ except ImportError as error:
         "another folder to use an installed hessext, or compile it here with `pip install -e .` or `./scripts/env`."
     ) from error
 
+from importlib import import_module
+
 from . import autograd, plot
 from ._api import hessian, linear, one_hidden
 from ._blocks import BlockMatrix
 from ._hessian import Hessian
-from ._norms import BlockRatio
+from ._norms import BlockRatio, RowNorms
+from ._sweep import sweep
 
 __version__ = _core.__version__
-__all__ = ["BlockMatrix", "BlockRatio", "Hessian", "autograd", "hessian", "linear", "one_hidden", "plot"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "theory":  # imports scipy, which takes a second
+        return import_module(".theory", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "BlockMatrix",
+    "BlockRatio",
+    "Hessian",
+    "RowNorms",
+    "autograd",
+    "hessian",
+    "linear",
+    "one_hidden",
+    "plot",
+    "sweep",
+    "theory",
+]

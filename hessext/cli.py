@@ -1,20 +1,30 @@
-"""The command line: `hessext info`, `hessext check`."""
+"""The command line: `hessext info`, `hessext check`, `hessext ratios`."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
-from . import Hessian, __version__, _core, autograd, linear, one_hidden
+from . import Hessian, __version__, _core, autograd, linear, one_hidden, plot, sweep
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# What `hessext ratios` takes where an option is left out: the figures of the paper, or a minute's work.
+PAPER_CLASSES = [2, 5, 10, 20, 50, 100, 200, 500, 1000]
+FIGURES = {
+    8: {"case": 2, "classes": PAPER_CLASSES, "samples": 1000, "features": 500, "hidden": 8, "draws": 1000},
+    9: {"case": 4, "classes": PAPER_CLASSES, "samples": 1000, "features": 500, "hidden": 8, "draws": 1000},
+    None: {"case": 2, "classes": PAPER_CLASSES[:6], "samples": 200, "features": 100, "hidden": 8, "draws": 200},
+}
 ROW = "{:<11} {:<13} {:<11} {:<8} {:<16} {:>8} {:>8} {:>9}  {}"
 
 
@@ -79,6 +89,56 @@ def _check(args: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
+def _ratios(args: argparse.Namespace) -> int:
+    """Sweep, print the table, write ratios.csv (as it goes), ratios.json and ratios.png."""
+    chosen = {name: value for name, value in vars(args).items() if value is not None}
+    preset = dict(FIGURES[args.figure])
+    if "gamma" in chosen:  # in place of features, unless those are given
+        del preset["samples" if "features" in chosen else "features"]
+    options = preset | {name: chosen[name] for name in (*FIGURES[None], "gamma", "seed", "workers") if name in chosen}
+    if options["case"] in (1, 2) and "hidden" not in chosen:
+        del options["hidden"]
+    out = args.out or Path("out", f"figure{args.figure}" if args.figure else f"ratios-case{options['case']}")
+    try:
+        result = sweep(**options, dtype=DTYPES[args.dtype], path=out / "ratios.csv")
+    except KeyboardInterrupt as stopped:
+        print(f"\nhessext ratios: {stopped}", file=sys.stderr)
+        return 130
+    print(result.table())
+    _replace(out / "ratios.json", json.dumps(result.summary(), indent=1, allow_nan=False).encode())
+    written = ["ratios.csv", "ratios.json"]
+    try:
+        picture = io.BytesIO()
+        plot.ratios(result).savefig(picture, dpi=120, format="png")
+        _replace(out / "ratios.png", picture.getvalue())
+        written.append("ratios.png")
+    except ImportError as error:
+        print(f"no picture: {error}")
+    print(f"written to {out}: {', '.join(written)}")
+    return 0
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that is whole at any instant."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _list_of(kind: Callable[[str], float]) -> Callable[[str], object]:
+    """Parser of "2,5,10"; one number alone is not a list."""
+
+    def parse(text: str) -> object:
+        numbers = [kind(part) for part in text.split(",")]
+        return numbers if len(numbers) > 1 else numbers[0]
+
+    parse.__name__ = "number or list"  # in argparse's message
+    return parse
+
+
 def _size(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -128,11 +188,32 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--rtol", type=float, metavar="R", help="instead of 1e-6 (float32) and 1e-12 (float64)")
     check.add_argument("--device", type=_device, default="cpu", help="where hessext computes: cpu, cuda, cuda:1")
     check.set_defaults(run=_check)
+
+    ratios = commands.add_parser(
+        "ratios",
+        help="mean squared block norms and their ratio over random draws, against C, N, d, m or gamma",
+        description="Draws models at initialization and Gaussian data, and compares mean ||H_ii||_F^2, mean "
+        "||H_ij||_F^2 and their ratio with the theory. One of the sizes may be a list such as 2,5,10. Draws go to "
+        "ratios.csv one by one; the same command continues a run that was cut off, also with more draws or sizes.",
+    )
+    ratios.add_argument("--figure", type=int, choices=[8, 9], help="of the paper: sets the options below")
+    ratios.add_argument("--case", type=int, choices=range(1, 5), help="1, 2: linear, 3, 4: network; MSE, cross-entropy")
+    small = FIGURES[None]
+    for name, what in (("classes", "C"), ("samples", "N"), ("features", "d"), ("hidden", "m, cases 3 and 4")):
+        default = str(small[name]).strip("[]").replace(" ", "")
+        ratios.add_argument(f"--{name}", type=_list_of(int), metavar="K", help=f"{what} ({default})")
+    ratios.add_argument("--gamma", type=_list_of(float), metavar="G", help="d/N, instead of --features or --samples")
+    ratios.add_argument("--draws", type=int, metavar="K", help=f"of each point ({small['draws']})")
+    ratios.add_argument("--seed", type=int, metavar="K", help="of all draws (0)")
+    ratios.add_argument("--dtype", choices=list(DTYPES), default="float32", help="(float32)")
+    ratios.add_argument("--workers", type=int, metavar="K", help="processes (cores)")
+    ratios.add_argument("--out", type=Path, metavar="DIR", help="(out/ratios-case2, out/figure8 and so on)")
+    ratios.set_defaults(run=_ratios)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 (good), 1 (a check failed) or 2 (bad arguments)."""
+    """Run one command; the exit status is 0 (good), 1 (a check failed), 2 (bad arguments) or 130 (Ctrl-C)."""
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -140,6 +221,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, MemoryError) as error:
+    except (ValueError, TypeError, MemoryError, OSError) as error:
         print(f"hessext {args.command}: {error}", file=sys.stderr)
         return 2

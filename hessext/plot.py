@@ -1,8 +1,8 @@
-"""Pictures of a Hessian: |H| as a heat map with block borders, and the map of block norms. Needs matplotlib."""
+"""Pictures: |H| as a heat map with block borders, the map of block norms, and sweeps. Needs matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from . import BlockMatrix, Hessian
+    from ._sweep_report import Estimate, Sweep
 
 DECADES = 4  # of the colour scale, where no limits are given
 ZERO_COLOR = "0.8"  # of entries that are exactly zero
@@ -64,12 +65,11 @@ def _draw(
     ax: Axes | None,
 ) -> Figure:
     """Pool part(i, j) for all pairs of layers, put the results side by side, draw borders and names."""
-    try:
-        from matplotlib import colormaps
-        from matplotlib.colors import LogNorm
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("hessext.plot needs matplotlib: pip install matplotlib") from error
+    _check_matplotlib()
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
     if max_pixels < 1:
         raise ValueError(f"max_pixels: expected at least 1, got {max_pixels}")
     if limits is not None and not 0 < limits[0] < limits[1] < np.inf:
@@ -110,6 +110,13 @@ def _draw(
     label += f"; a pixel is the largest of {pool} x {pool}" if pool > 1 else ""
     bar.set_label(label + ("; grey: exactly 0" if (image == 0).any() else ""))
     return ax.figure
+
+
+def _check_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError("hessext.plot needs matplotlib: pip install matplotlib") from error
 
 
 def _check_hessian(H: object) -> None:
@@ -171,3 +178,60 @@ def block_norm_map(
         return H[H.layers[i], H.layers[j]].norms() if i <= j else part(j, i).mT
 
     return _draw(layers, layers, part, what, limits, max_pixels, title, ax)
+
+
+def ratios(result: Sweep) -> Figure:
+    """Means of a sweep against the swept size, both logarithmic, with z = (mean - theory) / error below.
+
+    Bars are standard errors, lines the theory (shaded: its own error), dashed ones the paper's constant * C^rate of
+    the limit C -> inf. Quantities that are 0 are left out. Raises ImportError without matplotlib.
+    """
+    _check_matplotlib()
+    from matplotlib.figure import Figure
+
+    parts = [part for part in result.parts() if all(e.mean > 0 and e.theory > 0 for e in part[2])]
+    layers, quantities = (list(dict.fromkeys(names)) for names in zip(*(part[:2] for part in parts), strict=True))
+    figure = Figure(figsize=(4.2 * max(2, len(quantities)), 4.2 * len(layers)), layout="constrained")
+    figure.suptitle(result.title)
+    heights = [3, 1] * len(layers)
+    grid = figure.subplots(2 * len(layers), len(quantities), squeeze=False, sharex=True, height_ratios=heights)
+    for ax in grid.flat:
+        ax.set_visible(False)
+    for layer, quantity, estimates in parts:
+        row = 2 * layers.index(layer)
+        _draw_means(result, layer, quantity, estimates, *grid[row : row + 2, quantities.index(quantity)])
+    return figure
+
+
+def _draw_means(result: Sweep, layer: str, quantity: str, estimates: Sequence[Estimate], ax: Axes, below: Axes) -> None:
+    from matplotlib.ticker import LogLocator
+
+    from ._sweep_report import PAPER_RATES, QUANTITIES, describe, limit
+
+    sizes = np.array([result.size(e.point) for e in estimates])
+    mean, error, theory, own, z = (
+        np.array([getattr(e, name) for e in estimates]) for name in ("mean", "error", "theory", "theory_error", "z")
+    )
+    ax.loglog(sizes, theory, color="C0", label="theory")
+    ax.fill_between(sizes, theory - own, theory + own, color="C0", alpha=0.3, linewidth=0)
+    if result.swept == "classes":
+        q = QUANTITIES.index(quantity)
+        rate, constant = PAPER_RATES[result.case, layer][q], limit(result.case, layer, estimates[-1].point)[q]
+        if np.isfinite(constant):
+            label = f"$C \\to \\infty$: {constant:.4g} $C^{{{rate}}}$"
+            ax.plot(sizes, constant * sizes ** float(rate), "--", color="0.5", label=label)
+    ax.errorbar(sizes, mean, error, fmt="o", color="C1", markersize=4, capsize=2, label="mean of draws")
+    fits = (e for e in result.exponents if (e.layer, e.quantity) == (layer, quantity))
+    slope = "".join(f"\nexponent {fit.value:.3f} ± {fit.error:.3f}" for fit in fits)
+    ax.set_title(f"{layer}: {describe(result.case, layer, quantity)}{slope}", fontsize="medium")
+    ax.legend(fontsize="small")
+    below.axhspan(-3, 3, color="0.9")
+    below.axhline(0, color="C0", linewidth=1)
+    below.plot(sizes, z, "o", color="C1", markersize=4)
+    reach = max(4.0, 1.2 * np.abs(z[np.isfinite(z)]).max(initial=0))
+    below.set(xlabel=result.swept, ylabel="z", ylim=(-reach, reach))
+    for one in (ax, below):
+        one.set_visible(True)
+        one.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        one.xaxis.set_major_formatter("{x:g}")
+        one.xaxis.set_minor_formatter("")

@@ -1,0 +1,274 @@
+"""`hessext.sweep`: ratios at many sizes over many random draws, on disk draw by draw."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from numbers import Real
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ._sweep_draws import CASES, Point, Row, Task, compute, compute_all, one_thread
+from ._sweep_report import Sweep
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+_WORTH_WORKERS = 5.0  # seconds of work below which starting processes costs more than it gains
+
+Sizes = int | Iterable[int]
+
+
+def sweep(
+    case: int,
+    *,
+    classes: Sizes,
+    samples: Sizes | None = None,
+    features: Sizes | None = None,
+    hidden: Sizes | None = None,
+    gamma: float | Iterable[float] | None = None,
+    draws: int = 100,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    workers: int | None = None,
+    path: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Mean squared norms of diagonal and off-diagonal blocks at initialization, and their ratio, against one size.
+
+    x ~ N(0, I), labels uniform, weights N(0, 1/fan-in), ReLU, as in Figures 8 and 9; norms of d x d blocks come times
+    1/d, as in hessext.theory. One of classes, samples, features, hidden and gamma may be a sequence: that size is
+    swept. A draw depends on the seed, the sizes and its number alone and is computed on one thread: neither workers nor
+    interruptions change a bit.
+
+    Args:
+        case: 1 linear model with MSE, 2 with cross-entropy; 3 one hidden layer with MSE, 4 with cross-entropy.
+        classes: C, at least 2.
+        samples: N; None with features and gamma.
+        features: d; None with samples and gamma.
+        hidden: m; cases 3 and 4 only.
+        gamma: d / N in place of one of them, which is rounded to the nearest integer.
+        draws: of each point, at least 2.
+        seed: of all random numbers.
+        dtype: torch.float32 or torch.float64, of the same random numbers.
+        workers: processes; 1 is none but this one. None: torch.get_num_threads(), or 1 where that is quicker.
+        path: a CSV file that gets a row per draw and layer as soon as it is computed. If it exists it is continued,
+            with more draws or other sizes as well. None writes nothing.
+        progress: show the expected time and a bar on stderr, the bar in terminals only.
+
+    Raises:
+        ValueError, TypeError: an argument, or `path` holds something else. BlockingIOError: another run writes to it.
+        MemoryError: a draw does not fit. KeyboardInterrupt says how to go on.
+    """
+    case = _integer("case", case, None)
+    if case not in CASES:
+        raise ValueError(f"case: expected one of {', '.join(map(str, CASES))}; got {case!r}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64; got {dtype!r}")
+    swept, points = _points(CASES[case].network, classes, samples, features, hidden, gamma)
+    draws, seed = _integer("draws", draws, 2), _integer("seed", seed, None)
+    workers = None if workers is None else _integer("workers", workers, 1)
+    name = str(dtype).removeprefix("torch.")
+    tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
+    with closing(_Log(None if path is None else Path(path), tasks[0])) as log:
+        try:
+            _run([task for task in tasks if task not in log], log, workers, progress)
+        except KeyboardInterrupt:
+            kept = "nothing was written" if path is None else f"{path} holds them, the same call continues"
+            done = sum(task in log for task in tasks)
+            raise KeyboardInterrupt(f"stopped after {done} of {len(tasks)} draws; {kept}") from None
+        rows = [log.rows[task, layer] for task in tasks for layer in CASES[case].layers]
+    return Sweep(case, swept, tuple(points), draws, seed, name, tuple(rows))
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+def _points(network: bool, classes, samples, features, hidden, gamma) -> tuple[str, list[Point]]:
+    """Name of the swept size, and all points in its order."""
+    sizes = {"classes": classes, "samples": samples, "features": features, "hidden": hidden, "gamma": gamma}
+    many = {
+        name: list(size) for name, size in sizes.items() if isinstance(size, Iterable) and not isinstance(size, str)
+    }
+    if len(many) > 1:
+        first, second = list(many)[:2]
+        raise ValueError(f"{second}: expected one size, as {first} is swept; got {many[second]}")
+    if network and hidden is None:
+        raise ValueError("hidden: expected m, the number of hidden units; got None")
+    if not network and hidden is not None:
+        raise ValueError(f"hidden: expected None for a linear model; got {hidden!r}")
+    if sum(size is None for size in (samples, features, gamma)) != 1:
+        given = ", ".join(f"{name}={sizes[name]}" for name in ("samples", "features", "gamma"))
+        raise ValueError(f"samples, features, gamma: expected two of them; got {given}")
+    swept, values = next(iter(many.items()), ("classes", [classes]))
+    if not values:
+        raise ValueError(f"{swept}: expected at least one size; got none")
+    points = {_point(**(sizes | {swept: value})) for value in values}
+    return swept, sorted(points, key=operator.attrgetter(swept))
+
+
+def _point(classes, samples, features, hidden, gamma) -> Point:
+    if gamma is not None:
+        if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 < gamma < math.inf:
+            raise ValueError(f"gamma: expected a finite number > 0; got {gamma!r}")
+        if samples is None:
+            samples = max(1, round(_integer("features", features, 1) / gamma))
+        else:
+            features = max(1, round(_integer("samples", samples, 1) * gamma))
+    return Point(
+        _integer("classes", classes, 2),
+        _integer("samples", samples, 1),
+        _integer("features", features, 1),
+        0 if hidden is None else _integer("hidden", hidden, 1),
+    )
+
+
+def _integer(name: str, value: object, least: int | None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer; got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name}: expected at least {least}; got {number}")
+    return number
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def _run(todo: list[Task], log: _Log, workers: int | None, progress: bool) -> None:
+    """Compute and log all tasks. The first of every point is timed here: it is the weight of the others in the bar."""
+    if not todo:
+        return
+    seconds: dict[Point, float] = {}
+    shown = {"disable": None if progress else True, "leave": False}
+    with one_thread():
+        compute(todo[0]._replace(point=todo[0].point._replace(classes=2, samples=4)))  # libraries load, caches fill
+        for task in tqdm(list({t.point: t for t in reversed(todo)}.values())[::-1], "timing the draws", **shown):
+            start = time.perf_counter()
+            log.add(compute(task))
+            seconds[task.point] = time.perf_counter() - start
+    rest = [task for task in todo if task not in log]
+    total = sum(seconds[task.point] for task in rest)
+    if workers is None:
+        workers = torch.get_num_threads() if total > _WORTH_WORKERS else 1
+    workers = max(1, min(workers, len(rest)))
+    if progress:
+        where = f"{workers} workers" if workers > 1 else "one thread"
+        print(f"{len(rest)} draws to go, about {_duration(total / workers)} on {where}", file=sys.stderr)
+    form = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
+    with (
+        closing(compute_all(rest, workers)) as batches,
+        tqdm(total=total, smoothing=0, bar_format=form, **shown) as bar,
+    ):
+        done = 0
+        for rows in batches:
+            log.add(rows)
+            new = {row.task for row in rows}
+            done += len(new)
+            bar.set_postfix_str(f"{done} of {len(rest)} draws", refresh=False)
+            bar.update(sum(seconds[task.point] for task in new))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+# ---------------------------------------------------------------------------------------------------- on disk
+
+_READERS: dict[str, Callable] = dict.fromkeys(Row._fields, int)
+_READERS |= {"dtype": str, "layer": str, "diagonal": float, "off_diagonal": float, "ratio": float}
+_READERS |= dict.fromkeys(("expected_diagonal", "expected_off_diagonal"), lambda text: float(text) if text else None)
+
+
+def _line(values: Iterable[object]) -> bytes:
+    return (",".join("" if value is None else str(value) for value in values) + "\n").encode()
+
+
+def _parse(line: bytes) -> Row:
+    if not line.endswith(b"\n"):
+        raise ValueError("its end is missing")
+    texts = line.decode().rstrip("\r\n").split(",")
+    return Row(*(read(text) for read, text in zip(_READERS.values(), texts, strict=True)))
+
+
+class _Log:
+    """Rows of all draws done; with a path, those of a CSV file, open in one process at a time."""
+
+    def __init__(self, path: Path | None, example: Task) -> None:
+        self.path, self.file = path, None
+        self.rows: dict[tuple[Task, str], Row] = {}
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("a+b")
+        try:
+            self._lock()
+            self._read(example)
+        except BaseException:
+            self.close()
+            raise
+
+    def __contains__(self, task: Task) -> bool:
+        return all((task, layer) in self.rows for layer in CASES[task.case].layers)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take new rows; they are on disk when this returns."""
+        new = {(row.task, row.layer): row for row in rows}
+        new = {key: row for key, row in new.items() if key not in self.rows}  # a kill may have cut a draw in two
+        self._write(map(_line, new.values()))
+        self.rows |= new
+
+    def close(self) -> None:
+        """Close the file, which unlocks it."""
+        if self.file is not None:
+            self.file.close()
+
+    def _write(self, lines: Iterable[bytes]) -> None:
+        if self.file is not None:
+            self.file.write(b"".join(lines))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process, however it ends
+        except BlockingIOError:
+            raise BlockingIOError(f"path: another run is writing to {self.path}") from None
+
+    def _read(self, example: Task) -> None:
+        """Take the rows that are there. A last one that is not whole is cut off; any other is an error."""
+        self.file.seek(0)
+        lines = self.file.read().splitlines(keepends=True)
+        header = _line(Row._fields)
+        if len(lines) <= 1 and header.startswith(b"".join(lines)):
+            self.file.truncate(0)
+            self._write([header])
+            return
+        if lines[0] != header:
+            raise ValueError(f"path: {self.path} is not a file of hessext.sweep, or one of another version")
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                row = _parse(line)
+            except ValueError as error:
+                if number < len(lines):
+                    raise ValueError(f"path: line {number} of {self.path} is damaged: {error}") from None
+                self.file.truncate(sum(map(len, lines[:-1])))
+                return
+            if row.task[:3] != example[:3]:
+                there, here = (f"case {case}, seed {seed}, {dtype}" for case, seed, dtype, *_ in (row.task, example))
+                raise ValueError(f"path: {self.path} holds {there}; got {here}, which needs another file")
+            self.rows[row.task, row.layer] = row
