@@ -5,7 +5,7 @@ No block is formed. What is squared is N x N; it is worked on in blocks of sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -142,57 +142,79 @@ def _gather(top: Tensor, first: int, tile: Tensor, out: Tensor) -> None:
     out[rows] = tile[top[rows] - first]
 
 
-def _entries(B: BlockMatrix, pairs: Tensor) -> Tensor:
-    """Q_n[i, j] (P, N) of the hidden or the output part."""
-    problem = B._problem
-    part = problem.part(B._row, B._col)
-    return _ops.curvature_entries(int(part), pairs.contiguous(), problem.classes, *problem.curvature_of(part, B._term))
-
-
 def chunks(pairs: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     """Pairs in pieces whose entries q (P, N) stay within the memory of this module."""
-    return pairs.split(max(1, _KEPT // (4 * len(x) * x.element_size())))
+    return pairs.split(max(1, _KEPT // (32 * len(x))))
+
+
+def _scaled(q: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
+    """q / unit and the unit, of each row with dim=1."""
+    unit = _unit(q, dim)
+    return q.div_(unit), unit if dim is None else unit[:, 0]
 
 
 class PairSquares:
-    """Squared norms of blocks, or their sum, from q = Q_n[i, j]: q^T W q with W = (phi_n . phi_n')(psi_n . psi_n')."""
+    """Squared norms of blocks, or their sum, from q = Q_n[i, j]: q^T W q with W = (phi_n . phi_n')(psi_n . psi_n').
+
+    Cross-layer blocks sum_n x_n (q_n psi_n + r_n e_i)^T, r = r_n[j] act'(z_i), have x_n . x_n' (r r' + 2 r q' psi'_i)
+    besides. All in float64: entries of both signs cancel, and more in squares than in blocks.
+    """
 
     def __init__(self, B: BlockMatrix) -> None:
-        self._B, problem = B, B._problem
-        self._left = _FeatureProducts(problem.features_of(B._row), B._row.ones)
-        self._right = self._left if B.symmetric else _FeatureProducts(problem.features_of(B._col), B._col.ones)
-        self._unit = (self._left.unit * self._right.unit) ** 2
-        self._pairs = SamplePairs(len(problem.x), problem.x.element_size())
+        problem = B._problem
+        row, col = (B._col, B._row) if B._swapped else (B._row, B._col)
+        self._swapped, self._classes = B._swapped, problem.classes
+        self._part = problem.part(row, col)
+        self._curvature = problem.curvature_of(self._part, B._term)
+        self._psi = problem.features_of(col).double()
+        self._left = _FeatureProducts(problem.features_of(row).double(), row.ones)
+        self._right = self._left if row == col else _FeatureProducts(self._psi, col.ones)
+        self._pairs = SamplePairs(len(problem.x), 2 * self._psi.element_size())
         self._first: Tensor | None = None
+
+    def _entries(self, pairs: Tensor) -> Tensor:
+        """Q_n[i, j] (P, N)."""
+        entries = _ops.curvature_entries(int(self._part), pairs.contiguous(), self._classes, *self._curvature)
+        return entries.double()
 
     def _weight(self, a: slice, b: slice) -> Tensor:
         if self._first is not None:
             return self._first
         W = self._left(a, b)
-        W = W.square_() if self._B.symmetric else W.mul_(self._right(a, b))
+        W = W.square_() if self._right is self._left else W.mul_(self._right(a, b))
         if len(self._pairs.blocks) == 1:
             self._first = W
         return W
 
     def sum(self, pairs: Tensor) -> float:
         """The sum over some pairs of the hidden or output part."""
-        q = _entries(self._B, pairs)
-        unit = _unit(q)
-        q /= unit.to(q.dtype)
+        q, unit = _scaled(self._entries(pairs))
         total = torch.zeros(2, dtype=torch.float64, device=q.device)
         for a, b, same, times in self._pairs:
             sums = torch.zeros_like(total)
             _ops.gram_sums_(q[:, a], q[:, b], self._weight(a, b), same, None, 1.0, sums)
             total += times * sums
-        return (total[0] * unit**2 * self._unit).item()
+        return (total[0] * (unit * self._left.unit * self._right.unit) ** 2).item()
 
     def each(self, pairs: Tensor) -> Tensor:
         """The squared norms (P,) float64."""
-        q = _entries(self._B, pairs)
-        unit = _unit(q, 1)
-        q /= unit.to(q.dtype)
-        total = torch.zeros(len(pairs), dtype=torch.float64, device=q.device)
-        for a, b, _, times in self._pairs:
-            W = self._weight(a, b)
-            total += times * torch.sum((q[:, a] @ W).mul_(q[:, b]), 1, dtype=torch.float64)
-        return total.clamp_(min=0) * unit[:, 0] ** 2 * self._unit
+        pairs = pairs.flip(1) if self._swapped else pairs
+        q, unit = _scaled(self._entries(pairs), 1)
+        total = self._forms(q, q, self._weight) * (unit * self._left.unit * self._right.unit) ** 2
+        if self._curvature.residual is not None and self._psi.shape[1]:
+            i, j = pairs.unbind(1)
+            r, r_unit = _scaled(self._curvature.residual.T[j].double() * self._curvature.slope.T[i], 1)
+            q *= (self._psi / self._right.unit).T[i]
+            mixed = self._forms(r, q, self._left) * unit * self._right.unit
+            total += (self._forms(r, r, self._left) * r_unit + 2 * mixed) * r_unit * self._left.unit**2
+        return total.clamp_(min=0)
+
+    def _forms(self, u: Tensor, v: Tensor, weight: Callable[[slice, slice], Tensor]) -> Tensor:
+        """u^T W v for each row of u and v (P, N)."""
+        total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+        for a, b, same, _ in self._pairs:
+            W = weight(a, b)
+            total += torch.sum((u[:, a] @ W).mul_(v[:, b]), 1, dtype=torch.float64)
+            if not same:
+                total += torch.sum((v[:, a] @ W).mul_(u[:, b]), 1, dtype=torch.float64)
+        return total

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _SAMPLES = 8192  # summed in the tensors' own dtype; chunks are added in float64
 _ENTRIES = 1 << 22  # of a work tensor
 _PAIRS = 1 << 17  # of blocks whose norms are taken at once
+_DOUBLE = {torch.float32: 2, torch.float64: 1}  # what multiply-adds in float64 cost
 
 
 class BlockRatio(NamedTuple):
@@ -101,7 +102,8 @@ def block_ratio(B: BlockMatrix) -> BlockRatio:
         return _ratio(count, count * _first_square(B), 0.0)
     softmax = B._row.kind == "output"
     every = count * (count + 1) // 2
-    if _gram_cost(B, 1.5 * count if softmax else every / 2) < _block_cost(B, every):
+    gram = _gram_cost(B, 1.5 * count) if softmax else _DOUBLE[B.dtype] * _gram_cost(B, every / 2)
+    if gram < _block_cost(B, every):
         return _ratio(count, *(_gram.softmax_sums(B) if softmax else _pair_sums(B, _gram.PairSquares(B).sum)))
     squares = _block_squares(B)
     return _ratio(count, *_pair_sums(B, lambda pairs: squares(pairs).sum().item()))
@@ -146,7 +148,8 @@ def _gram_cost(B: BlockMatrix, products: float) -> float:
 
 def _squares_of(B: BlockMatrix, pairs: int) -> Callable[[Tensor], Tensor]:
     """What gives squared norms (P,) float64 of pairs (P, 2): by blocks or by the Gram form, what is cheaper for all."""
-    if not B._replicated and B._row.kind == B._col.kind and _gram_cost(B, pairs) < _block_cost(B, pairs):
+    products = pairs if B._row.kind == B._col.kind else 3 * pairs  # cross-layer blocks have two terms
+    if not B._replicated and _DOUBLE[B.dtype] * _gram_cost(B, products) < _block_cost(B, pairs):
         gram = _gram.PairSquares(B)
         return lambda some: torch.cat([gram.each(p) for p in _gram.chunks(some, B._problem.x)])
     return _block_squares(B)

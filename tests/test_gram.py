@@ -86,7 +86,28 @@ def test_hidden_sums(case, term, dtype, memory):
         close(value, wanted, 5 * TOLERANCE[dtype])
     m = B.grid[0]
     each = _gram.PairSquares(B).each(torch.cartesian_prod(torch.arange(m), torch.arange(m)))
-    torch.testing.assert_close(each.view(m, m), squares, rtol=2e-5 if dtype == torch.float32 else 1e-11, atol=0)
+    torch.testing.assert_close(each.view(m, m), squares, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("term", ["full", "gauss_newton", "residual"])
+@pytest.mark.parametrize(
+    "key", [("hidden", "output"), ("output", "hidden"), ("hidden.bias", "output.weight"), ("hidden", "output.bias")]
+)
+@pytest.mark.parametrize(
+    "case",
+    [Case(19, 6, 4, 3, bias="ho"), Case(19, 6, 4, 3, bias="ho", activation="tanh", loss="mse")],
+    ids=lambda c: c.name,
+)
+def test_cross_layer_pairs(case, key, term, dtype, memory):
+    inputs = make_inputs(case, dtype)
+    H, truth = (h if term == "full" else getattr(h, term)() for h in (inputs.hessian(), inputs.lift().hessian()))
+    rows, cols = H[key].grid
+    pairs = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
+    expected = _norms._block_squares(truth[key])(pairs).sqrt()
+    error = (_gram.PairSquares(H[key]).each(pairs).sqrt() - expected).abs().max()
+    # of the largest: where the two terms cancel, a block alone keeps fewer digits
+    assert error <= (1e-5 if dtype == torch.float32 else 1e-12) * expected.max()
 
 
 def test_output_pairs_between_weights_and_bias(memory):
