@@ -24,15 +24,6 @@ LARGE = [
 ]
 
 
-@pytest.fixture(params=_core.isas())
-def isa(request):
-    """One instruction set in force for a test."""
-    before = _core.isa()
-    _core.set_isa(request.param)
-    yield request.param
-    _core.set_isa(before)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", LINEAR[::2] + HIDDEN[::2] + LARGE, ids=lambda c: c.name)
 def test_every_instruction_set(case, dtype, isa):

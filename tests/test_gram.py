@@ -53,10 +53,11 @@ def memory(request, monkeypatch):
         Case(31, 6, 97, loss="ce weight smooth", scale=4.0),
         Case(16, 6, 65, 3, bias="o", loss="ce sum ignore"),
         Case(40, 4, 33, loss="ce weight prob", scale=10.0),
+        Case(270, 3, 5),
     ],
     ids=lambda c: c.name,
 )
-def test_softmax_sums(case, dtype, memory):
+def test_softmax_sums(case, dtype, memory, isa):
     inputs = make_inputs(case, dtype)
     got = _gram.softmax_sums(inputs.hessian()["output"])
     for value, expected in zip(got, sums(squared_norms(inputs.lift().hessian())), strict=True):
@@ -178,7 +179,7 @@ def test_units_of_the_features_do_not_matter(scale, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_softmax_scan_and_others(dtype):
+def test_softmax_scan_and_others(dtype, isa):
     """Class tiles in any number give torch's softmax, its top class and the sum of the others."""
     g = torch.Generator().manual_seed(3)
     for classes, samples, tile in ((1, 1, 1), (2, 17, 1), (97, 33, 40), (300, 65, 300), (131, 515, 7)):

@@ -55,8 +55,8 @@ struct Kernels {
     // sum of n entries, in T within chunks and in float64 across them.
     double (*sum)(const T* p, i64 n);
 
-    // shift[i] = sum_c p[c] (V[c, i] - V[top, i]), in T within chunks of classes and in float64 across them.
-    void (*shift)(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* shift);
+    // sum_c p[c] (column[c] - at_top)
+    T (*shift)(const T* probs, const T* column, i64 classes, T at_top);
 
     // Class-major logits [classes, ld], `count` <= scan_samples samples; row 0 is class `first`. Merges these classes
     // into the largest logit, its class and the sum of e^(l - largest) over all other classes seen.

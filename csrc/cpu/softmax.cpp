@@ -39,8 +39,12 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
                    int threads) {
     const Kernels<T>& k = kernels<T>();
     threads = team(threads, double(samples) * double(classes) * double(units));
+    const std::vector<T> columns = transposed(weight, classes, units);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (i64 n = 0; n < samples; ++n) k.shift(probs + n * classes, classes, weight, units, top[n], shift + n * units);
+    for (i64 n = 0; n < samples; ++n)
+        for (i64 i = 0; i < units; ++i)
+            shift[n * units + i] =
+                k.shift(probs + n * classes, columns.data() + i * classes, classes, weight[top[n] * units + i]);
 }
 
 template <class T>

@@ -1,6 +1,8 @@
 // Method `tiles`: for each outer pair one product left^T diag(weight) right over its samples of nonzero weight.
 #pragma once
 
+#include <numeric>
+
 #include "context.h"
 
 namespace hessext::cpu {
@@ -44,9 +46,7 @@ class TileAssembly : Context<T> {
         if (plan.outer == Outer::features) left = right = {nullptr, q.classes};
         if (plan.outer == Outer::mixed) {
             right = {nullptr, q.classes, 0};
-            columns.resize(q.units * q.classes);
-            for (i64 i = 0; i < q.units; ++i)
-                for (i64 j = 0; j < q.classes; ++j) columns[i * q.classes + j] = q.weight[j * q.units + i];
+            columns = transposed(q.weight, q.classes, q.units);
         }
         right.weighted = true;
         const auto padded = [&](i64 a, i64 b) { return round_up(a, k.rows) * round_up(b, k.cols); };
@@ -67,6 +67,7 @@ class TileAssembly : Context<T> {
 
         Buffer<T> weights(limit * q.samples), extras(extra ? limit * q.samples : 0);
         Buffer<i64> lists(limit * q.samples), counts(limit);
+        std::vector<i64> order(limit);  // pairs with the most samples first: no thread is left with a long one
         Buffer<T> panels(threads * (rows + packed_cols) * depth);
         const bool long_sums = q.samples > span && sizeof(T) < sizeof(double);
         Buffer<T> values(threads * rows * tile_ld);
@@ -96,9 +97,15 @@ class TileAssembly : Context<T> {
                                      total,
                                      x,
                                      x + rows};
+#pragma omp single
+                {
+                    std::iota(order.begin(), order.begin() + batch.count(), 0);
+                    std::stable_sort(order.begin(), order.begin() + batch.count(),
+                                     [&](i64 t, i64 u) { return counts.get()[t] > counts.get()[u]; });
+                }
 #pragma omp for schedule(dynamic)
                 for (i64 job = 0; job < all; ++job) {
-                    const i64 t = job / jobs(), at = job % jobs(), from = t * q.samples;
+                    const i64 t = order[job / jobs()], at = job % jobs(), from = t * q.samples;
                     const Samples samples{counts.get()[t], lists.get() + from, view.data + from,
                                           extra ? view.extra + from : nullptr};
                     const double squares =

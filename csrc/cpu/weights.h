@@ -55,6 +55,15 @@ inline T cross_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
     return q.scale[n] * q.probs[n * q.classes + j] * centred;
 }
 
+// V^T [m, C] of V [C, m]
+template <class T>
+std::vector<T> transposed(const T* weight, i64 classes, i64 units) {
+    std::vector<T> columns(units * classes);
+    for (i64 i = 0; i < units; ++i)
+        for (i64 j = 0; j < classes; ++j) columns[i * classes + j] = weight[j * units + i];
+    return columns;
+}
+
 // Scratch of one thread for `fill_weights`.
 template <class T>
 struct WeightScratch {

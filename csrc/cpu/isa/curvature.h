@@ -104,21 +104,22 @@ double sum(const T* p, i64 n) {
     return total;
 }
 
+// In T within slices of classes and in float64 across them.
 template <class T>
-void shift(const T* probs, i64 classes, const T* weight, i64 units, i64 top, T* out) {
-    constexpr i64 some = 64, slice = 256;  // units and classes taken at once
-    for (i64 i0 = 0; i0 < units; i0 += some) {
-        const i64 count = units - i0 < some ? units - i0 : some;
-        const T* at_top = weight + top * units + i0;
-        double total[some] = {};
-        for (i64 c0 = 0; c0 < classes; c0 += slice) {
-            T part[some] = {};
-            for (i64 c = c0; c < classes && c < c0 + slice; ++c)
-                for (i64 i = 0; i < count; ++i) part[i] += probs[c] * (weight[c * units + i0 + i] - at_top[i]);
-            for (i64 i = 0; i < count; ++i) total[i] += double(part[i]);
-        }
-        for (i64 i = 0; i < count; ++i) out[i0 + i] = T(total[i]);
+T shift(const T* probs, const T* column, i64 classes, T at_top) {
+    double total = 0;
+    for (i64 c0 = 0; c0 < classes; c0 += 1024) {
+        const i64 end = c0 + 1024 < classes ? c0 + 1024 : classes;
+        Vector<T> part[2] = {};
+        i64 c = c0;
+        for (; c + 2 * lanes<T> <= end; c += 2 * lanes<T>)
+            for (i64 e = 0; e < 2; ++e)
+                part[e] += load(probs + c + e * lanes<T>) * (load(column + c + e * lanes<T>) - at_top);
+        part[0] += part[1];
+        for (i64 s = 0; s < lanes<T>; ++s) total += double(part[0][s]);
+        for (; c < end; ++c) total += double(probs[c] * (column[c] - at_top));
     }
+    return T(total);
 }
 
 }  // namespace
