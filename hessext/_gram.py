@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _checks, _ops
 
 if TYPE_CHECKING:
     from ._blocks import BlockMatrix
@@ -30,6 +30,7 @@ class SamplePairs:
         count = -(-samples // most)
         step = -(-samples // count)
         self.blocks = [slice(n, min(samples, n + step)) for n in range(0, samples, step)]
+        self.bytes = step * step * bytes_each
 
     def __iter__(self) -> Iterator[tuple[slice, slice, bool, int]]:
         """(a, b, whether they are the same, how often the pair stands for one of the whole square)."""
@@ -45,19 +46,24 @@ def _unit(t: Tensor, dim: int | None = None) -> Tensor:
 
 
 class _FeatureProducts:
-    """phi_n . phi_n' in units of `unit`^2."""
+    """phi_n . phi_n' in units of `unit`^2; with `ones` there is one more feature that is always 1."""
 
-    def __init__(self, features: Tensor, ones: bool) -> None:
-        one = features.new_ones(1, 1)
-        self.unit = _unit(one if not features.shape[1] else features)
+    def __init__(self, features: Tensor, ones: bool, dtype: torch.dtype) -> None:
+        self._features, self._ones, self._dtype = features, ones, dtype
+        self.unit = (
+            _unit(features) if features.shape[1] else torch.ones((), dtype=torch.float64, device=features.device)
+        )
         if ones:
             self.unit = self.unit.clamp(min=1)
-        self._features = features / self.unit.to(features.dtype)
-        self._ones = (self.unit**-2).to(features.dtype) if ones else None
 
     def __call__(self, a: slice, b: slice) -> Tensor:
-        result = self._features[a] @ self._features[b].T
-        return result if self._ones is None else result.add_(self._ones)
+        shape = [len(self._features[s]) for s in (a, b)]
+        result = torch.full(shape, self.unit.item() ** -2 * self._ones, dtype=self._dtype, device=self.unit.device)
+        step = max(1, _TILE // (max(shape) * result.element_size()))
+        for some in self._features.split(step, dim=1):
+            left = some[a].to(self._dtype) / self.unit
+            result.addmm_(left, left.T if a == b else (some[b].to(self._dtype) / self.unit).T)
+        return result
 
 
 class _OtherClasses:
@@ -111,12 +117,15 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
     """
     problem = B._problem
     problem.check_unchanged()
-    phi = _FeatureProducts(problem.features_of(B._row), B._row.ones)
+    phi = _FeatureProducts(problem.features_of(B._row), B._row.ones, B.dtype)
     scale_unit = _unit(problem.scale)
     scale = problem.scale / scale_unit.to(B.dtype)
+    pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size())
+    kept = min(_KEPT, problem.classes * len(scale) * scale.element_size())
+    _checks.memory(pairs.bytes + kept + _TILE, "the ratio in the Gram form", B.device)
     P = _OtherClasses(problem)
     diagonal = off_diagonal = 0.0
-    for a, b, same, times in SamplePairs(len(scale), 8 + 3 * scale.element_size()):
+    for a, b, same, times in pairs:
         W = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b])
         products = torch.zeros(W.shape, dtype=torch.float64, device=W.device)
         sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=W.device)
@@ -166,10 +175,11 @@ class PairSquares:
         self._swapped, self._classes = B._swapped, problem.classes
         self._part = problem.part(row, col)
         self._curvature = problem.curvature_of(self._part, B._term)
-        self._psi = problem.features_of(col).double()
-        self._left = _FeatureProducts(problem.features_of(row).double(), row.ones)
-        self._right = self._left if row == col else _FeatureProducts(self._psi, col.ones)
-        self._pairs = SamplePairs(len(problem.x), 2 * self._psi.element_size())
+        self._psi = problem.features_of(col)
+        self._left = _FeatureProducts(problem.features_of(row), row.ones, torch.float64)
+        self._right = self._left if row == col else _FeatureProducts(self._psi, col.ones, torch.float64)
+        self._pairs = SamplePairs(len(problem.x), 16)
+        _checks.memory(self._pairs.bytes + _KEPT, "norms in the Gram form", problem.x.device)
         self._first: Tensor | None = None
 
     def _entries(self, pairs: Tensor) -> Tensor:
@@ -204,7 +214,7 @@ class PairSquares:
         if self._curvature.residual is not None and self._psi.shape[1]:
             i, j = pairs.unbind(1)
             r, r_unit = _scaled(self._curvature.residual.T[j].double() * self._curvature.slope.T[i], 1)
-            q *= (self._psi / self._right.unit).T[i]
+            q *= self._psi.T[i] / self._right.unit
             mixed = self._forms(r, q, self._left) * unit * self._right.unit
             total += (self._forms(r, r, self._left) * r_unit + 2 * mixed) * r_unit * self._left.unit**2
         return total.clamp_(min=0)

@@ -64,7 +64,8 @@ class CrossEntropy:
         """Curvature and residual at logits (N, C) for checked targets y; besides probs, O(N) memory."""
         probs = torch.softmax(logits, 1)
         top, rest = _ops.softmax_top(probs)
-        scale = self.scale(y, probs)
+        plain = y is None or self._is_plain(y)
+        scale = self._uniform(probs) if plain else self._weighted(y, probs)
 
         def residual() -> Tensor:
             if y is None:
@@ -72,7 +73,7 @@ class CrossEntropy:
             if y.is_floating_point():
                 hit, spread = self._shares(y, probs)
                 return _target_residual(probs, scale, top, (y * hit).add_(spread))
-            label = y if self._is_plain(y) else self.kept(y, probs)[0]
+            label = y if plain else self.kept(y, probs)[0]
             if not self.label_smoothing:
                 return _ops.label_residual(probs, scale, label, top, rest)
             hit, spread = self._label_shares(y, probs)
@@ -83,8 +84,12 @@ class CrossEntropy:
 
     def scale(self, y: Tensor | None, like: Tensor) -> Tensor:
         """c_n (N,), the total of the targets t_n, for checked y; `like` (N, C) has the logits' sizes, dtype."""
-        if y is None or self._is_plain(y):
-            return like.new_full((len(like),), 1 / len(like) if self.reduction == "mean" else 1.0)
+        return self._uniform(like) if y is None or self._is_plain(y) else self._weighted(y, like)
+
+    def _uniform(self, like: Tensor) -> Tensor:
+        return like.new_full((len(like),), 1 / len(like) if self.reduction == "mean" else 1.0)
+
+    def _weighted(self, y: Tensor, like: Tensor) -> Tensor:
         if y.is_floating_point():
             hit, spread = self._shares(y, like)
             return y @ hit + spread.sum()
@@ -92,7 +97,7 @@ class CrossEntropy:
         return hit if spread is None else hit + spread * self._class_weights(like).sum()
 
     def _is_plain(self, y: Tensor) -> bool:
-        # worth a look where it costs a microsecond, not where it would wait for a GPU: _labels covers this case, too
+        # worth a look where it costs a microsecond, not where it would wait for a GPU: _weighted covers this case, too
         options = self.weight is not None or self.label_smoothing or self.ignore_index >= 0
         return not options and y.is_cpu and not y.is_floating_point() and y.min().item() >= 0
 

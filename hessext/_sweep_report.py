@@ -158,6 +158,14 @@ class Sweep:
             f"Case {self.case}, {CASES[self.case].title}: {sizes}; {self.draws} draws, seed {self.seed}, {self.dtype}"
         )
 
+    @property
+    def chance(self) -> float:
+        """Probability of a larger |z| among all if the theory is exact and they are independent (Student's t)."""
+        from scipy.stats import t  # a second to load
+
+        one = 2 * t.sf(abs(self.worst.z), self.draws - 1)
+        return float(-math.expm1(len(self.estimates) * math.log1p(-one))) if one < 1 else 1.0
+
     def table(self) -> str:
         """Every estimate, the exponents, and the largest |z|."""
         exponents = {(e.layer, e.quantity): e for e in self.exponents}
@@ -184,7 +192,8 @@ class Sweep:
                 "",
                 "theory: mean of the draws' expectations at their weights; z: of the differences, draw by draw",
             ]
-        lines += ["", f"largest |z|: {abs(self.worst.z):.1f} among {len(self.estimates)}"]
+        chance = f"by chance alone a larger one in {self.chance:.0%} of runs"
+        lines += ["", f"largest |z|: {abs(self.worst.z):.1f} among {len(self.estimates)} ({chance})"]
         return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:
@@ -192,6 +201,7 @@ class Sweep:
         settings = {name: getattr(self, name) for name in ("case", "swept", "draws", "seed", "dtype")}
         return settings | {
             "largest_abs_z": _finite(abs(self.worst.z)),
+            "chance_of_larger": _finite(self.chance),
             "estimates": [e.point._asdict() | _plain(e) for e in self.estimates],
             "exponents": [_plain(e) for e in self.exponents],
         }
