@@ -9,7 +9,9 @@
 namespace hessext::cpu {
 namespace {
 
-constexpr i64 gram_rows = tile_rows / 2, gram_cols = tile_cols / 2, gram_ld = gram_cols + 8, gram_chunk = chunk;
+constexpr i64 gram_rows = tile_rows / 2, gram_cols = tile_cols / 2, gram_ld = gram_cols + 8;
+template <class T>
+constexpr i64 gram_chunk = chunk * i64(sizeof(float)) / i64(sizeof(T));  // four panels share the second-level cache
 
 // Where a tile lies in the square of samples; in a triangle only n <= n' is summed, and n < n' twice.
 struct Square {
@@ -64,7 +66,7 @@ void gram_sums(const Gram<T>& g, double* sums, int threads) {
     const bool softmax = g.products;
     const double unit = 1 / (g.lift * g.lift);  // of a product of two
     threads = team(threads, double(g.rows) * double(g.cols) * double(g.depth));
-    const i64 depth = std::min(gram_chunk, g.depth);
+    const i64 depth = std::min(gram_chunk<T>, g.depth);
     const i64 left_size = gram_rows * depth, right_size = gram_cols * depth, tile_size = gram_rows * gram_ld;
     const i64 size = (softmax ? 2 : 1) * (left_size + right_size) + (softmax ? 3 : 1) * tile_size;
     Buffer<T> work(threads * size);
@@ -81,8 +83,8 @@ void gram_sums(const Gram<T>& g, double* sums, int threads) {
         for (i64 from = 0; from < g.depth; from += span) {
             std::fill_n(tile, (softmax ? 3 : 1) * tile_size, T(0));
             const i64 end = std::min(from + span, g.depth);
-            for (i64 k0 = from; k0 < end; k0 += gram_chunk) {
-                const i64 deep = std::min(gram_chunk, end - k0);
+            for (i64 k0 = from; k0 < end; k0 += gram_chunk<T>) {
+                const i64 deep = std::min(gram_chunk<T>, end - k0);
                 k.pack(true, deep, g.left + k0 * g.left_ld, g.left_ld, nullptr, nullptr, at.r0, at.rows, left);
                 k.pack(false, deep, g.right + k0 * g.right_ld, g.right_ld, nullptr, nullptr, at.c0, at.cols, right);
                 multiply(deep, left, right, 0);
