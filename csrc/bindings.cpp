@@ -162,30 +162,31 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         });
     });
     m.def("softmax_others", [](bool float64, Address logits, i64 classes, i64 samples, i64 first, Address largest,
-                               Address top, Address others, double lift, int threads) {
+                               Address top, Address others, Address lift, int threads) {
         by_type(float64, [&]<class T>(T) {
             cpu::softmax_others(at<T>(logits), classes, samples, first, at<const T>(largest), at<const i64>(top),
-                                at<const double>(others), lift, threads);
+                                at<const double>(others), at<const double>(lift), threads);
         });
     });
-    m.def("gram_sums",
-          [](bool float64, i64 depth, i64 rows, i64 cols, Address left, i64 left_ld, Address right, i64 right_ld,
-             Address weight, bool triangle, Address products, double lift, Address sums, int threads) {
-              by_type(float64, [&]<class T>(T) {
-                  cpu::gram_sums<T>({depth, rows, cols, at<const T>(left), left_ld, at<const T>(right), right_ld,
-                                     at<const T>(weight), triangle, at<double>(products), lift},
-                                    at<double>(sums), threads);
-              });
-          });
-    m.def("gram_tops",
-          [](bool float64, i64 rows, i64 cols, Address weight, bool triangle, Address products,
-             const std::array<Address, 4>& left, const std::array<Address, 4>& right, Address sums, int threads) {
-              by_type(float64, [&]<class T>(T) {
-                  cpu::gram_tops<T>(
-                      {0, rows, cols, nullptr, 0, nullptr, 0, at<const T>(weight), triangle, at<double>(products), 1},
-                      tops<T>(left), tops<T>(right), at<double>(sums), threads);
-              });
-          });
+    m.def("gram_sums", [](bool float64, i64 depth, i64 rows, i64 cols, Address left, i64 left_ld, Address right,
+                          i64 right_ld, Address weight, bool triangle, Address products, Address left_lift,
+                          Address right_lift, Address sums, int threads) {
+        by_type(float64, [&]<class T>(T) {
+            cpu::gram_sums<T>(
+                {depth, rows, cols, at<const T>(left), left_ld, at<const T>(right), right_ld, at<const T>(weight),
+                 triangle, at<double>(products), at<const double>(left_lift), at<const double>(right_lift)},
+                at<double>(sums), threads);
+        });
+    });
+    m.def("gram_tops", [](bool float64, i64 rows, i64 cols, Address weight, bool triangle, Address products,
+                          Address left_lift, Address right_lift, const std::array<Address, 4>& left,
+                          const std::array<Address, 4>& right, Address sums, int threads) {
+        by_type(float64, [&]<class T>(T) {
+            cpu::gram_tops<T>({0, rows, cols, nullptr, 0, nullptr, 0, at<const T>(weight), triangle,
+                               at<double>(products), at<const double>(left_lift), at<const double>(right_lift)},
+                              tops<T>(left), tops<T>(right), at<double>(sums), threads);
+        });
+    });
 
     m.def("isas", [] {
         int count = 0;

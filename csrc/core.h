@@ -95,16 +95,19 @@ struct Gram {
     const T* weight;   // W [rows, cols]
     bool triangle;     // left = right, W symmetric: n < n' are counted twice, n > n' left out
     double* products;  // [rows, cols], its upper triangle with `triangle`; or null
-    double lift;       // left and right are `lift` times what is meant, so that small probabilities do not underflow
+    // With products, left and right are these powers of two times what is meant: small probabilities do not underflow.
+    const double* left_lift;   // [rows]
+    const double* right_lift;  // [cols]
 };
 
-// The most probable class of each sample n: p = p_n[top], rest = 1 - p, at_other[n, n'] = p_n'[top_n].
+// The most probable class of each sample n of one side: p = p_n[top], rest = 1 - p. at_other has the probabilities of
+// that class at the samples n' of the other side, times the lifts of those.
 template <class T>
 struct Tops {
-    const i64* top;      // [rows]
-    const double* p;     // [rows]
-    const double* rest;  // [rows]
-    const T* at_other;   // [rows, cols], 0 where the tops are equal
+    const i64* top;      // [n]
+    const double* p;     // [n]
+    const double* rest;  // [n]
+    const T* at_other;   // [n, n'], 0 where the tops are equal
 };
 
 namespace cpu {
@@ -139,10 +142,11 @@ template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
                   int threads);
 
-// In place: probabilities lift e^(l - largest) / (1 + others), and 0 at each sample's top class.
+// In place: probabilities lift_n e^(l - largest) / (1 + others), and 0 at each sample's top class.          lift
+// [samples]
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
-                    const double* others, double lift, int threads);
+                    const double* others, const double* lift, int threads);
 
 // In T within 9216 rows of left and right, in float64 across them.
 // sums[0] += sum W left^T right; or, with products (left and right are probabilities p <= 1/2, class-major):

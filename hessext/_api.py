@@ -122,8 +122,12 @@ def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
 
     A language model's head is gigabytes: it is not copied, and a change in place is noticed.
     """
-    small = weight.numel() * weight.element_size() <= _COPIED
-    weight = weight.clone(memory_format=torch.contiguous_format) if small else weight.contiguous()
+    size = weight.numel() * weight.element_size()
+    if size <= _COPIED:
+        weight = weight.clone(memory_format=torch.contiguous_format)
+    elif not weight.is_contiguous():
+        _checks.memory(size, "a contiguous copy of the weight", weight.device)
+        weight = weight.contiguous()
     return weight, None if bias is None else bias.clone()
 
 

@@ -101,7 +101,7 @@ def softmax_others(
     largest: int,
     top: int,
     others: int,
-    lift: float,
+    lift: int,
     threads: int,
 ) -> None: ...
 def gram_sums(
@@ -116,7 +116,8 @@ def gram_sums(
     weight: int,
     triangle: bool,
     products: int,
-    lift: float,
+    left_lift: int,
+    right_lift: int,
     sums: int,
     threads: int,
 ) -> None: ...
@@ -127,6 +128,8 @@ def gram_tops(
     weight: int,
     triangle: bool,
     products: int,
+    left_lift: int,
+    right_lift: int,
     left: list[int],
     right: list[int],
     sums: int,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _ops
+from ._ops import Part
 
 if TYPE_CHECKING:
     from ._blocks import BlockMatrix
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 _SQUARES = 192 << 20  # bytes of the N x N tensors in hand
 _KEPT = 256 << 20  # bytes of probabilities kept between passes, and of curvature entries in hand
 _TILE = 32 << 20  # bytes of a tile of classes where they are not kept
+_EXPONENTS = {torch.float32: 120, torch.float64: 1000}  # of the largest unit
+# A sum of squares this small beside what it would be without cancellation is taken from blocks instead.
+_CANCELLED = {torch.float32: 1e-9, torch.float64: 1e-6}
 
 
 class SamplePairs:
@@ -40,9 +44,10 @@ class SamplePairs:
 
 
 def _unit(t: Tensor, dim: int | None = None) -> Tensor:
-    """A power of two at or above |t|, by which it is divided so that products of four do not overflow or underflow."""
-    largest = t.detach().abs().amax() if dim is None else t.abs().amax(dim, keepdim=True)
-    return torch.where(largest > 0, torch.exp2(largest.double().log2().ceil()), 1.0)
+    """A power of two at or above the largest |t|: divided by it, products of four neither overflow nor underflow."""
+    least, most = torch.aminmax(t, **({} if dim is None else {"dim": dim, "keepdim": True}))
+    exponent = torch.maximum(most, -least).double().log2().ceil()
+    return torch.where(exponent > -torch.inf, torch.exp2(exponent.clamp(max=_EXPONENTS[t.dtype])), 1.0)
 
 
 class _FeatureProducts:
@@ -50,28 +55,33 @@ class _FeatureProducts:
 
     def __init__(self, features: Tensor, ones: bool, dtype: torch.dtype) -> None:
         self._features, self._ones, self._dtype = features, ones, dtype
-        self.unit = (
-            _unit(features) if features.shape[1] else torch.ones((), dtype=torch.float64, device=features.device)
-        )
+        self.unit = _unit(features if features.shape[1] else features.new_ones(1))
         if ones:
             self.unit = self.unit.clamp(min=1)
 
     def __call__(self, a: slice, b: slice) -> Tensor:
         shape = [len(self._features[s]) for s in (a, b)]
-        result = torch.full(shape, self.unit.item() ** -2 * self._ones, dtype=self._dtype, device=self.unit.device)
+        result = torch.zeros(shape, dtype=self._dtype, device=self.unit.device)
         step = max(1, _TILE // (max(shape) * result.element_size()))
         for some in self._features.split(step, dim=1):
             left = some[a].to(self._dtype) / self.unit
             result.addmm_(left, left.T if a == b else (some[b].to(self._dtype) / self.unit).T)
-        return result
+        return result.add_(self.unit**-2) if self._ones else result
+
+    def lengths(self) -> Tensor:
+        """|phi_n| (N,) in units of `unit`."""
+        squares = torch.zeros(len(self._features), dtype=torch.float64, device=self.unit.device)
+        for some in self._features.split(max(1, _TILE // (8 * len(squares))), dim=1):
+            squares += (some.double() / self.unit).square_().sum(1)
+        return (squares + self.unit**-2 if self._ones else squares).sqrt_()
 
 
 class _OtherClasses:
     """Probabilities of an output layer, class-major and without each sample's most probable class.
 
     Top-class deflation: where one class dominates, sums of squares over all classes cancel; over the others they do
-    not. Probabilities are kept where they fit, else a tile of classes is formed again when it is asked for. They are
-    `lift` times what they are, the largest about 1.
+    not. Probabilities are kept where they fit, else a tile of classes is formed again when it is asked for. Those of
+    sample n are lift_n times what they are, about 1 together.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -87,7 +97,7 @@ class _OtherClasses:
             _ops.softmax_scan_(self._logits(c, slice(None)), c, self._largest, self.top, self._others)
         self.p = 1 / (1 + self._others)  # of the top class
         self.rest = self._others * self.p  # 1 - p
-        self.lift = 1 / _unit(self.rest).item()
+        self.lift = 1 / _unit(self.rest[:, None], 1)[:, 0]
         if self._kept is not None:
             _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self.lift)
 
@@ -105,7 +115,7 @@ class _OtherClasses:
         for c in range(0, len(self._weight), self._tile):
             tile = [self._logits(c, s) for s in samples]
             for s, logits in zip(samples, tile, strict=True):
-                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self.lift)
+                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self.lift[s])
             yield c, tile
 
 
@@ -119,8 +129,8 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
     problem.check_unchanged()
     phi = _FeatureProducts(problem.features_of(B._row), B._row.ones, B.dtype)
     scale_unit = _unit(problem.scale)
-    scale = problem.scale / scale_unit.to(B.dtype)
-    pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size())
+    scale = problem.scale / scale_unit
+    pairs = SamplePairs(len(scale), 8 + 4 * scale.element_size())
     kept = min(_KEPT, problem.classes * len(scale) * scale.element_size())
     _checks.memory(pairs.bytes + kept + _TILE, "the ratio in the Gram form", B.device)
     P = _OtherClasses(problem)
@@ -129,19 +139,20 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
         W = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b])
         products = torch.zeros(W.shape, dtype=torch.float64, device=W.device)
         sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=W.device)
-        at_b = torch.empty_like(W)  # [n, n'] = p_n'[top_n]
+        at_b = torch.empty_like(W)  # [n, n'] = lift_n' p_n'[top_n]
         at_a = at_b if same else torch.empty_like(W.T, memory_format=torch.contiguous_format)
+        lifts = [P.lift[a], P.lift[b]]
         for first, tile in P.tiles(a) if same else P.tiles(a, b):
-            _ops.gram_sums_(tile[0], tile[-1], W, same, products, P.lift, sums)
+            _ops.gram_sums_(tile[0], tile[-1], W, same, products, lifts, sums)
             _gather(P.top[a], first, tile[-1], at_b)
             if not same:
                 _gather(P.top[b], first, tile[0], at_a)
-        sides = [[P.top[s], P.p[s], P.rest[s], at / P.lift] for s, at in ((a, at_b), (b, at_a))]
-        _ops.gram_tops_(products, W, same, *sides, tops)
+        sides = [[P.top[s], P.p[s], P.rest[s], at] for s, at in ((a, at_b), (b, at_a))]
+        _ops.gram_tops_(products, W, same, lifts, *sides, tops)
         on, squares, tops_on, tops_off = torch.cat([sums, tops]).tolist()
         diagonal += times * (on + tops_on)
         off_diagonal += times * (tops_off - squares)
-    unit = (phi.unit**2 * scale_unit).item() ** 2
+    unit = ((phi.unit**2 * scale_unit) ** 2).item()
     return diagonal * unit, off_diagonal * unit
 
 
@@ -157,7 +168,7 @@ def chunks(pairs: Tensor, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _scaled(q: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """q / unit and the unit, of each row with dim=1."""
+    """q / unit, in place, and the unit; of each row with dim=1."""
     unit = _unit(q, dim)
     return q.div_(unit), unit if dim is None else unit[:, 0]
 
@@ -166,21 +177,25 @@ class PairSquares:
     """Squared norms of blocks, or their sum, from q = Q_n[i, j]: q^T W q with W = (phi_n . phi_n')(psi_n . psi_n').
 
     Cross-layer blocks sum_n x_n (q_n psi_n + r_n e_i)^T, r = r_n[j] act'(z_i), have x_n . x_n' (r r' + 2 r q' psi'_i)
-    besides. All in float64: entries of both signs cancel, and more in squares than in blocks.
+    besides. All in float64: entries of both signs cancel, and more in squares than in blocks. Where that leaves too
+    little, `blocks` gives the squares.
     """
 
-    def __init__(self, B: BlockMatrix) -> None:
+    def __init__(self, B: BlockMatrix, blocks: Callable[[Tensor], Tensor]) -> None:
         problem = B._problem
         row, col = (B._col, B._row) if B._swapped else (B._row, B._col)
-        self._swapped, self._classes = B._swapped, problem.classes
+        self._swapped, self._classes, self._blocks = B._swapped, problem.classes, blocks
         self._part = problem.part(row, col)
         self._curvature = problem.curvature_of(self._part, B._term)
         self._psi = problem.features_of(col)
         self._left = _FeatureProducts(problem.features_of(row), row.ones, torch.float64)
         self._right = self._left if row == col else _FeatureProducts(self._psi, col.ones, torch.float64)
         self._pairs = SamplePairs(len(problem.x), 16)
-        _checks.memory(self._pairs.bytes + _KEPT, "norms in the Gram form", problem.x.device)
+        _checks.memory(self._pairs.bytes, "norms in the Gram form", problem.x.device)
         self._first: Tensor | None = None
+        self._least = _CANCELLED[B.dtype]
+        self._phi_lengths = self._left.lengths()
+        self._lengths = self._phi_lengths * (self._phi_lengths if row == col else self._right.lengths())
 
     def _entries(self, pairs: Tensor) -> Tensor:
         """Q_n[i, j] (P, N)."""
@@ -197,27 +212,35 @@ class PairSquares:
         return W
 
     def sum(self, pairs: Tensor) -> float:
-        """The sum over some pairs of the hidden or output part."""
+        """The sum over some pairs of one layer."""
         q, unit = _scaled(self._entries(pairs))
         total = torch.zeros(2, dtype=torch.float64, device=q.device)
         for a, b, same, times in self._pairs:
             sums = torch.zeros_like(total)
-            _ops.gram_sums_(q[:, a], q[:, b], self._weight(a, b), same, None, 1.0, sums)
+            _ops.gram_sums_(q[:, a], q[:, b], self._weight(a, b), same, None, [], sums)
             total += times * sums
+        if total[0] < self._least * (q.abs() @ self._lengths).square().sum():
+            return self._blocks(pairs).sum().item()
         return (total[0] * (unit * self._left.unit * self._right.unit) ** 2).item()
 
     def each(self, pairs: Tensor) -> Tensor:
         """The squared norms (P,) float64."""
-        pairs = pairs.flip(1) if self._swapped else pairs
+        given, pairs = pairs, pairs.flip(1) if self._swapped else pairs
         q, unit = _scaled(self._entries(pairs), 1)
-        total = self._forms(q, q, self._weight) * (unit * self._left.unit * self._right.unit) ** 2
+        unit = unit * self._left.unit * self._right.unit
+        total = self._forms(q, q, self._weight) * unit**2
+        bound = (q.abs() @ self._lengths) * unit  # of the norm: no cancellation
         if self._curvature.residual is not None and self._psi.shape[1]:
             i, j = pairs.unbind(1)
             r, r_unit = _scaled(self._curvature.residual.T[j].double() * self._curvature.slope.T[i], 1)
+            r_unit = r_unit * self._left.unit
             q *= self._psi.T[i] / self._right.unit
-            mixed = self._forms(r, q, self._left) * unit * self._right.unit
-            total += (self._forms(r, r, self._left) * r_unit + 2 * mixed) * r_unit * self._left.unit**2
-        return total.clamp_(min=0)
+            mixed = self._forms(r, q, self._left) * unit
+            total += (self._forms(r, r, self._left) * r_unit + 2 * mixed) * r_unit
+            bound += (r.abs() @ self._phi_lengths) * r_unit
+        if (poor := total < self._least * bound**2).any():
+            total[poor] = self._blocks(given[poor])
+        return total
 
     def _forms(self, u: Tensor, v: Tensor, weight: Callable[[slice, slice], Tensor]) -> Tensor:
         """u^T W v for each row of u and v (P, N)."""
@@ -228,3 +251,41 @@ class PairSquares:
             if not same:
                 total += torch.sum((v[:, a] @ W).mul_(u[:, b]), 1, dtype=torch.float64)
         return total
+
+
+def class_pair_cost(B: BlockMatrix) -> float:
+    """Multiply-adds of `class_pair_squares`, in whole panels of classes."""
+    return len(B._problem.x) ** 2 / 2 * (-(-B.grid[0] // 32) * 32) ** 2 / 2
+
+
+def class_pair_squares(B: BlockMatrix) -> Tensor:
+    """||H_jk||_F^2 of all j != k of a softmax layer with c_n of one sign, (C, C) float64; the diagonal means nothing.
+
+    It is sum_nn' w r_j r_k with r_j = p_nj p_n'j and w = c_n c_n' (phi_n . phi_n')^2: an outer-product assembly like
+    that of a block, whose samples are the pairs n <= n' and whose features are the classes.
+    """
+    problem = B._problem
+    problem.check_unchanged()
+    phi = _FeatureProducts(problem.features_of(B._row), B._row.ones, torch.float64)
+    P = problem.curvature.probs
+    N, C = P.shape
+    _checks.memory(16 * C * C + 3 * _TILE, f"norms of {C} x {C} blocks", B.device)
+    unit = _unit(P, 0)[0]
+    # squares of the smallest probabilities underflow in float32
+    wide = B.dtype == torch.float64 or bool((P / unit).min() < 1e-8)
+    P = (P / unit).to(torch.float64 if wide else B.dtype)
+    scale_unit = _unit(problem.scale)
+    scale = problem.scale.double() / scale_unit
+    few = max(1, int((_TILE / (C * P.element_size())) ** 0.5))
+    total = torch.zeros(C, C, dtype=torch.float64, device=P.device)
+    pair, missing = torch.zeros(1, 2, dtype=torch.int64, device=P.device), [None] * 9
+    for n in range(0, N, few):
+        a = slice(n, n + few)
+        for k in range(n, N, few):
+            b = slice(k, k + few)
+            w = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b]).mul_(1 if n == k else 2)
+            r = (P[a, None] * P[None, b]).view(-1, C)
+            part = int(Part.OUTPUT), r, False, r, False, True, 1
+            total += _ops.blocks(pair, False, *part, True, w.view(-1).to(P.dtype), *missing)[0]
+    unit = unit.double().square()
+    return total.mul_(unit[:, None]).mul_(unit).mul_((phi.unit**2 * scale_unit) ** 2)

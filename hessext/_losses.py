@@ -16,11 +16,10 @@ from . import _ops
 class OutputCurvature:
     """First and second derivative of the per-sample losses l_n, whose sum is the loss, at logits f_n.
 
-    d2 l_n / df2 is scale_n (diag p_n - p_n p_n^T) if kind is "softmax" and scale_n I if it is "identity";
-    `residual()` forms the (N, C) gradients d l_n / df.
+    d2 l_n / df2 is scale_n (diag p_n - p_n p_n^T), or scale_n I where there is no p; `residual()` forms the (N, C)
+    gradients d l_n / df.
     """
 
-    kind: str
     scale: Tensor  # (N,), may be zero (ignored) or, with negative weights or targets, negative
     residual: Callable[[], Tensor]
     probs: Tensor | None = None  # (N, C) softmax(f_n)
@@ -80,7 +79,7 @@ class CrossEntropy:
             targets = torch.outer(spread, self._class_weights(probs)).scatter_add_(1, label[:, None], hit[:, None])
             return _target_residual(probs, scale, top, targets)
 
-        return OutputCurvature("softmax", scale, residual, probs, top, rest)
+        return OutputCurvature(scale, residual, probs, top, rest)
 
     def scale(self, y: Tensor | None, like: Tensor) -> Tensor:
         """c_n (N,), the total of the targets t_n, for checked y; `like` (N, C) has the logits' sizes, dtype."""
@@ -174,7 +173,7 @@ class SquaredError:
             return logits.scatter_add(1, y[:, None], logits.new_full((len(y), 1), -1.0)).mul_(factor)
 
         scale = logits.new_full((len(logits),), factor)
-        return OutputCurvature("identity", scale, residual)
+        return OutputCurvature(scale, residual)
 
     def _factor(self, logits: Tensor) -> float:
         return {"samples": 1 / len(logits), "mean": 1 / logits.numel(), "sum": 1.0}[self.reduction]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _SAMPLES = 8192  # summed in the tensors' own dtype; chunks are added in float64
 _ENTRIES = 1 << 22  # of a work tensor
 _PAIRS = 1 << 17  # of blocks whose norms are taken at once
+_CLASSES = 4096  # whose norms are formed all at once
 _DOUBLE = {torch.float32: 2, torch.float64: 1}  # what multiply-adds in float64 cost
 
 
@@ -51,48 +52,75 @@ def block_norms(B: BlockMatrix, pairs: Tensor | None) -> Tensor:
     result = torch.zeros(rows, cols, dtype=B.dtype, device=B.device)
     if B._replicated:
         return result.fill_diagonal_(_first_square(B) ** 0.5)
-    mirrored = B._row.kind == B._col.kind  # Q_n is symmetric, whatever the features
-    squares = _squares_of(B, rows * (rows + 1) // 2 if mirrored else rows * cols)
-    for pairs in _grid_pairs(rows, cols, mirrored):
-        norms = squares(pairs).sqrt_().to(B.dtype)
+    if B._row.kind == B._col.kind:
+        for first, norms in _norm_rows(B):
+            last = first + len(norms)
+            result[first:last, first:] = norms
+            result[first:, first:last] = norms.T
+        return result
+    squares = _squares_of(B, rows * cols)
+    for pairs in _grid_pairs(rows, cols, False):
         i, j = pairs.unbind(1)
-        result[i, j] = norms
-        if mirrored:
-            result[j, i] = norms
+        result[i, j] = squares(pairs).sqrt_().to(B.dtype)
     return result
 
 
 def row_norms(B: BlockMatrix) -> RowNorms:
-    """RowNorms of one layer, in O(K) memory: a few rows at a time, from the diagonal on."""
+    """RowNorms of one layer, a few rows of norms at a time."""
     count = B.grid[0]
-    diagonal, total, largest = (torch.zeros(count, dtype=torch.float64, device=B.device) for _ in range(3))
-    at = torch.full((count,), -1, device=B.device)
-    if B._replicated:
-        diagonal += _first_square(B) ** 0.5
-    squares = _squares_of(B, 0 if B._replicated else count * (count + 1) // 2)
+    diagonal, total = (torch.zeros(count, dtype=torch.float64, device=B.device) for _ in range(2))
+    largest, at = torch.full_like(total, -1), torch.full((count,), -1, device=B.device)
 
     def merge(rows: slice, norms: Tensor, first: int) -> None:  # norms (rows, columns from `first` on)
-        total[rows] += norms.sum(1)
         most, place = norms.max(1)
         at[rows] = torch.where(most > largest[rows], place + first, at[rows])
         largest[rows] = torch.maximum(largest[rows], most)
+        total[rows] += norms.clamp(min=0).sum(1)
 
-    for pairs in () if B._replicated else _grid_pairs(count, count, True):
+    for first, norms in () if B._replicated else _norm_rows(B):
+        last = first + len(norms)
+        own = norms[:, : len(norms)].diagonal()
+        diagonal[first:last] = own
+        own.fill_(-1)  # less than any norm
+        merge(slice(first, last), norms, first)
+        if last < count:
+            merge(slice(last, count), norms[:, len(norms) :].T, first)
+    if B._replicated:
+        diagonal += _first_square(B) ** 0.5
+        at.copy_(torch.arange(count) == 0)
+    if count == 1:
+        at.fill_(-1)
+    mean = total / max(1, count - 1)
+    return RowNorms(*(t.to(B.dtype) for t in (diagonal, mean, largest.clamp(min=0))), at)
+
+
+def _norm_rows(B: BlockMatrix) -> Iterator[tuple[int, Tensor]]:
+    """Norms where Q_n is symmetric: first row of some, and they from that column on, (rows, K - first) float64."""
+    count = B.grid[0]
+    every = count * (count + 1) // 2
+    cheapest = min(_block_cost(B, every), _DOUBLE[B.dtype] * _gram_cost(B, every))
+    softmax = B.symmetric and B._row.kind == "output" and B._term != "residual" and _one_sign(B)
+    if softmax and count <= _CLASSES and _gram.class_pair_cost(B) < cheapest:
+        squares = _gram.class_pair_squares(B)
+        own = torch.arange(count, device=B.device)[:, None].expand(-1, 2)
+        squares.diagonal().copy_(_squares_of(B, count)(own))
+        yield 0, squares.sqrt_()
+        return
+    squares = _squares_of(B, every)
+    for pairs in _grid_pairs(count, count, True):
         i, j = pairs.unbind(1)
         first, last = int(i[0]), int(i[-1]) + 1
         norms = torch.zeros(last - first, count - first, dtype=torch.float64, device=B.device)
         norms[i - first, j - first] = squares(pairs).sqrt_()
         square = norms[:, : last - first]
-        diagonal[first:last] = square.diagonal()
-        square.copy_(square.triu(1) + square.triu(1).T)
-        merge(slice(first, last), norms, first)
-        if last < count:
-            merge(slice(last, count), norms[:, last - first :].T, first)
-    if count > 1:
-        at[at < 0] = 0  # all are zero
-        at[0] = max(int(at[0]), 1)
-    mean = total / max(1, count - 1)
-    return RowNorms(*(t.to(B.dtype) for t in (diagonal, mean, largest)), at)
+        square += square.triu(1).T
+        yield first, norms
+
+
+def _one_sign(B: BlockMatrix) -> bool:
+    """Whether no two scales c_n have opposite signs, as class weights or targets below zero bring."""
+    least, most = torch.aminmax(B._problem.scale)
+    return bool(least >= 0) or bool(most <= 0)
 
 
 def block_ratio(B: BlockMatrix) -> BlockRatio:
@@ -100,11 +128,13 @@ def block_ratio(B: BlockMatrix) -> BlockRatio:
     count = B.grid[0]
     if B._replicated or (B._row.kind == "output" and B._term == "residual"):  # equal blocks, zero blocks
         return _ratio(count, count * _first_square(B), 0.0)
-    softmax = B._row.kind == "output"
+    softmax = B._row.kind == "output" and _one_sign(B)
     every = count * (count + 1) // 2
     gram = _gram_cost(B, 1.5 * count) if softmax else _DOUBLE[B.dtype] * _gram_cost(B, every / 2)
     if gram < _block_cost(B, every):
-        return _ratio(count, *(_gram.softmax_sums(B) if softmax else _pair_sums(B, _gram.PairSquares(B).sum)))
+        return _ratio(
+            count, *(_gram.softmax_sums(B) if softmax else _pair_sums(B, _gram.PairSquares(B, _block_squares(B)).sum))
+        )
     squares = _block_squares(B)
     return _ratio(count, *_pair_sums(B, lambda pairs: squares(pairs).sum().item()))
 
@@ -150,7 +180,7 @@ def _squares_of(B: BlockMatrix, pairs: int) -> Callable[[Tensor], Tensor]:
     """What gives squared norms (P,) float64 of pairs (P, 2): by blocks or by the Gram form, what is cheaper for all."""
     products = pairs if B._row.kind == B._col.kind else 3 * pairs  # cross-layer blocks have two terms
     if not B._replicated and _DOUBLE[B.dtype] * _gram_cost(B, products) < _block_cost(B, pairs):
-        gram = _gram.PairSquares(B)
+        gram = _gram.PairSquares(B, _block_squares(B))
         return lambda some: torch.cat([gram.each(p) for p in _gram.chunks(some, B._problem.x)])
     return _block_squares(B)
 

@@ -56,14 +56,15 @@ _library.define("label_residual(Tensor probs, Tensor scale, Tensor label, Tensor
 _library.define("softmax_shift(Tensor probs, Tensor top, Tensor weight) -> Tensor")
 _library.define("softmax_scan_(Tensor logits, int first, Tensor(a!) largest, Tensor(b!) top, Tensor(c!) others) -> ()")
 _library.define(
-    "softmax_others_(Tensor(a!) logits, int first, Tensor largest, Tensor top, Tensor others, float lift) -> ()"
+    "softmax_others_(Tensor(a!) logits, int first, Tensor largest, Tensor top, Tensor others, Tensor lift) -> ()"
 )
 _library.define(
-    "gram_sums_(Tensor left, Tensor right, Tensor weight, bool triangle, Tensor(a!)? products, float lift, "
+    "gram_sums_(Tensor left, Tensor right, Tensor weight, bool triangle, Tensor(a!)? products, Tensor[] lifts, "
     "Tensor(b!) sums) -> ()"
 )
 _library.define(
-    "gram_tops_(Tensor products, Tensor weight, bool triangle, Tensor[] left, Tensor[] right, Tensor(a!) sums) -> ()"
+    "gram_tops_(Tensor products, Tensor weight, bool triangle, Tensor[] lifts, Tensor[] left, Tensor[] right, "
+    "Tensor(a!) sums) -> ()"
 )
 _library.define(f"curvature_entries(int part, Tensor pairs, int classes, {_CURVATURE}) -> Tensor")
 
@@ -140,20 +141,26 @@ def _softmax_scan(logits, first, largest, top, others):
 
 
 def _softmax_others(logits, first, largest, top, others, lift):
-    pointers = [t.data_ptr() for t in (largest, top, others)]
+    pointers = [t.data_ptr() for t in (largest, top, others, lift)]
     wide, threads = logits.dtype == torch.float64, torch.get_num_threads()
-    _core.softmax_others(wide, logits.data_ptr(), *logits.shape, first, *pointers, lift, threads)
+    _core.softmax_others(wide, logits.data_ptr(), *logits.shape, first, *pointers, threads)
 
 
-def _gram_sums(left, right, weight, triangle, products, lift, sums):
+def _gram_sums(left, right, weight, triangle, products, lifts, sums):
     sides = [n for t in (left, right) for n in (t.data_ptr(), t.stride(0))]
-    pointers = weight.data_ptr(), triangle, 0 if products is None else products.data_ptr(), lift, sums.data_ptr()
+    results = 0 if products is None else products.data_ptr(), *_lifts(lifts), sums.data_ptr()
+    pointers = weight.data_ptr(), triangle, *results
     _core.gram_sums(left.dtype == torch.float64, len(left), *weight.shape, *sides, *pointers, torch.get_num_threads())
 
 
-def _gram_tops(products, weight, triangle, left, right, sums):
+def _lifts(lifts):
+    """Addresses of those of both sides, which may be missing."""
+    return [t.data_ptr() for t in lifts] or (0, 0)
+
+
+def _gram_tops(products, weight, triangle, lifts, left, right, sums):
     sides = [[t.data_ptr() for t in side] for side in (left, right)]
-    pointers = weight.data_ptr(), triangle, products.data_ptr(), *sides, sums.data_ptr()
+    pointers = weight.data_ptr(), triangle, products.data_ptr(), *_lifts(lifts), *sides, sums.data_ptr()
     _core.gram_tops(weight.dtype == torch.float64, *weight.shape, *pointers, torch.get_num_threads())
 
 

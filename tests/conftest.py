@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from hessext import _core
+from hessext import _core, _gram
 
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
@@ -33,3 +33,16 @@ def isa(request):
     _core.set_isa(request.param)
     yield request.param
     _core.set_isa(before)
+
+
+@pytest.fixture(
+    params=[(None, None), (2500, None), (2500, 0), (None, 0)], ids=["whole", "pairs", "tiles", "recomputed"]
+)
+def memory(request, monkeypatch):
+    """All samples at once and blocks of a few; probabilities kept, and formed again tile by tile."""
+    squares, kept = request.param
+    if squares is not None:
+        monkeypatch.setattr(_gram, "_SQUARES", squares)
+    if kept is not None:
+        monkeypatch.setattr(_gram, "_KEPT", kept)
+        monkeypatch.setattr(_gram, "_TILE", 1000)

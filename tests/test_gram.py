@@ -6,41 +6,11 @@ import mpmath
 import pytest
 import torch
 from cases import DTYPES, Case, make_inputs
+from gram_reference import TOLERANCE, close, squared_norms, sums
 from torch.nn.functional import one_hot
 
 import hessext
 from hessext import _gram, _norms
-
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-
-
-def squared_norms(H):
-    """||H_ij||_F^2 by blocks, in float64."""
-    B = H["output"]
-    K = B.grid[0]
-    pairs = torch.cartesian_prod(torch.arange(K), torch.arange(K))
-    return _norms._block_squares(B)(pairs).view(K, K)
-
-
-def sums(squares):
-    return squares.diagonal().sum().item(), (squares - squares.diagonal().diag()).sum().item()
-
-
-def close(value, expected, tolerance):
-    assert abs(value - expected) <= tolerance * abs(expected), (value, expected, value / expected - 1)
-
-
-@pytest.fixture(
-    params=[(None, None), (2500, None), (2500, 0), (None, 0)], ids=["whole", "pairs", "tiles", "recomputed"]
-)
-def memory(request, monkeypatch):
-    """All samples at once and blocks of a few; probabilities kept, and formed again tile by tile."""
-    squares, kept = request.param
-    if squares is not None:
-        monkeypatch.setattr(_gram, "_SQUARES", squares)
-    if kept is not None:
-        monkeypatch.setattr(_gram, "_KEPT", kept)
-        monkeypatch.setattr(_gram, "_TILE", 1000)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -62,60 +32,6 @@ def test_softmax_sums(case, dtype, memory, isa):
     got = _gram.softmax_sums(inputs.hessian()["output"])
     for value, expected in zip(got, sums(squared_norms(inputs.lift().hessian())), strict=True):
         close(value, expected, 5 * TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("case", "term"),
-    [
-        (Case(33, 7, 5, 6, bias="h"), "full"),
-        (Case(20, 4, 3, 17, activation="tanh"), "full"),
-        (Case(20, 4, 3, 17, activation="tanh"), "gauss_newton"),
-        (Case(20, 4, 3, 17, activation="tanh"), "residual"),
-        (Case(9, 3, 2, 1), "full"),
-        (Case(31, 5, 4, 3, loss="mse", bias="ho"), "full"),
-    ],
-    ids=lambda v: v if isinstance(v, str) else v.name,
-)
-def test_hidden_sums(case, term, dtype, memory):
-    inputs = make_inputs(case, dtype)
-    H, truth = inputs.hessian(), inputs.lift().hessian()
-    B, expected = ((h if term == "full" else getattr(h, term)())["hidden"] for h in (H, truth))
-    squares = expected.norms().square()
-    got = _norms._pair_sums(B, _gram.PairSquares(B).sum)
-    for value, wanted in zip(got, sums(squares), strict=True):
-        close(value, wanted, 5 * TOLERANCE[dtype])
-    m = B.grid[0]
-    each = _gram.PairSquares(B).each(torch.cartesian_prod(torch.arange(m), torch.arange(m)))
-    torch.testing.assert_close(each.view(m, m), squares, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("term", ["full", "gauss_newton", "residual"])
-@pytest.mark.parametrize(
-    "key", [("hidden", "output"), ("output", "hidden"), ("hidden.bias", "output.weight"), ("hidden", "output.bias")]
-)
-@pytest.mark.parametrize(
-    "case",
-    [Case(19, 6, 4, 3, bias="ho"), Case(19, 6, 4, 3, bias="ho", activation="tanh", loss="mse")],
-    ids=lambda c: c.name,
-)
-def test_cross_layer_pairs(case, key, term, dtype, memory):
-    inputs = make_inputs(case, dtype)
-    H, truth = (h if term == "full" else getattr(h, term)() for h in (inputs.hessian(), inputs.lift().hessian()))
-    rows, cols = H[key].grid
-    pairs = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
-    expected = _norms._block_squares(truth[key])(pairs).sqrt()
-    error = (_gram.PairSquares(H[key]).each(pairs).sqrt() - expected).abs().max()
-    # of the largest: where the two terms cancel, a block alone keeps fewer digits
-    assert error <= (1e-5 if dtype == torch.float32 else 1e-12) * expected.max()
-
-
-def test_output_pairs_between_weights_and_bias(memory):
-    """W = (phi . phi')(psi . psi') where the two layers have different features."""
-    B = make_inputs(Case(23, 4, 5, 3, bias="o"), torch.float64).hessian()["output.weight", "output.bias"]
-    pairs = torch.cartesian_prod(torch.arange(5), torch.arange(5))
-    torch.testing.assert_close(_gram.PairSquares(B).each(pairs), _norms._block_squares(B)(pairs), rtol=1e-11, atol=0)
 
 
 def exact_ratio(weight, x):
@@ -193,37 +109,12 @@ def test_softmax_scan_and_others(dtype, isa):
         assert torch.equal(largest, logits.amax(0))
         exact = torch.exp((logits - largest).double()).scatter_(0, top[None], 0)
         torch.testing.assert_close(others, exact.sum(0), rtol=3e-7 if dtype == torch.float32 else 1e-14, atol=1e-30)
-        hessext._ops.softmax_others_(logits, 0, largest, top, others, 4.0)
-        expected = 4 * exact / (1 + exact.sum(0))
+        lift = torch.arange(samples, dtype=torch.float64).remainder(3).exp2()
+        hessext._ops.softmax_others_(logits, 0, largest, top, others, lift)
+        expected = lift * exact / (1 + exact.sum(0))
         torch.testing.assert_close(
             logits.double(), expected, rtol=5e-7 if dtype == torch.float32 else 2e-14, atol=1e-37
         )
-
-
-@pytest.mark.parametrize("few", [3, 1 << 17], ids=["some rows at once", "all rows"])
-@pytest.mark.parametrize(
-    "case", [Case(20, 4, 9), Case(15, 6, 3, 8), Case(5, 3, 6, loss="mse"), Case(4, 3, 3, 1)], ids=lambda c: c.name
-)
-def test_row_norms(case, few, monkeypatch):
-    monkeypatch.setattr(_norms, "_PAIRS", few)
-    B = make_inputs(case, torch.float64).hessian()["hidden" if case.hidden else "output"]
-    rows, norms, K = B.row_norms(), B.norms(), B.grid[0]
-    off = norms - norms.diagonal().diag()
-    torch.testing.assert_close(rows.diagonal, norms.diagonal(), rtol=1e-11, atol=0)
-    torch.testing.assert_close(rows.mean, off.sum(1) / max(1, K - 1), rtol=1e-11, atol=0)
-    torch.testing.assert_close(rows.max, off.amax(1), rtol=1e-11, atol=0)
-    if K == 1:
-        assert rows.argmax.tolist() == [-1]
-        return
-    assert (rows.argmax != torch.arange(K)).all()
-    torch.testing.assert_close(off[torch.arange(K), rows.argmax], rows.max, rtol=1e-11, atol=0)
-    torch.testing.assert_close(rows.dominance, norms.diagonal() / rows.mean, rtol=1e-11, atol=0)
-
-
-def test_row_norms_need_one_layer():
-    H = make_inputs(Case(4, 3, 3, 2), torch.float64).hessian()
-    with pytest.raises(ValueError, match="row_norms: expected one layer"):
-        H["hidden", "output"].row_norms()
 
 
 def test_a_large_weight_is_not_copied_and_watched(monkeypatch):
@@ -237,3 +128,77 @@ def test_a_large_weight_is_not_copied_and_watched(monkeypatch):
             call()
     with pytest.raises(RuntimeError, match="output_weight was changed in place"):
         _gram.softmax_sums(H["output"])
+
+
+def test_a_sample_without_weight_does_not_hide_the_others():
+    """Each sample has its own power of two: beside a uniform one, products of p = e^-44 would underflow in float32."""
+    g = torch.Generator().manual_seed(1)
+    label = torch.arange(9) % 6
+    x = torch.cat([one_hot(label, 6).float(), torch.ones(9, 1)], 1)
+    W = torch.cat([44 * torch.eye(6), 0.1 * torch.randn(6, 1, generator=g)], 1)
+    x[8] = 0
+    ignored = label.clone()
+    ignored[8] = -100
+    for y in (None, ignored):
+        loss = "cross_entropy" if y is None else torch.nn.CrossEntropyLoss(ignore_index=-100)
+        B = hessext.linear(W, x, y, loss=loss)["output"]
+        truth = hessext.linear(W.double(), x.double(), y, loss=loss)
+        for value, expected in zip(_gram.softmax_sums(B), sums(squared_norms(truth)), strict=True):
+            close(value, expected, 44e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_beside_tiny_features(dtype):
+    inputs = make_inputs(Case(12, 3, 9, bias="o"), torch.float64)
+    x, W, b = ((t * f).to(dtype) for t, f in ((inputs.x, 1e-25), (inputs.output_weight, 1e25), (inputs.output_bias, 1)))
+    B = hessext.linear(W, x, bias=b)["output"]
+    truth = hessext.linear(W.double(), x.double(), bias=b.double())
+    for value, expected in zip(_gram.softmax_sums(B), sums(squared_norms(truth)), strict=True):
+        close(value, expected, 5 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-160, torch.float64), (1e90, torch.float64), (2e38, torch.float32)])
+def test_extreme_features_raise_nothing(scale, dtype):
+    x = torch.full((12, 9), scale, dtype=dtype) * torch.linspace(-1, 1, 12, dtype=dtype)[:, None]
+    B = hessext.linear(torch.zeros(7, 9, dtype=dtype), x)["output"]
+    assert all(value >= 0 for value in _gram.softmax_sums(B))
+    assert (_gram.PairSquares(B, _norms._block_squares(B)).each(torch.tensor([[0, 1]])) >= 0).all()
+    assert B.ratio().diagonal >= 0
+    B.norms(), B.row_norms()
+
+
+def test_targets_of_both_signs_cancel():
+    """Each x twice, with weights 1 and -1 + 1e-9: a ratio of squares must not become negative."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(40, 40, generator=g).double().repeat(2, 1)
+    y = torch.zeros(80, 30).double()
+    y[:40, 0], y[40:, 0] = 1, -1 + 1e-9
+    B = hessext.linear(torch.randn(30, 40, generator=g).double(), x, y, loss=torch.nn.CrossEntropyLoss())["output"]
+    squares = squared_norms({"output": B})
+    on, off = sums(squares)
+    ratio = B.ratio()
+    close(ratio.diagonal, on / 30, 1e-5)  # blocks keep 7 digits here
+    close(ratio.off_diagonal, off / (30 * 29), 1e-5)
+    torch.testing.assert_close(B.norms(), squares.sqrt(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_classes_than_a_span(dtype):
+    """Sums over more than 9216 classes go on in float64."""
+    inputs = make_inputs(Case(20, 2, 9300), dtype)
+    wide = inputs.lift()
+    P = torch.softmax(wide.x @ wide.output_weight.T, 1)
+    W = (wide.x @ wide.x.T).square() / 20**2
+    S, Q = P * (1 - P), P.square()
+    got = _gram.softmax_sums(inputs.hessian()["output"])
+    close(got[0], (W * (S @ S.T)).sum().item(), TOLERANCE[dtype])
+    close(got[1], (W * ((P @ P.T).square() - Q @ Q.T)).sum().item(), TOLERANCE[dtype])
+
+
+def test_memory_is_asked_for(monkeypatch):
+    monkeypatch.setattr(hessext._checks, "_ALWAYS_FREE", 0)
+    monkeypatch.setattr(hessext._checks, "_free_on_host", lambda: 1000)
+    B = make_inputs(Case(64, 80, 40), torch.float64).hessian()["output"]
+    for call in (B.ratio, B.row_norms, lambda: B.norms([(0, 1)] * 60)):
+        with pytest.raises(MemoryError, match="are free on cpu"):
+            call()

@@ -37,13 +37,13 @@ def gram_arguments(c, dtype):
     largest, others = torch.full((N,), -torch.inf, dtype=dtype), torch.zeros(N, dtype=torch.float64)
     yield OPERATORS.softmax_scan_, (logits.contiguous(), 0, largest, torch.zeros_like(c.top), others)
     largest = logits.amax(0)
-    yield OPERATORS.softmax_others_, (logits.contiguous(), 0, largest, c.top, others, 1.0)
+    yield OPERATORS.softmax_others_, (logits.contiguous(), 0, largest, c.top, others, others + 1)
     P, W = c.probs.T.contiguous(), torch.ones(N, N, dtype=dtype)
     products, sums = torch.zeros(N, N, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    yield OPERATORS.gram_sums_, (P, P, W, True, products, 1.0, sums)
-    yield OPERATORS.gram_sums_, (P, P, W, False, None, 1.0, sums)
+    yield OPERATORS.gram_sums_, (P, P, W, True, products, [others + 1] * 2, sums)
+    yield OPERATORS.gram_sums_, (P, P, W, False, None, [], sums)
     top = [c.top, others, others, W]
-    yield OPERATORS.gram_tops_, (products, W, True, top, top, sums)
+    yield OPERATORS.gram_tops_, (products, W, True, [others + 1] * 2, top, top, sums)
 
 
 @pytest.mark.parametrize("case", [LINEAR[0], HIDDEN[0]], ids=lambda c: c.name)

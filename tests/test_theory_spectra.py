@@ -147,6 +147,8 @@ def test_hidden_mse_eigenvalues():
     assert distance(theory.marchenko_pastur(d / N / q, 2 * q), eigenvalues) < 0.01
 
 
+OPPOSITE = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.0, 1.0]])
+
 BAD = [
     (lambda: theory.marchenko_pastur(0), ValueError, "gamma: expected a finite number > 0"),
     (lambda: theory.marchenko_pastur(1, -1), ValueError, "s2"),
@@ -162,6 +164,8 @@ BAD = [
     (lambda: theory.linear_spectrum(1, 3, "both"), ValueError, "block: expected 'diagonal' or 'off_diagonal'"),
     (lambda: theory.hidden_spectrum(1, torch.eye(3), 0, 3), IndexError, "block: expected a pair"),
     (lambda: theory.hidden_spectrum(1, torch.ones(1, 3), 0, 1), ValueError, "V: expected at least 2 rows"),
+    (lambda: theory.hidden_spectrum(1, torch.ones(3, 4), 0, 1), ValueError, "V: expected columns 0 and 1 not"),
+    (lambda: theory.hidden_spectrum(1, torch.eye(3), 0, 1, W=OPPOSITE), ValueError, "W, points: expected neurons 0"),
     (lambda: theory.hidden_spectrum(1, torch.eye(3), 0, 1, W=torch.ones(2, 5)), ValueError, "W: expected shape"),
 ]
 

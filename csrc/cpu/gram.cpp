@@ -22,18 +22,33 @@ struct Square {
     double times(i64 r, i64 c) const { return triangle && r0 + r != c0 + c ? 2 : 1; }
 };
 
-// sum W tile
+// 1 / lift of the samples of a tile: powers of two, exact in both types; 1 without lifts.
 template <class T>
-double weighted(const Gram<T>& g, const Square& at, const T* tile) {
+struct Unlift {
+    double down[gram_rows], across[gram_cols];
+    T left[gram_rows] = {}, right[gram_cols] = {};  // as panels have them, padded
+
+    Unlift(const Gram<T>& g, const Square& at) {
+        for (i64 r = 0; r < at.rows; ++r) left[r] = T(down[r] = g.left_lift ? 1 / g.left_lift[at.r0 + r] : 1);
+        for (i64 c = 0; c < at.cols; ++c) right[c] = T(across[c] = g.right_lift ? 1 / g.right_lift[at.c0 + c] : 1);
+    }
+    double of(i64 r, i64 c) const { return down[r] * across[c]; }
+};
+
+// sum W tile, or with the lifts of squares
+template <class T>
+double weighted(const Gram<T>& g, const Square& at, const Unlift<T>& unlift, const T* tile, bool squares) {
     double sum = 0;
     for (i64 r = 0; r < at.rows; ++r) {
         const T *w = g.weight + (at.r0 + r) * g.cols + at.c0, *value = tile + r * gram_ld;
         const i64 begin = at.begin(r);
+        const double down = squares ? unlift.down[r] * unlift.down[r] : unlift.down[r];
         double row = 0;
-        for (i64 c = begin; c < at.cols; ++c) row += double(w[c]) * double(value[c]);
-        sum += at.triangle ? 2 * row : row;
-        if (at.triangle && begin < at.cols && at.r0 + r == at.c0 + begin)
-            sum -= double(w[begin]) * double(value[begin]);
+        for (i64 c = begin; c < at.cols; ++c) {
+            const double across = squares ? unlift.across[c] * unlift.across[c] : unlift.across[c];
+            row += at.times(r, c) * across * double(w[c]) * double(value[c]);
+        }
+        sum += down * row;
     }
     return sum;
 }
@@ -64,7 +79,6 @@ template <class T>
 void gram_sums(const Gram<T>& g, double* sums, int threads) {
     const Kernels<T>& k = kernels<T>();
     const bool softmax = g.products;
-    const double unit = 1 / (g.lift * g.lift);  // of a product of two
     threads = team(threads, double(g.rows) * double(g.cols) * double(g.depth));
     const i64 depth = std::min(gram_chunk<T>, g.depth);
     const i64 left_size = gram_rows * depth, right_size = gram_cols * depth, tile_size = gram_rows * gram_ld;
@@ -75,6 +89,7 @@ void gram_sums(const Gram<T>& g, double* sums, int threads) {
         T *left = work.get() + thread * size, *right = left + left_size;
         T *left_square = right + right_size, *right_square = left_square + (softmax ? left_size : 0);
         T* tile = right_square + (softmax ? right_size : 0);  // of p p', s s', q q'
+        const Unlift<T> unlift(g, at);
         const i64 row_panels = round_up(at.rows, k.rows) / k.rows, col_panels = round_up(at.cols, k.cols) / k.cols;
         const auto multiply = [&](i64 deep, const T* a, const T* b, i64 form) {
             k.multiply(deep, a, row_panels, b, deep * k.cols, col_panels, tile + form * tile_size, gram_ld,
@@ -89,21 +104,22 @@ void gram_sums(const Gram<T>& g, double* sums, int threads) {
                 k.pack(false, deep, g.right + k0 * g.right_ld, g.right_ld, nullptr, nullptr, at.c0, at.cols, right);
                 multiply(deep, left, right, 0);
                 if (!softmax) continue;
-                k.softmax_split(row_panels * k.rows * deep, T(g.lift), left, left_square);
-                k.softmax_split(col_panels * k.cols * deep, T(g.lift), right, right_square);
+                k.softmax_split(true, deep, row_panels, unlift.left, left, left_square);
+                k.softmax_split(false, deep, col_panels, unlift.right, right, right_square);
                 multiply(deep, left, right, 1);
                 multiply(deep, left_square, right_square, 2);
             }
             if (!softmax) {
-                sum[0] += unit * weighted(g, at, tile);
+                sum[0] += weighted(g, at, unlift, tile, false);
                 continue;
             }
             for (i64 r = 0; r < at.rows; ++r) {
                 double* products = g.products + (at.r0 + r) * g.cols + at.c0;
-                for (i64 c = at.begin(r); c < at.cols; ++c) products[c] += unit * double(tile[r * gram_ld + c]);
+                for (i64 c = at.begin(r); c < at.cols; ++c)
+                    products[c] += unlift.of(r, c) * double(tile[r * gram_ld + c]);
             }
-            sum[0] += unit * weighted(g, at, tile + tile_size);
-            sum[1] += unit * unit * weighted(g, at, tile + 2 * tile_size);
+            sum[0] += weighted(g, at, unlift, tile + tile_size, false);
+            sum[1] += weighted(g, at, unlift, tile + 2 * tile_size, true);
         }
     });
 }
@@ -112,19 +128,22 @@ template <class T>
 void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, int threads) {
     threads = team(threads, 8 * double(g.rows) * double(g.cols));
     for_tiles(g, sums, threads, [&](const Square& at, int, double* sum) {
-        for (i64 r = at.r0; r < at.r0 + at.rows; ++r)
-            for (i64 c = at.c0 + at.begin(r - at.r0); c < at.c0 + at.cols; ++c) {
-                const double others = g.products[r * g.cols + c];
-                const double s = left.p[r] * left.rest[r], s_ = right.p[c] * right.rest[c];
+        const Unlift<T> unlift(g, at);
+        for (i64 r = 0; r < at.rows; ++r)
+            for (i64 c = at.begin(r); c < at.cols; ++c) {
+                const i64 n = at.r0 + r, n_ = at.c0 + c;
+                const double others = g.products[n * g.cols + n_];
+                const double s = left.p[n] * left.rest[n], s_ = right.p[n_] * right.rest[n_];
                 double on, tops, both;  // r_j = p_nj p_n'j: at the top classes together, and twice their product
-                if (left.top[r] == right.top[c]) {
-                    on = s * s_, tops = left.p[r] * right.p[c], both = 0;
+                if (left.top[n] == right.top[n_]) {
+                    on = s * s_, tops = left.p[n] * right.p[n_], both = 0;
                 } else {
-                    const double p_ = left.at_other[r * g.cols + c], p = right.at_other[c * g.rows + r];
+                    const double p_ = unlift.across[c] * double(left.at_other[n * g.cols + n_]);
+                    const double p = unlift.down[r] * double(right.at_other[n_ * g.rows + n]);
                     on = s * p_ * (1 - p_) + s_ * p * (1 - p);
-                    tops = left.p[r] * p_ + right.p[c] * p, both = 2 * left.p[r] * p_ * right.p[c] * p;
+                    tops = left.p[n] * p_ + right.p[n_] * p, both = 2 * left.p[n] * p_ * right.p[n_] * p;
                 }
-                const double w = at.times(r - at.r0, c - at.c0) * double(g.weight[r * g.cols + c]);
+                const double w = at.times(r, c) * double(g.weight[n * g.cols + n_]);
                 sum[0] += w * on;
                 sum[1] += w * (both + 2 * tops * others + others * others);
             }

@@ -66,8 +66,8 @@ struct Kernels {
     // One class: logits become e^(l - largest) inverse.
     void (*softmax_row)(i64 count, T* logits, const T* largest, const T* inverse);
 
-    // square = p^2, p = p (1 - p / lift), where p / lift <= 1/2.
-    void (*softmax_split)(i64 count, T lift, T* p, T* square);
+    // Panels of one side: square = p^2, p = p (1 - p inverse), where p inverse <= 1/2. inverse has an entry per item.
+    void (*softmax_split)(bool left, i64 depth, i64 panels, const T* inverse, T* p, T* square);
 };
 
 template <class T>

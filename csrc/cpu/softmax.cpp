@@ -61,11 +61,11 @@ void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* large
 
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
-                    const double* others, double lift, int threads) {
+                    const double* others, const double* lift, int threads) {
     const Kernels<T>& k = kernels<T>();
     threads = team(threads, 8 * double(samples) * double(classes));
     std::vector<T> inverse(samples);
-    for (i64 n = 0; n < samples; ++n) inverse[n] = T(lift / (1 + others[n]));
+    for (i64 n = 0; n < samples; ++n) inverse[n] = T(lift[n] / (1 + others[n]));
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (i64 c = 0; c < classes; ++c) k.softmax_row(samples, logits + c * samples, largest, inverse.data());
     for (i64 n = 0; n < samples; ++n)
@@ -99,12 +99,12 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
     }
 }
 
-#define HESSEXT_INSTANTIATE(T)                                                                                \
-    template void softmax_top<T>(const T*, i64, i64, i64*, T*, int);                                          \
-    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, int); \
-    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, int);                   \
-    template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, int);                           \
-    template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, double, int);     \
+#define HESSEXT_INSTANTIATE(T)                                                                                   \
+    template void softmax_top<T>(const T*, i64, i64, i64*, T*, int);                                             \
+    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, int);    \
+    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, int);                      \
+    template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, int);                              \
+    template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, const double*, int); \
     template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, int);
 HESSEXT_INSTANTIATE(float)
 HESSEXT_INSTANTIATE(double)

@@ -11,7 +11,7 @@ from ._given_weights import given_weights
 from ._laws import hidden_spectrum, linear_spectrum, marchenko_pastur
 from ._limits import F, cross_ce, fourth_moment, h0, h1, hidden_ce_limit, output_ce_limit
 from ._linear import linear_ce, linear_ce_limit, linear_mse
-from ._mse import cross_mse, hidden_mse, output_mse
+from ._mse import cross_mse, hidden_mse, hidden_mse_limit, output_mse
 from ._replica import ReplicaMoments, replica_moments
 from ._results import CrossNorms, Estimate, Layers
 from ._softmax import softmax_moment
@@ -34,6 +34,7 @@ __all__ = [
     "hidden_ce",
     "hidden_ce_limit",
     "hidden_mse",
+    "hidden_mse_limit",
     "hidden_spectrum",
     "linear_ce",
     "linear_ce_limit",

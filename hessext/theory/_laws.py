@@ -98,15 +98,20 @@ def hidden_spectrum(
     if W is not None:
         W = _checks.matrix("W", W, rows=m, like=V)
         R = np.linalg.qr(W.double().cpu().numpy().T, mode="r")
-    outputs = V.double().cpu().numpy()
+    outputs, pair = V.double().cpu().numpy(), sorted({i, j})
+    if not np.ptp(outputs[:, pair], axis=0).all():
+        raise ValueError(f"V: expected columns {i} and {j} not to be constant; there Cov_p(v_i, v_j) = 0 for every p")
     g = normal_points(_arguments.power_of_two("points", points), len(R), _arguments.generator(seed))
     u, weights = stretched(g)
-    z, pair = u @ R, sorted({i, j})
+    z = u @ R
     sums = Hidden(u, z[:, pair], weights, outputs[:, pair])
     for rows, p in probabilities(np.maximum(z, 0), outputs):
         sums.add(rows, p)
     # pairs (0, 0), (0, 1), (1, 1) of the two neurons, or (0, 0) alone
-    return Spectrum(gamma, sums.curvature()[:, len(pair) - 1], weights)
+    tau = sums.curvature()[:, len(pair) - 1]
+    if not tau.any():
+        raise ValueError(f"W, points: expected neurons {i} and {j} active together; at all {points} points tau is 0")
+    return Spectrum(gamma, tau, weights)
 
 
 def _calibrated(tau: Array, weights: Array, mean: float, square: float) -> Array:

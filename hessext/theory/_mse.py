@@ -46,6 +46,20 @@ def hidden_mse(gamma: float | None, m: int, C: int, *, N: int | None = None, d: 
     return block_ratio(4 * (C**2 + 2 * C) / m**2 * on, 4 * C / m**2 * off if m > 1 else 0.0)
 
 
+def hidden_mse_limit(gamma: float, m: int) -> BlockRatio:
+    """C -> inf of C^-2 (1/d) E||H_ii||_F^2 and C^-1 (1/d) E||H_ij||_F^2 of the hidden layer; Theorem 2, (100)-(101).
+
+        (1 + 2 gamma) / m^2   and   (1/4 + gamma) / m^2
+
+    The ratio is the limit of C times that of hidden_mse; where m = 1 leaves no off-diagonal block, its norm is 0.
+
+    Raises:
+        TypeError, ValueError: gamma is not positive, or m not a positive integer.
+    """
+    gamma, m = _arguments.positive("gamma", gamma), _arguments.count("m", m)
+    return block_ratio((1 + 2 * gamma) / m**2, (0.25 + gamma) / m**2 if m > 1 else 0.0)
+
+
 def output_mse(m: int, *, N: int | None = None, d: int | None = None) -> BlockRatio:
     """E||H_ii||_F^2 = 4 (m/4 + m (m - 1) / (4 pi^2)) of the output layer, where H_ij = 0; (9).
 

@@ -173,11 +173,15 @@ class _Radius(NamedTuple):
 
 
 def _radii(m: int, C: int) -> Iterator[_Radius]:
-    """Yield the nodes of a Gauss-Legendre rule; no moment is much below C^-4, which says where the tail of |a| ends."""
-    end = math.sqrt(chi2.isf(1e-16 / float(C) ** 4, m))
-    nodes, weights = np.polynomial.legendre.leggauss(_RADII)
+    """Yield the nodes of a Gauss-Legendre rule between the ends of the law of |a|.
+
+    No moment is much below C^-4, which says how much of the law may be cut off: of the chi law of a rare k more.
+    """
     k = np.arange(1, m + 1)
     any_of, one_of, two_of = (binom.pmf(k - n, m - n, 0.5) * 0.5**n for n in (0, 1, 2))
-    for r, weight in zip(end * (1 + nodes) / 2, end * weights / 2, strict=True):
+    tail = np.minimum(1, 1e-16 / float(C) ** 4 / np.maximum(any_of, 1e-300))  # 1 where k is too rare to count
+    start, end = math.sqrt(chi2.ppf(tail, k).min()), math.sqrt(chi2.isf(tail, k).max())
+    nodes, weights = np.polynomial.legendre.leggauss(_RADII)
+    for r, weight in zip((start + end + (end - start) * nodes) / 2, (end - start) * weights / 2, strict=True):
         density = 2 * r * chi2.pdf(r**2, k) * weight
         yield _Radius(r / math.sqrt(m), one_of * density, (two_of * density)[1:], any_of @ density)

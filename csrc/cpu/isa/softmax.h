@@ -104,13 +104,20 @@ void softmax_row(i64 count, T* logits, const T* largest, const T* inverse) {
               exp_negative<T, 1>(load_as<One>(logits + s) - load_as<One>(largest + s)) * load_as<One>(inverse + s));
 }
 
+template <class T, i64 W>
+void split_width(i64 depth, i64 panels, const T* inverse, T* p, T* square) {
+    for (i64 q = 0; q < panels; ++q, inverse += W)
+        for (i64 k = 0; k < depth; ++k, p += W, square += W)
+            for (i64 e = 0; e < W; ++e) {
+                square[e] = p[e] * p[e];
+                p[e] -= inverse[e] * square[e];
+            }
+}
+
 template <class T>
-void softmax_split(i64 count, T lift, T* p, T* square) {
-    const T inverse = 1 / lift;
-    for (i64 e = 0; e < count; ++e) {
-        square[e] = p[e] * p[e];
-        p[e] -= inverse * square[e];
-    }
+void softmax_split(bool left, i64 depth, i64 panels, const T* inverse, T* p, T* square) {
+    const auto run = left ? split_width<T, panel_rows> : split_width<T, panel_cols<T>>;
+    run(depth, panels, inverse, p, square);
 }
 
 }  // namespace
