@@ -23,7 +23,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-_WORTH_WORKERS = 5.0  # seconds of work below which starting processes costs more than it gains
+_START = 3.0  # seconds until a new worker computes: it imports torch, and scipy where expectations are needed
 
 Sizes = int | Iterable[int]
 
@@ -61,13 +61,14 @@ def sweep(
         seed: of all random numbers.
         dtype: torch.float32 or torch.float64, of the same random numbers.
         workers: processes; 1 is none but this one. None: torch.get_num_threads(), or 1 where that is quicker.
-        path: a CSV file that gets a row per draw and layer as soon as it is computed. If it exists it is continued,
-            with more draws or other sizes as well. None writes nothing.
+        path: a CSV file, in a folder that exists, that gets a row per draw and layer as soon as it is computed. If the
+            file exists it is continued, with more draws or other sizes as well. None writes nothing.
         progress: show the expected time and a bar on stderr, the bar in terminals only.
 
     Raises:
-        ValueError, TypeError: an argument, or `path` holds something else. BlockingIOError: another run writes to it.
-        MemoryError: a draw does not fit. KeyboardInterrupt says how to go on.
+        ValueError, TypeError: an argument, or `path` holds something else. FileNotFoundError: its folder is missing.
+        BlockingIOError: another run writes to it. MemoryError: a draw's inputs, or its norms, do not fit.
+        KeyboardInterrupt says how to go on.
     """
     case = _integer("case", case, None)
     if case not in CASES:
@@ -81,7 +82,7 @@ def sweep(
     tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
     with closing(_Log(None if path is None else Path(path), tasks[0])) as log:
         try:
-            _run([task for task in tasks if task not in log], log, workers, progress)
+            _run(tasks, log, workers, progress)
         except KeyboardInterrupt:
             kept = "nothing was written" if path is None else f"{path} holds them, the same call continues"
             done = sum(task in log for task in tasks)
@@ -134,7 +135,7 @@ def _point(classes, samples, features, hidden, gamma) -> Point:
 
 def _integer(name: str, value: object, least: int | None) -> int:
     try:
-        number = operator.index(value)
+        number = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer; got {value!r}") from None
     if least is not None and number < least:
@@ -145,37 +146,43 @@ def _integer(name: str, value: object, least: int | None) -> int:
 # ---------------------------------------------------------------------------------------------------- running
 
 
-def _run(todo: list[Task], log: _Log, workers: int | None, progress: bool) -> None:
-    """Compute and log all tasks. The first of every point is timed here: it is the weight of the others in the bar."""
+def _run(tasks: list[Task], log: _Log, workers: int | None, progress: bool) -> None:
+    """Compute and log what is missing. The first of every point is timed here: the weight of the others in the bar."""
+    todo = [task for task in tasks if task not in log]
     if not todo:
         return
     seconds: dict[Point, float] = {}
     shown = {"disable": None if progress else True, "leave": False}
     with one_thread():
-        compute(todo[0]._replace(point=todo[0].point._replace(classes=2, samples=4)))  # libraries load, caches fill
+        compute(todo[0]._replace(point=Point(2, 4, 4, min(2, todo[0].point.hidden))))  # libraries load
         for task in tqdm(list({t.point: t for t in reversed(todo)}.values())[::-1], "timing the draws", **shown):
             start = time.perf_counter()
             log.add(compute(task))
             seconds[task.point] = time.perf_counter() - start
     rest = [task for task in todo if task not in log]
+    if not rest:
+        return
     total = sum(seconds[task.point] for task in rest)
-    if workers is None:
-        workers = torch.get_num_threads() if total > _WORTH_WORKERS else 1
-    workers = max(1, min(workers, len(rest)))
+
+    def expected(workers: int) -> float:
+        return total if workers == 1 else total / workers + _START
+
+    workers = min(workers or min(1, torch.get_num_threads(), key=expected), len(rest))
+    done = len(tasks) - len(rest)
     if progress:
         where = f"{workers} workers" if workers > 1 else "one thread"
-        print(f"{len(rest)} draws to go, about {_duration(total / workers)} on {where}", file=sys.stderr)
+        time_left = _duration(expected(workers))
+        print(f"{done} of {len(tasks)} draws done, about {time_left} to go on {where}", file=sys.stderr)
     form = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
     with (
         closing(compute_all(rest, workers)) as batches,
         tqdm(total=total, smoothing=0, bar_format=form, **shown) as bar,
     ):
-        done = 0
         for rows in batches:
             log.add(rows)
             new = {row.task for row in rows}
             done += len(new)
-            bar.set_postfix_str(f"{done} of {len(rest)} draws", refresh=False)
+            bar.set_postfix_str(f"{done} of {len(tasks)} draws", refresh=False)
             bar.update(sum(seconds[task.point] for task in new))
 
 
@@ -197,9 +204,7 @@ def _line(values: Iterable[object]) -> bytes:
 
 
 def _parse(line: bytes) -> Row:
-    if not line.endswith(b"\n"):
-        raise ValueError("its end is missing")
-    texts = line.decode().rstrip("\r\n").split(",")
+    texts = line.decode().split(",")
     return Row(*(read(text) for read, text in zip(_READERS.values(), texts, strict=True)))
 
 
@@ -211,7 +216,8 @@ class _Log:
         self.rows: dict[tuple[Task, str], Row] = {}
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"path: expected a file in a folder that exists; got {path}")
         self.file = path.open("a+b")
         try:
             self._lock()
@@ -250,25 +256,24 @@ class _Log:
             raise BlockingIOError(f"path: another run is writing to {self.path}") from None
 
     def _read(self, example: Task) -> None:
-        """Take the rows that are there. A last one that is not whole is cut off; any other is an error."""
+        """Take the rows that are there. What follows the last newline is cut off; any other line must be whole."""
         self.file.seek(0)
-        lines = self.file.read().splitlines(keepends=True)
+        content = self.file.read()
+        *lines, torn = content.split(b"\n")
         header = _line(Row._fields)
-        if len(lines) <= 1 and header.startswith(b"".join(lines)):
+        if not content or (content.startswith(b"case") and header.startswith(content)):  # less could be anyone's
             self.file.truncate(0)
             self._write([header])
             return
-        if lines[0] != header:
+        if lines[:1] != [header.rstrip()]:
             raise ValueError(f"path: {self.path} is not a file of hessext.sweep, or one of another version")
         for number, line in enumerate(lines[1:], 2):
             try:
                 row = _parse(line)
             except ValueError as error:
-                if number < len(lines):
-                    raise ValueError(f"path: line {number} of {self.path} is damaged: {error}") from None
-                self.file.truncate(sum(map(len, lines[:-1])))
-                return
+                raise ValueError(f"path: line {number} of {self.path} is damaged: {error}") from None
             if row.task[:3] != example[:3]:
                 there, here = (f"case {case}, seed {seed}, {dtype}" for case, seed, dtype, *_ in (row.task, example))
                 raise ValueError(f"path: {self.path} holds {there}; got {here}, which needs another file")
             self.rows[row.task, row.layer] = row
+        self.file.truncate(len(content) - len(torn))

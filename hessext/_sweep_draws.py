@@ -19,6 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from . import _checks
 from ._api import linear, one_hidden
 
 # Of each point set behind a draw's expectation (theory.given_weights). Its error has mean 0 and is part of the paired
@@ -103,8 +104,11 @@ def compute(task: Task) -> list[Row]:
     """One row per layer at x ~ N(0, I), labels uniform, linear weights N(0, 1/d), hidden N(0, 1/d), output N(0, 1/m).
 
     Numbers are drawn in float32 for either dtype, and do not depend on the case: 1 and 2, and 3 and 4, share them.
+    Raises MemoryError where they do not fit.
     """
     case, (C, N, d, m), dtype = CASES[task.case], task.point, getattr(torch, task.dtype)
+    sizes = ", ".join(f"{name} {size}" for name, size in task.point._asdict().items() if size)
+    _checks.memory((N * d + (m or C) * d + C * m) * dtype.itemsize, f"a draw ({sizes})")
     g = torch.Generator().manual_seed(_stream(task))
 
     def normal(rows: int, cols: int, variance: float = 1.0) -> Tensor:

@@ -27,12 +27,13 @@ _ROUNDING = {"float32": 1e-6, "float64": 1e-12}  # relative, of a measured norm:
 _FITTED = 10  # points within this factor of the largest: rates are those of the limit
 
 
-class Estimate(NamedTuple):
+class PointEstimate(NamedTuple):
     """Mean over draws of one quantity of one layer at one point, and its standard error, beside the theory.
 
-    z = (mean - theory) / error of this difference, which includes float rounding. The ratio is a ratio of means; its
-    errors are to first order. theory_error is 0 but in case 4, where the theory is the mean of the draws' expectations
-    at their weights, and z that of the paired differences.
+    z = (mean - theory) / error of this difference, which includes float rounding; where the draws vary by no more than
+    rounding, z is 0 if the mean is off by no more either, else nan. The ratio is a ratio of means; its errors are to
+    first order. theory_error is 0 but in case 4, where the theory is the mean of the draws' expectations at their
+    weights, and z that of the paired differences.
     """
 
     layer: str
@@ -74,7 +75,7 @@ class Sweep:
     rows: tuple[Row, ...]
 
     @cached_property
-    def estimates(self) -> tuple[Estimate, ...]:
+    def estimates(self) -> tuple[PointEstimate, ...]:
         """By layer, by quantity, by point."""
         found = [[self._estimate(layer, point) for point in self.points] for layer in CASES[self.case].layers]
         return tuple(at_point[q] for layer in found for q in range(len(QUANTITIES)) for at_point in layer)
@@ -85,11 +86,11 @@ class Sweep:
         return tuple(e for layer, quantity, part in self.parts() if (e := self._exponent(layer, quantity, part)))
 
     @property
-    def worst(self) -> Estimate:
+    def worst(self) -> PointEstimate:
         """The estimate farthest from theory in standard errors; nan is farther than all."""
         return max(self.estimates, key=lambda e: (math.isnan(e.z), abs(e.z)))
 
-    def parts(self) -> Iterator[tuple[str, str, list[Estimate]]]:
+    def parts(self) -> Iterator[tuple[str, str, list[PointEstimate]]]:
         """Layer, quantity, and its estimates, one per point."""
         for layer in CASES[self.case].layers:
             for quantity in QUANTITIES:
@@ -110,7 +111,7 @@ class Sweep:
             found.setdefault((row.layer, row.task.point), []).append(values)
         return {key: np.array(values, dtype=float) for key, values in found.items()}
 
-    def _estimate(self, layer: str, point: Point) -> list[Estimate]:
+    def _estimate(self, layer: str, point: Point) -> list[PointEstimate]:
         draws = self._by_point[layer, point]
         values, deviations = _moments(*draws[:, :2].T)
         if CASES[self.case].paired:
@@ -119,15 +120,15 @@ class Sweep:
             theory, expected = np.array(_theory(self.case, layer, point)), np.zeros_like(deviations)
         rounding = _ROUNDING[self.dtype] * np.abs(theory)
         difference = values - theory
-        spread = np.hypot(_standard_error(deviations - expected), rounding)
-        with np.errstate(divide="ignore"):
-            z = np.divide(difference, spread, out=np.zeros(3), where=difference != 0)
+        spread = _standard_error(deviations - expected)
+        z = np.where(np.abs(difference) <= rounding, 0.0, math.nan)
+        np.divide(difference, np.hypot(spread, rounding), out=z, where=spread > rounding)
         columns = zip(
             QUANTITIES, values, _standard_error(deviations), theory, _standard_error(expected), z, strict=True
         )
-        return [Estimate(layer, name, point, len(draws), *map(float, numbers)) for name, *numbers in columns]
+        return [PointEstimate(layer, name, point, len(draws), *map(float, numbers)) for name, *numbers in columns]
 
-    def _exponent(self, layer: str, quantity: str, part: list[Estimate]) -> Exponent | None:
+    def _exponent(self, layer: str, quantity: str, part: list[PointEstimate]) -> Exponent | None:
         sizes = np.array([self.size(e.point) for e in part])
         mean, error, theory = (np.array([getattr(e, name) for e in part]) for name in ("mean", "error", "theory"))
         used = (sizes >= sizes[-1] / _FITTED) & (mean > 0) & (theory > 0)
@@ -160,11 +161,18 @@ class Sweep:
 
     @property
     def chance(self) -> float:
-        """Probability of a larger |z| among all if the theory is exact and they are independent (Student's t)."""
+        """Probability of a larger |z| if the theory is exact and means that vary are independent; nan if a z is.
+
+        By Student's t. Ratios do not count: they are functions of the means.
+        """
         from scipy.stats import t  # a second to load
 
         one = 2 * t.sf(abs(self.worst.z), self.draws - 1)
-        return float(-math.expm1(len(self.estimates) * math.log1p(-one))) if one < 1 else 1.0
+        means = sum(e.quantity != "ratio" and e.z != 0 for e in self.estimates)
+        return 1.0 if one == 1 else float(-math.expm1(means * math.log1p(-one)))
+
+    def __repr__(self) -> str:
+        return f"<{self.title}; largest |z| {abs(self.worst.z):.1f}; see .table()>"
 
     def table(self) -> str:
         """Every estimate, the exponents, and the largest |z|."""
@@ -181,7 +189,8 @@ class Sweep:
             for e in part:
                 theory = f"{e.theory:>12.6g}" + f" ± {e.theory_error:<8.1e}" * paired
                 size = self.size(e.point)
-                lines.append(f"{size:>10.6g}  {e.mean:>12.6g} ± {e.error:<8.1e}  {theory}  {e.z:>+5.1f}")
+                z = f"{e.z:>+5.1f}".replace("+nan", " nan")
+                lines.append(f"{size:>10.6g}  {e.mean:>12.6g} ± {e.error:<8.1e}  {theory}  {z}")
             if fit := exponents.get((layer, quantity)):
                 paper = "" if fit.paper is None else f", paper as C -> inf {fit.paper}"
                 value, theory = (round(slope, 4) + 0.0 for slope in (fit.value, fit.theory))  # no -0
@@ -192,8 +201,10 @@ class Sweep:
                 "",
                 "theory: mean of the draws' expectations at their weights; z: of the differences, draw by draw",
             ]
-        chance = f"by chance alone a larger one in {self.chance:.0%} of runs"
-        lines += ["", f"largest |z|: {abs(self.worst.z):.1f} among {len(self.estimates)} ({chance})"]
+        note = f"by chance alone a larger one in about {self.chance:.0%} of runs"
+        if math.isnan(self.worst.z):
+            note = "of a mean that is nan, or whose draws do not vary yet differ from theory"
+        lines += ["", f"largest |z|: {abs(self.worst.z):.1f} ({note})"]
         return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:
@@ -215,15 +226,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def describe(case: int, layer: str, quantity: str) -> str:
-    """The quantity as a formula."""
+def describe(case: int, layer: str, quantity: str, tex: bool = False) -> str:
+    """The quantity as a formula, in text or in TeX."""
+    if quantity == "ratio":
+        return "ratio of the two means"
+    block = "ii" if quantity == "diagonal" else "ij"
     scale = "/d" if layer == "hidden" or not CASES[case].network else ""
-    formulas = {
-        "diagonal": f"mean ||H_ii||_F^2{scale}",
-        "off_diagonal": f"mean ||H_ij||_F^2{scale}",
-        "ratio": "ratio of the two means",
-    }
-    return formulas[quantity]
+    return rf"mean $\|H_{{{block}}}\|_F^2{scale}$" if tex else f"mean ||H_{block}||_F^2{scale}"
 
 
 def _moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -267,14 +276,11 @@ def limit(case: int, layer: str, point: Point) -> BlockRatio:
     """The paper's constants of C^rate as C -> inf, with PAPER_RATES; N, d -> inf at the point's gamma before that."""
     from . import theory
 
-    gamma, m, many = point.gamma, point.hidden, 10**12
+    gamma, m = point.gamma, point.hidden
     if case == 1:
         return theory.linear_mse(gamma)
     if case == 2:
         return theory.linear_ce_limit(gamma)
-    if case == 4:
-        return theory.hidden_ce_limit(gamma, m) if layer == "hidden" else theory.output_ce_limit(m)
-    if layer == "output":
-        return theory.output_mse(m)
-    diagonal, off_diagonal, ratio = theory.hidden_mse(gamma, m, many)  # C^2 + 2 C, C: their limits to 12 digits
-    return BlockRatio(diagonal / many**2, off_diagonal / many, ratio * many)
+    if case == 3:
+        return theory.hidden_mse_limit(gamma, m) if layer == "hidden" else theory.output_mse(m)
+    return theory.hidden_ce_limit(gamma, m) if layer == "hidden" else theory.output_ce_limit(m)

@@ -96,9 +96,15 @@ def _ratios(args: argparse.Namespace) -> int:
     if "gamma" in chosen:  # in place of features, unless those are given
         del preset["samples" if "features" in chosen else "features"]
     options = preset | {name: chosen[name] for name in (*FIGURES[None], "gamma", "seed", "workers") if name in chosen}
-    if options["case"] in (1, 2) and "hidden" not in chosen:
+    if options["case"] in (1, 2):
+        if "hidden" in chosen:
+            raise ValueError("hidden: a linear model has none; leave out --hidden, or use --case 3 or 4")
         del options["hidden"]
     out = args.out or Path("out", f"figure{args.figure}" if args.figure else f"ratios-case{options['case']}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"out: {out} is a file, expected a folder") from None
     try:
         result = sweep(**options, dtype=DTYPES[args.dtype], path=out / "ratios.csv")
     except KeyboardInterrupt as stopped:

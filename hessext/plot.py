@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from . import BlockMatrix, Hessian
-    from ._sweep_report import Estimate, Sweep
+    from ._sweep_report import PointEstimate, Sweep
 
-DECADES = 4  # of the colour scale, where no limits are given
+DECADES = 4  # of the colour scale at most, where no limits are given
 ZERO_COLOR = "0.8"  # of entries that are exactly zero
 NAMED_SHARE = 0.08  # of a side: a narrower layer has no room for its name
+SYMBOLS = {"classes": "$C$", "samples": "$N$", "features": "$d$", "hidden": "$m$", "gamma": r"$\gamma = d / N$"}
+TICK_SHARE = 0.08  # of an axis: sizes that lie closer together have no room for both their numbers
 COLOR_MAP = "viridis"  # lightness rises all the way: read alike with and without colour-blindness, and in print
 
 
@@ -81,8 +83,10 @@ def _draw(
         [[_pool(part(i, j), a, b) for j, b in enumerate(across.starts)] for i, a in enumerate(down.starts)]
     )
     if limits is None:
-        high = float(image[np.isfinite(image)].max(initial=0.0)) or 1.0
-        limits = (high * 10.0**-DECADES, high)
+        seen = image[np.isfinite(image) & (image > 0)]
+        high = float(seen.max(initial=0.0)) or 1.0
+        low = high * 10.0**-DECADES
+        limits = (max(low, float(seen.min())) if seen.size and seen.min() < high else low, high)
 
     if ax is None:
         ax = Figure(figsize=(7.5, 6), layout="constrained").subplots()
@@ -105,8 +109,10 @@ def _draw(
         axis.set_tick_params(length=0)
     if title:
         ax.set_title(title)
-    bar = ax.figure.colorbar(shown, ax=ax, extend="both", fraction=0.046, pad=0.02)
-    label = f"{what}, {limits[0]:.1e} to {limits[1]:.1e}"
+    beyond = ((image > 0) & (image < limits[0])).any(), (image > limits[1]).any()
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    bar = ax.figure.colorbar(shown, ax=ax, extend=extend, fraction=0.046, pad=0.02)
+    label = f"{what}; colours from {limits[0]:.1e} to {limits[1]:.1e}"
     label += f"; a pixel is the largest of {pool} x {pool}" if pool > 1 else ""
     bar.set_label(label + ("; grey: exactly 0" if (image == 0).any() else ""))
     return ax.figure
@@ -136,10 +142,10 @@ def heat_map(
 
     H: a Hessian (all pairs of layers, each neuron by neuron), a BlockMatrix, or a matrix (R, S). Where it has more
     than max_pixels rows or columns, a pixel is the *largest* of the entries that it covers. limits: ends of the scale
-    (default: max |H| and four decades below); what lies beyond has the end's colour, exact zeros are grey.
-    ax: where to draw; default a new figure. Raises ImportError without matplotlib, ValueError or TypeError for bad
-    arguments, MemoryError as
-    H.dense() does; one pair of layers is dense at a time.
+    (default: the largest and the smallest pixel, at most four decades below); what lies beyond has the end's colour and
+    an arrow at the scale, exact zeros are grey. ax: where to draw; default a new figure. Raises ImportError without
+    matplotlib, ValueError or TypeError for bad arguments, MemoryError as H.dense() does; one pair of layers is dense at
+    a time.
     """
     if isinstance(H, torch.Tensor):
         if H.ndim != 2 or not H.numel():
@@ -161,35 +167,42 @@ def heat_map(
 def block_norm_map(
     H: Hessian | BlockMatrix,
     *,
+    norms: torch.Tensor | None = None,
     limits: tuple[float, float] | None = None,
     max_pixels: int = 1000,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Frobenius norm of every block, one pixel a block; otherwise as heat_map. Forms no block."""
-    what = "Frobenius norm of a block"
+    """Frobenius norm of every block, one pixel a block; otherwise as heat_map. Forms no block.
+
+    norms: H.norms(), where they are there already.
+    """
+    _check_hessian(H)
     if hasattr(H, "grid"):
         rows, cols = ([_Layer(name, count, 1)] for name, count in zip(H.layers, H.grid, strict=True))
-        return _draw(rows, cols, lambda i, j: H.norms(), what, limits, max_pixels, title, ax)
-    _check_hessian(H)
-    layers = [_Layer(name, H[name].grid[0], 1) for name in H.layers]
-
-    def part(i: int, j: int) -> torch.Tensor:
-        return H[H.layers[i], H.layers[j]].norms() if i <= j else part(j, i).mT
-
-    return _draw(layers, layers, part, what, limits, max_pixels, title, ax)
+    else:
+        rows = cols = [_Layer(name, H[name].grid[0], 1) for name in H.layers]
+    norms = H.norms() if norms is None else norms
+    down, across = ([layer.count for layer in side] for side in (rows, cols))
+    if norms.shape != (sum(down), sum(across)):
+        raise ValueError(f"norms: expected shape ({sum(down)}, {sum(across)}); got {tuple(norms.shape)}")
+    parts = [strip.split(across, 1) for strip in norms.split(down)]
+    return _draw(rows, cols, lambda i, j: parts[i][j], "Frobenius norm of a block", limits, max_pixels, title, ax)
 
 
 def ratios(result: Sweep) -> Figure:
     """Means of a sweep against the swept size, both logarithmic, with z = (mean - theory) / error below.
 
     Bars are standard errors, lines the theory (shaded: its own error), dashed ones the paper's constant * C^rate of
-    the limit C -> inf. Quantities that are 0 are left out. Raises ImportError without matplotlib.
+    the limit C -> inf; over one size, squares and crosses. Quantities that are 0 are left out. Raises ImportError
+    without matplotlib, ValueError where all are 0.
     """
     _check_matplotlib()
     from matplotlib.figure import Figure
 
     parts = [part for part in result.parts() if all(e.mean > 0 and e.theory > 0 for e in part[2])]
+    if not parts:
+        raise ValueError("result: expected a quantity that is not 0; got none")
     layers, quantities = (list(dict.fromkeys(names)) for names in zip(*(part[:2] for part in parts), strict=True))
     figure = Figure(figsize=(4.2 * max(2, len(quantities)), 4.2 * len(layers)), layout="constrained")
     figure.suptitle(result.title)
@@ -203,35 +216,64 @@ def ratios(result: Sweep) -> Figure:
     return figure
 
 
-def _draw_means(result: Sweep, layer: str, quantity: str, estimates: Sequence[Estimate], ax: Axes, below: Axes) -> None:
-    from matplotlib.ticker import LogLocator
-
+def _draw_means(
+    result: Sweep, layer: str, quantity: str, estimates: Sequence[PointEstimate], ax: Axes, below: Axes
+) -> None:
     from ._sweep_report import PAPER_RATES, QUANTITIES, describe, limit
 
     sizes = np.array([result.size(e.point) for e in estimates])
     mean, error, theory, own, z = (
         np.array([getattr(e, name) for e in estimates]) for name in ("mean", "error", "theory", "theory_error", "z")
     )
-    ax.loglog(sizes, theory, color="C0", label="theory")
+    solid, dashed = ("s", "x") if len(sizes) == 1 else ("-", "--")  # one point is no line
+    ax.loglog(sizes, theory, solid, color="C0", markersize=9, fillstyle="none", label="theory")
     ax.fill_between(sizes, theory - own, theory + own, color="C0", alpha=0.3, linewidth=0)
     if result.swept == "classes":
         q = QUANTITIES.index(quantity)
         rate, constant = PAPER_RATES[result.case, layer][q], limit(result.case, layer, estimates[-1].point)[q]
         if np.isfinite(constant):
             label = f"$C \\to \\infty$: {constant:.4g} $C^{{{rate}}}$"
-            ax.plot(sizes, constant * sizes ** float(rate), "--", color="0.5", label=label)
+            ax.plot(sizes, constant * sizes ** float(rate), dashed, color="0.5", label=label)
     ax.errorbar(sizes, mean, error, fmt="o", color="C1", markersize=4, capsize=2, label="mean of draws")
     fits = (e for e in result.exponents if (e.layer, e.quantity) == (layer, quantity))
-    slope = "".join(f"\nexponent {fit.value:.3f} ± {fit.error:.3f}" for fit in fits)
-    ax.set_title(f"{layer}: {describe(result.case, layer, quantity)}{slope}", fontsize="medium")
+    slope = "".join(f"\nexponent {fit.value:.3f} ± {fit.error:.3f}, theory {fit.theory:.3f}" for fit in fits)
+    ax.set_title(f"{layer}: {describe(result.case, layer, quantity, tex=True)}{slope}", fontsize="medium")
     ax.legend(fontsize="small")
     below.axhspan(-3, 3, color="0.9")
     below.axhline(0, color="C0", linewidth=1)
     below.plot(sizes, z, "o", color="C1", markersize=4)
     reach = max(4.0, 1.2 * np.abs(z[np.isfinite(z)]).max(initial=0))
-    below.set(xlabel=result.swept, ylabel="z", ylim=(-reach, reach))
+    below.set(xlabel=SYMBOLS[result.swept], ylabel="$z$", ylim=(-reach, reach))
+    room = (sizes[-1] / sizes[0]) ** TICK_SHARE if len(sizes) > 1 else 2.0
     for one in (ax, below):
         one.set_visible(True)
-        one.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-        one.xaxis.set_major_formatter("{x:g}")
-        one.xaxis.set_minor_formatter("")
+        one.set_xlim(sizes[0] / room, sizes[-1] * room)
+    below.tick_params(labelbottom=True)  # what is below it may be empty
+    _label_sizes(below, sizes, room)
+    _label_values(ax)
+
+
+def _label_sizes(ax: Axes, sizes: np.ndarray, room: float) -> None:
+    """A tick at every size, and a number where it is at least `room` times the last that has one."""
+    from matplotlib.ticker import NullLocator
+
+    labels, last = [], 0.0
+    for size in sizes:
+        labels.append(f"{size:g}" if size >= room * last else "")
+        last = size if labels[-1] else last
+    ax.set_xticks(sizes, labels)
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _label_values(ax: Axes) -> None:
+    """At least two numbers on a logarithmic axis, at powers of ten if there are as many."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = ax.get_ylim()
+    for locator in (LogLocator(), LogLocator(subs=(1, 2, 5)), MaxNLocator(4)):
+        ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+        if len(ticks) > 1:
+            break
+    ax.set_yticks(ticks)
+    ax.yaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
