@@ -84,9 +84,9 @@ def _draw(
     )
     if limits is None:
         seen = image[np.isfinite(image) & (image > 0)]
-        high = float(seen.max(initial=0.0)) or 1.0
-        low = high * 10.0**-DECADES
-        limits = (max(low, float(seen.min())) if seen.size and seen.min() < high else low, high)
+        low, high = (float(seen.min()), float(seen.max())) if seen.size else (1.0, 1.0)
+        floor = high * 10.0**-DECADES
+        limits = (max(low, floor) if low < high else floor, high)
 
     if ax is None:
         ax = Figure(figsize=(7.5, 6), layout="constrained").subplots()
@@ -109,8 +109,8 @@ def _draw(
         axis.set_tick_params(length=0)
     if title:
         ax.set_title(title)
-    beyond = ((image > 0) & (image < limits[0])).any(), (image > limits[1]).any()
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    under, over = ((image > 0) & (image < limits[0])).any(), (image > limits[1]).any()
+    extend = ("neither", "min", "max", "both")[under + 2 * over]
     bar = ax.figure.colorbar(shown, ax=ax, extend=extend, fraction=0.046, pad=0.02)
     label = f"{what}; colours from {limits[0]:.1e} to {limits[1]:.1e}"
     label += f"; a pixel is the largest of {pool} x {pool}" if pool > 1 else ""
@@ -182,7 +182,7 @@ def block_norm_map(
         rows, cols = ([_Layer(name, count, 1)] for name, count in zip(H.layers, H.grid, strict=True))
     else:
         rows = cols = [_Layer(name, H[name].grid[0], 1) for name in H.layers]
-    norms = H.norms() if norms is None else norms
+    norms = H.norms() if norms is None else torch.as_tensor(norms)
     down, across = ([layer.count for layer in side] for side in (rows, cols))
     if norms.shape != (sum(down), sum(across)):
         raise ValueError(f"norms: expected shape ({sum(down)}, {sum(across)}); got {tuple(norms.shape)}")

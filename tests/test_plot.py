@@ -63,10 +63,37 @@ def test_block_norm_map():
     assert image(plot.block_norm_map(H["hidden", "output"])).shape == (4, 5)
 
 
+def test_block_norms_are_not_computed_again():
+    H = make_inputs(CASE, torch.float32).hessian()
+    given = torch.arange(1.0, 82).reshape(9, 9)
+    assert np.array_equal(image(plot.block_norm_map(H, norms=given)), given)
+    assert np.array_equal(image(plot.block_norm_map(H["hidden"], norms=given[:4, :4].numpy())), given[:4, :4])
+    with pytest.raises(ValueError, match=r"^norms: expected shape \(9, 9\); got \(4, 4\)"):
+        plot.block_norm_map(H, norms=given[:4, :4])
+
+
 def test_limits_and_zeros():
     assert image(plot.heat_map(torch.zeros(3, 3))).min() > 0  # a logarithmic scale has no zero
     shown = image(plot.heat_map(torch.tensor([[1.0, 0.0], [1e-9, 0.1]])))
     assert np.allclose(shown, [[1.0, 1e-4], [1e-4, 0.1]])
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "limits", "arrows"),
+    [
+        ([2.0, 3.0, 0.0], None, (2.0, 3.0), "neither"),
+        ([2e-9, 3.0, 0.0], None, (3e-4, 3.0), "min"),
+        ([2.0, 3.0, 0.0], (1.0, 2.5), (1.0, 2.5), "max"),
+        ([2.0, 3.0, 0.0], (2.1, 2.5), (2.1, 2.5), "both"),
+        ([3.0, 3.0, 3.0], None, (3e-4, 3.0), "neither"),
+    ],
+)
+def test_colours_are_those_of_the_data(values, given, limits, arrows):
+    figure = plot.heat_map(torch.tensor([values]), limits=given)
+    shown = figure.axes[0].images[0]
+    assert (shown.norm.vmin, shown.norm.vmax) == pytest.approx(limits)
+    assert shown.colorbar.extend == arrows
+    assert f"; colours from {limits[0]:.1e} to {limits[1]:.1e}" in figure.axes[1].get_ylabel()
 
 
 def test_draws_into_given_axes():

@@ -114,7 +114,7 @@ def test_interrupt_says_how_to_continue(tmp_path):
     assert (tmp_path / "ratios.csv").read_bytes().endswith(b"\n")
 
 
-@pytest.mark.parametrize("torn", [b"4", b"4,0,float32,2,6,4,2,0,hidden,0.01234", b"\0\0\0\0", b"4,0,float32\n"])
+@pytest.mark.parametrize("torn", [b"4", b"4,0,float32,2,6,4,2,0,hidden,0.01234", b"\0\0\0\0", b"4\r4"])
 def test_torn_line_is_dropped(torn, tmp_path):
     path = tmp_path / "draws.csv"
     whole = hessext.sweep(4, hidden=2, path=path, **TINY)
@@ -127,7 +127,7 @@ def test_torn_line_is_dropped(torn, tmp_path):
         assert sorted(path.read_bytes().splitlines()) == sorted(good.splitlines())
 
 
-@pytest.mark.parametrize("text", [b"", b"case,se"])
+@pytest.mark.parametrize("text", [b"", b"case", b"case,se"])
 def test_torn_header_is_replaced(text, tmp_path):
     path = tmp_path / "draws.csv"
     path.write_bytes(text)
@@ -136,7 +136,7 @@ def test_torn_header_is_replaced(text, tmp_path):
 
 
 def test_file_opens_as_a_table(tmp_path):
-    path = tmp_path / "new" / "draws.csv"
+    path = tmp_path / "draws.csv"
     result = hessext.sweep(4, hidden=2, path=path, **TINY)
     with path.open(newline="") as file:
         table = list(csv.DictReader(file))
@@ -167,18 +167,33 @@ def test_other_settings_are_refused(other, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_other_files_are_refused(tmp_path):
+@pytest.mark.parametrize("text", [b"a,b\n1,2\n", b"c", b"cas", b"case\n", b"cases", b"\n"])
+def test_other_files_are_refused(text, tmp_path):
     path = tmp_path / "draws.csv"
-    path.write_text("a,b\n1,2\n")
+    path.write_bytes(text)
     with pytest.raises(ValueError, match="is not a file of"):
         hessext.sweep(2, path=path, **TINY)
-    assert path.read_text() == "a,b\n1,2\n"
-    path.unlink()
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize("after", [2, 7])
+@pytest.mark.parametrize("line", [b"2,0,float32\n", b"\n", b"2,0,float32,2,6,4,0,9,output,1,1,1,,,\n"])
+def test_damaged_lines_are_refused(line, after, tmp_path):
+    """The last one too: only a line without its newline is one that was being written."""
+    path = tmp_path / "draws.csv"
     hessext.sweep(2, path=path, **TINY)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:2], b"2,0,float\n", *lines[2:]]))
-    with pytest.raises(ValueError, match="line 3 of"):
+    damaged = b"".join([*lines[:after], line, *lines[after:]])
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"line {after + 1} of"):
         hessext.sweep(2, path=path, **TINY)
+    assert path.read_bytes() == damaged
+
+
+def test_a_missing_folder_is_not_created(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^path: expected a file in a folder that exists"):
+        hessext.sweep(2, path=tmp_path / "new" / "draws.csv", **TINY)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
@@ -200,6 +215,25 @@ def test_exceptions_come_from_workers():
         next(rows)
 
 
+@pytest.mark.parametrize("case", [1, 3])
+@pytest.mark.parametrize("size", ["classes", "samples", "features", "hidden"])
+def test_draws_that_do_not_fit(case, size):
+    if case == 1 and size == "hidden":
+        return
+    sizes = {"classes": 2, "samples": 3, "features": 4, "hidden": 2 if case == 3 else None} | {size: 10**15}
+    with pytest.raises(MemoryError, match=rf"^a draw \(.*{size} 10{{15}}.*\) needs"):
+        hessext.sweep(case, **sizes, draws=2, progress=False)
+
+
+def test_draws_that_do_not_fit_into_a_worker():
+    task = Task(2, 0, "float32", Point(10**12, 3, 4, 0), 0)
+    with (
+        pytest.raises(MemoryError, match=r"^a draw "),
+        contextlib.closing(_sweep_draws.compute_all([task] * 3, 2)) as rows,
+    ):
+        next(rows)
+
+
 def test_a_dead_worker_is_an_error():
     task = Task(2, 0, "float32", Point(2, 4, 3, 0), 0)
     worker = _sweep_draws._Worker()
@@ -217,6 +251,8 @@ def test_a_dead_worker_is_an_error():
     [
         ({"case": 5}, ValueError, "case: expected one of 1, 2, 3, 4; got 5"),
         ({"case": "2"}, TypeError, "case: expected an integer; got '2'"),
+        ({"case": True}, TypeError, "case: expected an integer; got True"),
+        ({"samples": True}, TypeError, "samples: expected an integer; got True"),
         ({"classes": 1}, ValueError, "classes: expected at least 2; got 1"),
         ({"classes": []}, ValueError, "classes: expected at least one size; got none"),
         ({"classes": "10"}, TypeError, "classes: expected an integer; got '10'"),
@@ -241,3 +277,22 @@ def test_bad_arguments(options, error, message):
 
 def test_duration():
     assert [_sweep._duration(t) for t in (0.01, 59, 150, 7200)] == ["1 s", "59 s", "2 min", "2.0 h"]
+
+
+def test_expected_time(capsys, monkeypatch):
+    """Draws are counted from all of them; a run that is finished by the timing says nothing."""
+    options = TINY | {"progress": True}
+    hessext.sweep(2, **(options | {"draws": 2, "classes": [2, 3]}))
+    assert "2 of 4 draws done, about 1 s to go on one thread" in capsys.readouterr().err
+    monkeypatch.setattr(_sweep, "compute_all", lambda tasks, workers: (_sweep_draws.compute(task) for task in tasks))
+    hessext.sweep(2, **(options | {"workers": 2}))
+    assert f"2 of 6 draws done, about {_sweep._START:.0f} s to go on 2 workers" in capsys.readouterr().err
+
+
+def test_nothing_is_said_where_nothing_is_left(tmp_path, capsys):
+    path = tmp_path / "draws.csv"
+    hessext.sweep(2, **TINY, path=path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    hessext.sweep(2, **(TINY | {"progress": True}), path=path)
+    assert "to go" not in capsys.readouterr().err

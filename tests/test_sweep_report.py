@@ -66,10 +66,12 @@ def test_gamma_gives_the_other_size():
 
 def test_a_wrong_theory_is_noticed():
     result = hessext.sweep(2, **SMALL)
-    rows = [row._replace(diagonal=1.1 * row.diagonal) for row in result.rows]
-    shifted = Sweep(2, "classes", result.points, result.draws, 0, "float32", tuple(rows))
+    rows = tuple(row._replace(diagonal=1.1 * row.diagonal) for row in result.rows)
+    shifted = Sweep(2, "classes", result.points, result.draws, 0, "float32", rows)
     assert [abs(e.z) > 5 for e in shifted.estimates if e.quantity == "diagonal"] == [True, True, True]
-    assert f"{abs(shifted.worst.z):.1f} among 9" in shifted.table()
+    assert math.isnan(shifted.worst.z)  # of the ratio at C = 2, which has no spread
+    rest = Sweep(2, "classes", result.points[1:], result.draws, 0, "float32", rows)
+    assert f"largest |z|: {abs(rest.worst.z):.1f} (by chance alone a larger one in about 0% of runs)" in rest.table()
 
 
 def test_errors_of_the_mean_and_of_the_ratio():
@@ -90,6 +92,35 @@ def test_rounding_is_part_of_the_error():
     assert classes_2.theory == 1
     assert classes_2.error < 1e-7
     assert abs(classes_2.z) < 1
+
+
+def test_draws_without_spread():
+    """They agree with theory to rounding, z = 0, or have no z."""
+    two, three = made([[(0.25, 0.25)] * 4, [(1.0, 0.5), (2.0, 0.7)] * 2], [2, 3]).estimates[:2]
+    assert math.isnan(two.z) and three.z > 5
+    result = hessext.sweep(3, classes=[2, 3], hidden=2, samples=1, features=1, draws=2, progress=False)
+    z = np.array([e.z for e in result.estimates])
+    assert np.isnan(z).any() and np.nanmax(np.abs(z)) < 1e5
+    assert math.isnan(result.worst.z) and math.isnan(result.chance)
+    assert "largest |z|: nan (of a mean that is nan, or whose" in result.table()
+    assert result.summary()["chance_of_larger"] is None
+    assert all(e.z == 0 for e in hessext.sweep(1, **TINY).estimates if e.quantity != "diagonal")
+
+
+def test_chance_counts_means_that_vary():
+    """Not the ratio, nor what is 0; at C = 2 both means, of which the ratio 1 is made."""
+    from scipy.stats import t
+
+    for case, means in ((1, 3), (2, 6)):
+        result = hessext.sweep(case, **SMALL)
+        one = 2 * t.sf(abs(result.worst.z), SMALL["draws"] - 1)
+        assert result.chance == pytest.approx(1 - (1 - one) ** means)
+
+
+def test_repr_is_one_line():
+    result = hessext.sweep(2, **TINY)
+    assert repr(result) == f"<{result.title}; largest |z| {abs(result.worst.z):.1f}; see .table()>"
+    assert "3 draws" in repr(result) and "\n" not in repr(result)
 
 
 def test_exponents_are_fitted_over_the_last_decade():
@@ -135,7 +166,7 @@ def test_command(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main([*RUN, "--classes", "2,5,10", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert "9 draws to go, about 1 s on one thread" in printed.err
+    assert "3 of 12 draws done, about 1 s to go on one thread" in printed.err
     assert printed.out.splitlines()[0].startswith(
         "Case 2, linear model, cross-entropy: samples 20, features 10; 4 draws"
     )
@@ -163,7 +194,9 @@ def test_command_over_gamma(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--draws", "1"], "draws: expected at least 2"),
-        (["--hidden", "3"], "hidden: expected None for a linear model"),
+        (["--hidden", "3"], "hidden: a linear model has none; leave out --hidden, or use --case 3 or 4"),
+        (["--out", __file__], f"out: {__file__} is a file, expected a folder"),
+        (["--classes", "1000000000000"], "a draw (classes 1000000000000, samples 20, features 10) needs"),
         (["--out", "/proc/nowhere"], "/proc/nowhere"),
     ],
 )
@@ -193,6 +226,46 @@ def test_picture_shows_means_theory_and_limit(case):
         assert np.allclose(means.get_ydata(), [e.mean for e in estimates])
         slope = np.diff(np.log(limit.get_ydata())) / np.diff(np.log(limit.get_xdata()))
         assert slope == pytest.approx(round(slope.item()), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("case", "sizes"),
+    [
+        (2, {"classes": 5}),
+        (4, {"classes": 5, "hidden": 3}),
+        (4, {"classes": [2, 5, 10], "hidden": 3}),
+        (4, {"classes": 5, "hidden": [3, 8, 16]}),
+        (3, {"classes": 5, "hidden": 3, "samples": range(20, 40)}),
+        (2, {"classes": 5, "features": None, "gamma": [0.25, 1.0]}),
+    ],
+)
+def test_picture_of_any_size(case, sizes):
+    pytest.importorskip("matplotlib")
+    result = hessext.sweep(case, **(TINY | {"draws": 5} | sizes))
+    swept = [result.size(point) for point in result.points]
+    figure = plot.ratios(result)
+    figure.canvas.draw()
+    axes = [ax for ax in figure.axes if ax.get_visible()]
+    above, below = ([ax for ax in axes if bool(ax.get_title()) == values] for values in (True, False))
+    assert len(above) == len(below)
+    for ax in axes:
+        assert list(ax.get_xticks()) == swept
+        assert ax.get_xlim()[0] < swept[0] <= swept[-1] < ax.get_xlim()[1]
+        for spine in ax.spines.values():
+            assert ax.bbox.padded(10).contains(*spine.get_window_extent().min)
+            assert ax.bbox.padded(10).contains(*spine.get_window_extent().max)
+    for ax in above:
+        assert (", theory " in ax.get_title()) == (len(swept) > 1)
+        assert [line.get_marker() for line in ax.lines if line.get_label() == "theory"] == (
+            ["s"] if len(swept) == 1 else ["None"]
+        )
+        numbers = [y for y, text in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True) if text.get_text()]
+        assert sum(ax.get_ylim()[0] <= y <= ax.get_ylim()[1] for y in numbers) >= 2
+    for ax in below:
+        assert ax.get_xlabel() == plot.SYMBOLS[result.swept]
+        shown = [text.get_text() for text in ax.get_xticklabels()]
+        every = [f"{size:g}" for size in swept]
+        assert shown == every or (len(swept) == 20 and 5 < sum(map(bool, shown)) < 15)
 
 
 def test_limits_are_those_of_the_theory():
