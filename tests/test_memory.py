@@ -35,7 +35,6 @@ CASES = {
     "very wide": (LINEAR.format("4, 12000, 2"), "linear(W, x)['output'].norms([(0, 1)] * 8)"),
     "many samples": (LINEAR.format("1000000, 8, 3"), "linear(W, x)['output'].dense()"),
     "many units": (NETWORK.format("4, 10, 800, 3"), "one_hidden(W, V, x, torch.zeros(N).long())['hidden'].dense()"),
-    "many classes": (LINEAR.format("16, 4, 3000"), "linear(W, x)['output'].norms()"),
     "transposed": (
         NETWORK.format("16, 100, 100, 30"),
         "one_hidden(W, V, x, torch.zeros(N).long())['output', 'hidden'].blocks([(c, c) for c in range(30)] * 30)",
@@ -47,6 +46,7 @@ GRAM = {  # N x N in place of blocks: 512 MiB beyond the inputs, whatever C is
     "probabilities kept": (LINEAR.format("500, 16, 80000"), "linear(W, x)['output'].ratio()"),
     "formed again": (LINEAR.format("600, 16, 130000"), "linear(W, x)['output'].ratio()"),
     "blocks of samples": (LINEAR.format("6000, 40, 200"), "linear(W, x)['output'].ratio()"),
+    "all pairs of classes": (LINEAR.format("16, 4, 4000"), "linear(W, x)['output'].norms()"),
     "pairs": (LINEAR.format("3000, 500, 300"), "linear(W, x)['output'].norms([(0, 1)] * 1000)"),
 }
 
