@@ -112,9 +112,10 @@ def _draw(
     under, over = ((image > 0) & (image < limits[0])).any(), (image > limits[1]).any()
     extend = ("neither", "min", "max", "both")[under + 2 * over]
     bar = ax.figure.colorbar(shown, ax=ax, extend=extend, fraction=0.046, pad=0.02)
-    label = f"{what}; colours from {limits[0]:.1e} to {limits[1]:.1e}"
-    label += f"; a pixel is the largest of {pool} x {pool}" if pool > 1 else ""
-    bar.set_label(label + ("; grey: exactly 0" if (image == 0).any() else ""))
+    notes = [f"colours from {limits[0]:.1e} to {limits[1]:.1e}"]
+    notes += [f"largest of {pool} x {pool}"] if pool > 1 else []
+    notes += ["grey: exactly 0"] if (image == 0).any() else []
+    bar.set_label(f"{what}\n" + "; ".join(notes), fontsize="small")
     return ax.figure
 
 

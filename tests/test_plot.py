@@ -93,7 +93,7 @@ def test_colours_are_those_of_the_data(values, given, limits, arrows):
     shown = figure.axes[0].images[0]
     assert (shown.norm.vmin, shown.norm.vmax) == pytest.approx(limits)
     assert shown.colorbar.extend == arrows
-    assert f"; colours from {limits[0]:.1e} to {limits[1]:.1e}" in figure.axes[1].get_ylabel()
+    assert f"\ncolours from {limits[0]:.1e} to {limits[1]:.1e}" in figure.axes[1].get_ylabel()
 
 
 def test_draws_into_given_axes():
