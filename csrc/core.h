@@ -113,8 +113,8 @@ struct Tops {
 namespace cpu {
 
 // Assembles blocks, a dense matrix or squared norms. float32 products are summed in float32 within spans of 9216
-// samples and in float64 across them. Throws std::bad_alloc where the workspace (24 MiB for
-// the pairs in hand, and tiles of less than 4 MiB per thread) cannot be had.
+// samples and in float64 across them. Throws std::bad_alloc where the workspace (24 MiB for the
+// pairs in hand, and tiles of less than 4 MiB per thread) cannot be had.
 template <class T>
 void assemble(const Assembly<T>& request, int threads);
 
@@ -142,8 +142,7 @@ template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
                   int threads);
 
-// In place: probabilities lift_n e^(l - largest) / (1 + others), and 0 at each sample's top class.          lift
-// [samples]
+// In place: probabilities lift_n e^(l - largest) / (1 + others), and 0 at each sample's top class. lift [samples]
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
                     const double* others, const double* lift, int threads);

@@ -180,6 +180,20 @@ def pairs(pairs: Tensor | Sequence[tuple[int, int]], rows: int, cols: int, devic
     return pairs.to(device)
 
 
+# --- numbers ------------------------------------------------------------------------------------------------
+
+
+def count(name: str, value: object, least: int | None = 1) -> int:
+    """Return value as an int >= least, or any int."""
+    try:
+        number = operator.index(None if isinstance(value, bool) else value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer; got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name}: expected at least {least}; got {number}")
+    return number
+
+
 # --- memory -------------------------------------------------------------------------------------------------
 
 _ALWAYS_FREE = 64 << 20  # bytes not worth asking the system for

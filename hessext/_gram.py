@@ -27,7 +27,7 @@ _CANCELLED = {torch.float32: 1e-9, torch.float64: 1e-6}
 
 
 class SamplePairs:
-    """Blocks of samples (a, b), a <= b, that cover all pairs, and the products of features in them."""
+    """Blocks of samples (a, b), a <= b, that cover all pairs."""
 
     def __init__(self, samples: int, bytes_each: int) -> None:
         most = max(1, int((_SQUARES / bytes_each) ** 0.5))

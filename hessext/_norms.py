@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,13 @@ class BlockRatio(NamedTuple):
     diagonal: float
     off_diagonal: float
     ratio: float
+
+    @classmethod
+    def of(cls, diagonal: float, off_diagonal: float) -> BlockRatio:
+        """Return the two and their ratio; 0 / 0 and inf / inf are nan, and x / 0 is inf."""
+        diagonal, off_diagonal = float(diagonal), float(off_diagonal)
+        empty = math.inf if off_diagonal else math.nan
+        return cls(diagonal, off_diagonal, off_diagonal / diagonal if diagonal else empty)
 
 
 class RowNorms(NamedTuple):
@@ -146,17 +154,13 @@ def _pair_sums(B: BlockMatrix, squares: Callable[[Tensor], float]) -> tuple[floa
     for some in _grid_pairs(count, count, True):
         for pairs in _gram.chunks(some, B._problem.x):
             on = pairs[:, 0] == pairs[:, 1]
-            for chosen, times in ((pairs[on], 1), (pairs[~on], 2)):
-                value = times * squares(chosen) if len(chosen) else 0.0
-                diagonal, off_diagonal = diagonal + value * (times == 1), off_diagonal + value * (times == 2)
+            diagonal += squares(pairs[on]) if on.any() else 0.0
+            off_diagonal += 2 * squares(pairs[~on]) if not on.all() else 0.0
     return diagonal, off_diagonal
 
 
 def _ratio(count: int, diagonal: float, off_diagonal: float) -> BlockRatio:
-    diagonal /= count
-    off_diagonal /= max(1, count * (count - 1))
-    ratio = off_diagonal / diagonal if diagonal else float("nan") if off_diagonal == 0 else float("inf")
-    return BlockRatio(diagonal, off_diagonal, ratio)
+    return BlockRatio.of(diagonal / count, off_diagonal / max(1, count * (count - 1)))
 
 
 # ---------------------------------------------------------------------------------------------------- cost model
@@ -216,14 +220,14 @@ def diagonal_entries(B: BlockMatrix) -> Tensor:
     problem, count = B._problem, B.grid[0]
     part, features = problem.part(B._row, B._col), problem.features_of(B._row)
     curvature = problem.curvature_of(part, B._term)
-    samples, classes = len(features), problem.output[0].shape[0]
+    samples = len(features)
     if part == Part.OUTPUT and not curvature.gauss_newton:
         return features.new_zeros(B.shape[0])
     result = torch.empty(count, B._row.size, dtype=B.dtype, device=B.device)
     step = max(1, _ENTRIES // samples)
     for i in range(0, count, step):
         pairs = torch.arange(i, min(count, i + step), device=B.device)[:, None].expand(-1, 2).contiguous()
-        Q = _ops.curvature_entries(int(part), pairs, classes, *curvature)
+        Q = _ops.curvature_entries(int(part), pairs, problem.classes, *curvature)
         total = torch.zeros(len(Q), B._row.size, dtype=torch.float64, device=B.device)
         for n in range(0, samples, _SAMPLES):
             rows = slice(n, n + _SAMPLES)

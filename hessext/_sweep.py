@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ._checks import count
 from ._sweep_draws import CASES, Point, Row, Task, compute, compute_all, one_thread
 from ._sweep_report import Sweep
 
@@ -70,14 +71,14 @@ def sweep(
         BlockingIOError: another run writes to it. MemoryError: a draw's inputs, or its norms, do not fit.
         KeyboardInterrupt says how to go on.
     """
-    case = _integer("case", case, None)
+    case = count("case", case, None)
     if case not in CASES:
         raise ValueError(f"case: expected one of {', '.join(map(str, CASES))}; got {case!r}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: expected torch.float32 or torch.float64; got {dtype!r}")
     swept, points = _points(CASES[case].network, classes, samples, features, hidden, gamma)
-    draws, seed = _integer("draws", draws, 2), _integer("seed", seed, None)
-    workers = None if workers is None else _integer("workers", workers, 1)
+    draws, seed = count("draws", draws, 2), count("seed", seed, None)
+    workers = None if workers is None else count("workers", workers, 1)
     name = str(dtype).removeprefix("torch.")
     tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
     with closing(_Log(None if path is None else Path(path), tasks[0])) as log:
@@ -122,25 +123,15 @@ def _point(classes, samples, features, hidden, gamma) -> Point:
         if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 < gamma < math.inf:
             raise ValueError(f"gamma: expected a finite number > 0; got {gamma!r}")
         if samples is None:
-            samples = max(1, round(_integer("features", features, 1) / gamma))
+            samples = max(1, round(count("features", features, 1) / gamma))
         else:
-            features = max(1, round(_integer("samples", samples, 1) * gamma))
+            features = max(1, round(count("samples", samples, 1) * gamma))
     return Point(
-        _integer("classes", classes, 2),
-        _integer("samples", samples, 1),
-        _integer("features", features, 1),
-        0 if hidden is None else _integer("hidden", hidden, 1),
+        count("classes", classes, 2),
+        count("samples", samples, 1),
+        count("features", features, 1),
+        0 if hidden is None else count("hidden", hidden, 1),
     )
-
-
-def _integer(name: str, value: object, least: int | None) -> int:
-    try:
-        number = operator.index(None if isinstance(value, bool) else value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer; got {value!r}") from None
-    if least is not None and number < least:
-        raise ValueError(f"{name}: expected at least {least}; got {number}")
-    return number
 
 
 # ---------------------------------------------------------------------------------------------------- running

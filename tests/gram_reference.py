@@ -6,8 +6,6 @@ import torch
 
 from hessext import _norms
 
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-
 
 def squared_norms(H):
     """||H_ij||_F^2 by blocks, in float64."""

@@ -6,7 +6,8 @@ import mpmath
 import pytest
 import torch
 from cases import DTYPES, Case, make_inputs
-from gram_reference import TOLERANCE, close, squared_norms, sums
+from gram_reference import close, squared_norms, sums
+from reference import TOLERANCE
 from torch.nn.functional import one_hot
 
 import hessext

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-
-def count(name: str, value: Any, least: int = 1) -> int:
-    """Return value as an int >= least."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer; got {value!r}") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer; got {value!r}")
-    if number < least:
-        raise ValueError(f"{name}: expected at least {least}; got {number}")
-    return number
+from hessext._checks import count
 
 
 def nonnegative(name: str, value: Any) -> float:

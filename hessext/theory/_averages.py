@@ -14,7 +14,7 @@ from hessext._norms import BlockRatio
 from . import _arguments
 from ._given_weights import Hidden, Output, cross_entropy_squares
 from ._replica import replica_moments
-from ._results import Estimate, block_ratio
+from ._results import Estimate
 
 
 def hidden_ce(
@@ -112,7 +112,7 @@ def _draws(layer: type, m: int, C: int, N: int | None, d: int | None, draws: int
 
 def _estimate(squares: np.ndarray) -> Estimate:
     """Mean of (draws, 2) squares; the error of the ratio to first order."""
-    value = block_ratio(*squares.mean(0).tolist())
+    value = BlockRatio.of(*squares.mean(0).tolist())
     on, off = squares.T
     deviations = (on, off, (off - value.ratio * on) / value.diagonal)
     return Estimate(value, BlockRatio(*(float(x.std(ddof=1)) / math.sqrt(len(squares)) for x in deviations)))

@@ -21,10 +21,11 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from hessext import _checks
+from hessext._norms import BlockRatio
 
 from . import _arguments
 from ._mse import given_weights_mse
-from ._results import Layers, block_ratio
+from ._results import Layers
 
 Array = np.ndarray
 
@@ -64,7 +65,7 @@ def given_weights(
     if len(outputs) < 2:
         raise ValueError(f"V: expected at least 2 rows, one per class; got {len(outputs)}")
     squares = cross_entropy_squares(weights, outputs, N, weights.shape[1], points, rng, (Hidden, Output))
-    return Layers(*(block_ratio(*pair) for pair in squares))
+    return Layers(*(BlockRatio.of(*pair) for pair in squares))
 
 
 def cross_entropy_squares(

@@ -13,7 +13,7 @@ from hessext._norms import BlockRatio
 
 from . import _arguments
 from ._replica import mean_square_probability
-from ._results import CrossNorms, block_ratio
+from ._results import CrossNorms
 
 
 class Kernel(NamedTuple):
@@ -99,7 +99,7 @@ def hidden_ce_limit(gamma: float, m: int) -> BlockRatio:
     """
     gamma, m = _arguments.positive("gamma", gamma), _arguments.count("m", m)
     off = (h0(m) + gamma * h1(m)) / m**2 if m > 1 else 0.0
-    return block_ratio((0.25 + gamma / 2) / m**2, off)
+    return BlockRatio.of((0.25 + gamma / 2) / m**2, off)
 
 
 def output_ce_limit(m: int, *, N: int | None = None) -> BlockRatio:
@@ -123,7 +123,7 @@ def output_ce_limit(m: int, *, N: int | None = None) -> BlockRatio:
         N = _arguments.count("N", N)
         fourth = [fourth_moment(k / m, m) for k in (1, 2)]  # infinite wherever F is
         squares = [q if math.isinf(q) else (1 - 1 / N) * f + q / N for f, q in zip(squares, fourth, strict=True)]
-    return block_ratio(*squares)
+    return BlockRatio.of(*squares)
 
 
 def cross_ce(gamma: float, m: int, C: int) -> CrossNorms:

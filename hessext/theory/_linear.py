@@ -9,7 +9,6 @@ import numpy as np
 from hessext._norms import BlockRatio
 
 from . import _arguments
-from ._results import block_ratio
 from ._softmax import Softmax, curvature_moments
 
 
@@ -20,7 +19,7 @@ def linear_mse(gamma: float | None, *, N: int | None = None, d: int | None = Non
         TypeError, ValueError: gamma is not positive, or not d / N.
     """
     gamma, N, d = _arguments.aspect_ratio(gamma, N, d)
-    return block_ratio(4 * (1 + (gamma if N is None else (d + 1) / N)), 0.0)
+    return BlockRatio.of(4 * (1 + (gamma if N is None else (d + 1) / N)), 0.0)
 
 
 def linear_ce_limit(gamma: float) -> BlockRatio:
@@ -32,7 +31,7 @@ def linear_ce_limit(gamma: float) -> BlockRatio:
         TypeError, ValueError: gamma is not positive.
     """
     gamma = _arguments.positive("gamma", gamma)
-    return block_ratio(1 + gamma * math.e, 1 + gamma * math.e**2)
+    return BlockRatio.of(1 + gamma * math.e, 1 + gamma * math.e**2)
 
 
 def linear_ce(gamma: float | None, C: int, *, N: int | None = None, d: int | None = None) -> BlockRatio:
@@ -55,11 +54,11 @@ def linear_ce(gamma: float | None, C: int, *, N: int | None = None, d: int | Non
     C = _arguments.count("C", C, 2)
     if N is not None and C == 2:
         square = _two_classes(N, d)
-        return block_ratio(square, square)
+        return BlockRatio.of(square, square)
     if N is not None:
         return _finite_size(N, d, C)
     lam = curvature_moments(Softmax(C, 1.0))
-    return block_ratio(lam.on**2 + gamma * lam.on_square, lam.off**2 + gamma * lam.off_square)
+    return BlockRatio.of(lam.on**2 + gamma * lam.on_square, lam.off**2 + gamma * lam.off_square)
 
 
 def _finite_size(N: int, d: int, C: int) -> BlockRatio:
@@ -70,7 +69,7 @@ def _finite_size(N: int, d: int, C: int) -> BlockRatio:
     for mean, square, curvature in zip((on, off), (on_square, off_square), _hessian_squares(C), strict=True):
         first = (weights @ (r / d * mean)) ** 2 + 1.5 / (d + 2) * curvature
         results.append((1 - 1 / N) * first + weights @ (r**2 * square) / (N * d))
-    return block_ratio(*results)
+    return BlockRatio.of(*results)
 
 
 def _hessian_squares(C: int) -> tuple[float, float]:

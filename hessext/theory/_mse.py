@@ -13,7 +13,7 @@ import numpy as np
 from hessext._norms import BlockRatio
 
 from . import _arguments
-from ._results import CrossNorms, block_ratio
+from ._results import CrossNorms
 
 _ANGLES = 80  # Gauss-Legendre nodes
 
@@ -43,7 +43,7 @@ def hidden_mse(gamma: float | None, m: int, C: int, *, N: int | None = None, d: 
         bend = d * float(weights @ (u**2 * np.sin(u) ** 2))
         on = (1 - 1 / N) / 4 + (d + 2) / (2 * N)
         off = (1 - 1 / N) * (1 / 16 + bend / (4 * math.pi**2)) + (d + 2) / (4 * N)
-    return block_ratio(4 * (C**2 + 2 * C) / m**2 * on, 4 * C / m**2 * off if m > 1 else 0.0)
+    return BlockRatio.of(4 * (C**2 + 2 * C) / m**2 * on, 4 * C / m**2 * off if m > 1 else 0.0)
 
 
 def hidden_mse_limit(gamma: float, m: int) -> BlockRatio:
@@ -57,7 +57,7 @@ def hidden_mse_limit(gamma: float, m: int) -> BlockRatio:
         TypeError, ValueError: gamma is not positive, or m not a positive integer.
     """
     gamma, m = _arguments.positive("gamma", gamma), _arguments.count("m", m)
-    return block_ratio((1 + 2 * gamma) / m**2, (0.25 + gamma) / m**2 if m > 1 else 0.0)
+    return BlockRatio.of((1 + 2 * gamma) / m**2, (0.25 + gamma) / m**2 if m > 1 else 0.0)
 
 
 def output_mse(m: int, *, N: int | None = None, d: int | None = None) -> BlockRatio:
@@ -78,7 +78,7 @@ def output_mse(m: int, *, N: int | None = None, d: int | None = None) -> BlockRa
         first = m * (1 + 2 / d) / 4 + m * (m - 1) * float(weights @ kernel) / (4 * math.pi**2)
         second = (1 + 2 / d) * (3 * m / 2 + m * (m - 1) / 4)
         first, second = (1 - 1 / N) * first, second / N
-    return block_ratio(4 * (first + second), 0.0)
+    return BlockRatio.of(4 * (first + second), 0.0)
 
 
 def cross_mse(gamma: float, m: int, C: int) -> CrossNorms:
@@ -116,7 +116,7 @@ def given_weights_mse(W: np.ndarray, V: np.ndarray, N: int) -> tuple[BlockRatio,
     fourth = scale**2 * (3 * sine * cosine + alpha * (1 + 2 * cosine**2)) / (2 * math.pi)  # E[a_i^2 a_j^2]
     output = 4 * ((1 - 1 / N) * (mean**2).sum() + fourth.sum() / N)
     off = (hidden.sum() - np.trace(hidden)) / max(1, m * (m - 1))
-    return block_ratio(np.trace(hidden) / m, off), block_ratio(output, 0.0)
+    return BlockRatio.of(np.trace(hidden) / m, off), BlockRatio.of(output, 0.0)
 
 
 def _angles(d: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from hessext._norms import BlockRatio
@@ -27,10 +26,3 @@ class CrossNorms(NamedTuple):
 
     residual: float
     gauss_newton: float
-
-
-def block_ratio(diagonal: float, off_diagonal: float) -> BlockRatio:
-    """BlockRatio of two squared norms; 0 / 0 and inf / inf are nan, and x / 0 is inf."""
-    diagonal, off_diagonal = float(diagonal), float(off_diagonal)
-    empty = math.inf if off_diagonal else math.nan
-    return BlockRatio(diagonal, off_diagonal, off_diagonal / diagonal if diagonal else empty)
