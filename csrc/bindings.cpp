@@ -7,6 +7,9 @@
 #include <vector>
 
 #include "core.h"
+#ifdef HESSEXT_EMULATED
+#include "emulator/emulator.h"
+#endif
 
 namespace py = pybind11;
 using namespace hessext;
@@ -59,11 +62,38 @@ Tops<T> tops(const std::array<Address, 4>& a) {  // top, p, rest, at_other
     return {at<const i64>(a[0]), at<const double>(a[1]), at<const double>(a[2]), at<const T>(a[3])};
 }
 
+// Who computes: threads of the CPU, or a stream of a GPU, whose workspace `allocate` gives (bytes -> address).
+struct Where {
+    int threads = 0;
+    cuda::Stream stream{-1, nullptr};
+    py::object allocate;
+
+    bool on_gpu() const { return stream.device >= 0; }
+    void* workspace(i64 bytes) const {
+        const py::gil_scoped_acquire gil;
+        return at<void>(allocate(bytes).cast<Address>());
+    }
+};
+
 // Calls f with a zero of the element type.
 template <class F>
 void by_type(bool float64, F f) {
     const py::gil_scoped_release release;
     float64 ? f(double{}) : f(float{});
+}
+
+// The same operation of the CPU or of the GPU.
+template <class Cpu, class Cuda, class... A>
+void call(const Where& where, Cpu cpu, Cuda cuda, A... arguments) {
+    where.on_gpu() ? cuda(arguments..., where.stream) : cpu(arguments..., where.threads);
+}
+
+template <class T>
+void assemble(const Assembly<T>& request, const Where& where) {
+    if (where.on_gpu())
+        cuda::assemble(request, where.workspace(cuda::assemble_workspace(request, where.stream)), where.stream);
+    else
+        cpu::assemble(request, where.threads);
 }
 
 template <class T>
@@ -80,7 +110,7 @@ Assembly<T> assembly(int part, const FeaturesArg& left, const FeaturesArg& right
 
 void dense(bool float64, int part, const FeaturesArg& left, const FeaturesArg& right, bool symmetric,
            const CurvatureArg& curvature, Address out, i64 ld, const std::array<i64, 8>& axes, bool direct, bool mirror,
-           int threads) {
+           const Where& where) {
     by_type(float64, [&]<class T>(T) {
         Assembly<T> request = assembly<T>(part, left, right, symmetric, curvature);
         request.dense = {at<T>(out),
@@ -89,13 +119,13 @@ void dense(bool float64, int part, const FeaturesArg& left, const FeaturesArg& r
                          {axes[4], axes[5], axes[6], axes[7], right.cols},
                          direct,
                          mirror};
-        cpu::assemble(request, threads);
+        assemble(request, where);
     });
 }
 
 void pairs(bool float64, int part, const FeaturesArg& left, const FeaturesArg& right, bool symmetric,
            const CurvatureArg& curvature, Address pairs, i64 pair_count, Address blocks, bool transposed, Address norms,
-           int threads) {
+           const Where& where) {
     by_type(float64, [&]<class T>(T) {
         Assembly<T> request = assembly<T>(part, left, right, symmetric, curvature);
         request.pairs = at<const i64>(pairs);
@@ -103,90 +133,145 @@ void pairs(bool float64, int part, const FeaturesArg& left, const FeaturesArg& r
         request.blocks = at<T>(blocks);
         request.transposed = transposed;
         request.norms = at<double>(norms);
-        cpu::assemble(request, threads);
+        assemble(request, where);
+    });
+}
+
+void bind_softmax(py::module_& m) {
+    m.def("softmax_top",
+          [](bool float64, Address probs, i64 samples, i64 classes, Address top, Address rest, const Where& where) {
+              by_type(float64, [&]<class T>(T) {
+                  call(where, cpu::softmax_top<T>, cuda::softmax_top<T>, at<const T>(probs), samples, classes,
+                       at<i64>(top), at<T>(rest));
+              });
+          });
+    m.def("label_residual", [](bool float64, Address probs, Address scale, Address label, Address top, Address rest,
+                               i64 samples, i64 classes, Address out, const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            call(where, cpu::label_residual<T>, cuda::label_residual<T>, at<const T>(probs), at<const T>(scale),
+                 at<const i64>(label), at<const i64>(top), at<const T>(rest), samples, classes, at<T>(out));
+        });
+    });
+    m.def("softmax_product", [](bool float64, Address probs, Address scale, Address top, Address v, i64 samples,
+                                i64 classes, Address out, const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            call(where, cpu::softmax_product<T>, cuda::softmax_product<T>, at<const T>(probs), at<const T>(scale),
+                 at<const i64>(top), at<const T>(v), samples, classes, at<T>(out));
+        });
+    });
+    m.def("softmax_shift", [](bool float64, Address probs, Address top, Address weight, i64 samples, i64 classes,
+                              i64 units, Address shift, const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            call(where, cpu::softmax_shift<T>, cuda::softmax_shift<T>, at<const T>(probs), at<const i64>(top),
+                 at<const T>(weight), samples, classes, units, at<T>(shift));
+        });
+    });
+    m.def("curvature_entries", [](bool float64, int part, const CurvatureArg& curvature, Address pairs, i64 pair_count,
+                                  Address out, const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            call(where, cpu::curvature_entries<T>, cuda::curvature_entries<T>, Part(part), curvature.as<T>(),
+                 at<const i64>(pairs), pair_count, at<T>(out));
+        });
+    });
+    m.def("softmax_scan", [](bool float64, Address logits, i64 classes, i64 samples, i64 first, Address largest,
+                             Address top, Address others, const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            call(where, cpu::softmax_scan<T>, cuda::softmax_scan<T>, at<const T>(logits), classes, samples, first,
+                 at<T>(largest), at<i64>(top), at<double>(others));
+        });
+    });
+    m.def("softmax_others", [](bool float64, Address logits, i64 classes, i64 samples, i64 first, Address largest,
+                               Address top, Address others, Address lift, const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            call(where, cpu::softmax_others<T>, cuda::softmax_others<T>, at<T>(logits), classes, samples, first,
+                 at<const T>(largest), at<const i64>(top), at<const double>(others), at<const double>(lift));
+        });
+    });
+}
+
+void bind_gram(py::module_& m) {
+    m.def("gram_sums", [](bool float64, i64 depth, i64 rows, i64 cols, Address left, i64 left_ld, Address right,
+                          i64 right_ld, Address weight, bool triangle, Address products, Address left_lift,
+                          Address right_lift, Address sums, const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            const Gram<T> request{depth,
+                                  rows,
+                                  cols,
+                                  at<const T>(left),
+                                  left_ld,
+                                  at<const T>(right),
+                                  right_ld,
+                                  at<const T>(weight),
+                                  triangle,
+                                  at<double>(products),
+                                  at<const double>(left_lift),
+                                  at<const double>(right_lift)};
+            if (where.on_gpu())
+                cuda::gram_sums(request, at<double>(sums), where.workspace(cuda::gram_workspace<T>(rows, cols)),
+                                where.stream);
+            else
+                cpu::gram_sums(request, at<double>(sums), where.threads);
+        });
+    });
+    m.def("gram_tops", [](bool float64, i64 rows, i64 cols, Address weight, bool triangle, Address products,
+                          Address left_lift, Address right_lift, const std::array<Address, 4>& left,
+                          const std::array<Address, 4>& right, Address sums, const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            const Gram<T> request{0,
+                                  rows,
+                                  cols,
+                                  nullptr,
+                                  0,
+                                  nullptr,
+                                  0,
+                                  at<const T>(weight),
+                                  triangle,
+                                  at<double>(products),
+                                  at<const double>(left_lift),
+                                  at<const double>(right_lift)};
+            if (where.on_gpu())
+                cuda::gram_tops(request, tops<T>(left), tops<T>(right), at<double>(sums),
+                                where.workspace(cuda::gram_workspace<T>(rows, cols)), where.stream);
+            else
+                cpu::gram_tops(request, tops<T>(left), tops<T>(right), at<double>(sums), where.threads);
+        });
     });
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+#ifdef HESSEXT_EMULATED
+#define HESSEXT_MODULE _emulated
+#else
+#define HESSEXT_MODULE _core
+#endif
+
+PYBIND11_MODULE(HESSEXT_MODULE, m, py::mod_gil_not_used()) {
     m.doc() = "Compiled core of hessext; its arguments are not checked here. Use the hessext package.";
     m.attr("__version__") = HESSEXT_VERSION;
     m.attr("build") = HESSEXT_BUILD;
     m.attr("cuda") = cuda::built();
 
-    py::class_<FeaturesArg>(m, "Features")
+    // Local: the emulated module, for tests, has the same ones.
+    py::class_<FeaturesArg>(m, "Features", py::module_local())
         .def(py::init<Address, i64, i64, bool>(), py::arg("data"), py::arg("ld"), py::arg("cols"), py::arg("ones"));
-    py::class_<CurvatureArg>(m, "Curvature")
+    py::class_<CurvatureArg>(m, "Curvature", py::module_local())
         .def(py::init<i64, i64, i64, bool, Address, Address, Address, Address, Address, Address, Address, Address,
                       Address, Address>(),
              py::arg("samples"), py::arg("units"), py::arg("classes"), py::arg("gauss_newton"), py::arg("scale"),
              py::arg("probs"), py::arg("top"), py::arg("rest"), py::arg("weight"), py::arg("gram"), py::arg("shift"),
              py::arg("slope"), py::arg("bend"), py::arg("residual"));
+    py::class_<Where>(m, "Where", py::module_local())
+        .def(py::init([](int threads) { return Where{threads, {-1, nullptr}, py::none()}; }), py::arg("threads"))
+        .def(py::init([](int device, Address stream, py::object allocate) {
+                 return Where{0, {device, at<void>(stream)}, std::move(allocate)};
+             }),
+             py::arg("device"), py::arg("stream"), py::arg("allocate"));
 
     m.def("dense", &dense);
     m.def("pairs", &pairs);
-    m.def("softmax_top",
-          [](bool float64, Address probs, i64 samples, i64 classes, Address top, Address rest, int threads) {
-              by_type(float64, [&]<class T>(T) {
-                  cpu::softmax_top(at<const T>(probs), samples, classes, at<i64>(top), at<T>(rest), threads);
-              });
-          });
-    m.def("label_residual", [](bool float64, Address probs, Address scale, Address label, Address top, Address rest,
-                               i64 samples, i64 classes, Address out, int threads) {
-        by_type(float64, [&]<class T>(T) {
-            cpu::label_residual(at<const T>(probs), at<const T>(scale), at<const i64>(label), at<const i64>(top),
-                                at<const T>(rest), samples, classes, at<T>(out), threads);
-        });
-    });
-    m.def("softmax_shift", [](bool float64, Address probs, Address top, Address weight, i64 samples, i64 classes,
-                              i64 units, Address shift, int threads) {
-        by_type(float64, [&]<class T>(T) {
-            cpu::softmax_shift(at<const T>(probs), at<const i64>(top), at<const T>(weight), samples, classes, units,
-                               at<T>(shift), threads);
-        });
-    });
-    m.def("curvature_entries", [](bool float64, int part, const CurvatureArg& curvature, Address pairs, i64 pair_count,
-                                  Address out, int threads) {
-        by_type(float64, [&]<class T>(T) {
-            cpu::curvature_entries(Part(part), curvature.as<T>(), at<const i64>(pairs), pair_count, at<T>(out),
-                                   threads);
-        });
-    });
-
-    m.def("softmax_scan", [](bool float64, Address logits, i64 classes, i64 samples, i64 first, Address largest,
-                             Address top, Address others, int threads) {
-        by_type(float64, [&]<class T>(T) {
-            cpu::softmax_scan(at<const T>(logits), classes, samples, first, at<T>(largest), at<i64>(top),
-                              at<double>(others), threads);
-        });
-    });
-    m.def("softmax_others", [](bool float64, Address logits, i64 classes, i64 samples, i64 first, Address largest,
-                               Address top, Address others, Address lift, int threads) {
-        by_type(float64, [&]<class T>(T) {
-            cpu::softmax_others(at<T>(logits), classes, samples, first, at<const T>(largest), at<const i64>(top),
-                                at<const double>(others), at<const double>(lift), threads);
-        });
-    });
-    m.def("gram_sums", [](bool float64, i64 depth, i64 rows, i64 cols, Address left, i64 left_ld, Address right,
-                          i64 right_ld, Address weight, bool triangle, Address products, Address left_lift,
-                          Address right_lift, Address sums, int threads) {
-        by_type(float64, [&]<class T>(T) {
-            cpu::gram_sums<T>(
-                {depth, rows, cols, at<const T>(left), left_ld, at<const T>(right), right_ld, at<const T>(weight),
-                 triangle, at<double>(products), at<const double>(left_lift), at<const double>(right_lift)},
-                at<double>(sums), threads);
-        });
-    });
-    m.def("gram_tops", [](bool float64, i64 rows, i64 cols, Address weight, bool triangle, Address products,
-                          Address left_lift, Address right_lift, const std::array<Address, 4>& left,
-                          const std::array<Address, 4>& right, Address sums, int threads) {
-        by_type(float64, [&]<class T>(T) {
-            cpu::gram_tops<T>({0, rows, cols, nullptr, 0, nullptr, 0, at<const T>(weight), triangle,
-                               at<double>(products), at<const double>(left_lift), at<const double>(right_lift)},
-                              tops<T>(left), tops<T>(right), at<double>(sums), threads);
-        });
-    });
+    bind_softmax(m);
+    bind_gram(m);
 
     m.def("isas", [] {
         int count = 0;
@@ -197,4 +282,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("set_isa", [](const std::string& name) {
         if (!cpu::set_isa(name.c_str())) throw py::value_error("set_isa: '" + name + "' is not available here");
     });
+    m.def("set_tensor_cores", &cuda::set_tensor_cores);
+#ifdef HESSEXT_EMULATED
+    m.def("set_order", &emulator::set_order);
+    m.def("executed", &emulator::executed);
+    m.def("reverses", &emulator::reverses);
+    m.def("part", &emulator::part);
+#endif
 }

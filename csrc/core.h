@@ -6,6 +6,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define HESSEXT_ANYWHERE __host__ __device__
+#else
+#define HESSEXT_ANYWHERE
+#endif
+
 namespace hessext {
 
 using i64 = std::int64_t;
@@ -18,7 +24,7 @@ struct Features {
     i64 cols;
     bool ones;
 
-    i64 size() const { return cols + (ones ? 1 : 0); }
+    HESSEXT_ANYWHERE i64 size() const { return cols + (ones ? 1 : 0); }
 };
 
 // What Q_n is made of. The output curvature is B_n = c_n (diag p_n - p_n p_n^T), or c_n I where probs is null.
@@ -53,9 +59,9 @@ struct Axis {
     i64 cols;  // stored features; the bias is feature number cols
     i64 inner = 1;
 
-    i64 first(i64 a) const { return a < cols ? start + a * inner : start_bias; }
-    i64 stride(i64 a) const { return a < cols ? step : step_bias; }
-    i64 at(i64 i, i64 a) const { return first(a) + i * stride(a); }
+    HESSEXT_ANYWHERE i64 first(i64 a) const { return a < cols ? start + a * inner : start_bias; }
+    HESSEXT_ANYWHERE i64 stride(i64 a) const { return a < cols ? step : step_bias; }
+    HESSEXT_ANYWHERE i64 at(i64 i, i64 a) const { return first(a) + i * stride(a); }
 };
 
 template <class T>
@@ -127,6 +133,11 @@ template <class T>
 void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
                     i64 classes, T* out, int threads);
 
+// out_n = c_n (diag p_n - p_n p_n^T) v_n, without cancellation where one class dominates; out may be v.    [N, C]
+template <class T>
+void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
+                     int threads);
+
 // shift[n, i] = sum_c p_n[c] (V[c, i] - V[top_n, i]), without cancellation where one class dominates.   [N, m]
 template <class T>
 void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
@@ -165,9 +176,51 @@ bool set_isa(const char* name);
 
 }  // namespace cpu
 
+// The same operations on a GPU, under the same names. All pointers are to its memory; work is queued on the stream and
+// not waited for; nothing is allocated. Throws std::runtime_error where a launch fails.
 namespace cuda {
 
-bool built();  // whether this build has CUDA kernels
+struct Stream {
+    int device;
+    void* handle;  // cudaStream_t
+};
+
+bool built();                         // whether this build has CUDA kernels
+void set_tensor_cores(bool allowed);  // for tests: products without them, as before sm_80. Process-wide.
+
+// Bytes of workspace that these need; of `assemble` at most 512 MiB, but for single pairs of very many samples.
+template <class T>
+i64 assemble_workspace(const Assembly<T>& request, Stream stream);
+template <class T>
+i64 gram_workspace(i64 rows, i64 cols);
+
+template <class T>
+void assemble(const Assembly<T>& request, void* workspace, Stream stream);
+template <class T>
+void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, Stream stream);
+template <class T>
+void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
+                    i64 classes, T* out, Stream stream);
+template <class T>
+void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
+                   Stream stream);
+template <class T>
+void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
+                     Stream stream);
+template <class T>
+void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
+                       Stream stream);
+template <class T>
+void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
+                  Stream stream);
+template <class T>
+void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
+                    const double* others, const double* lift, Stream stream);
+template <class T>
+void gram_sums(const Gram<T>& request, double* sums, void* workspace, Stream stream);
+template <class T>
+void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums, void* workspace,
+               Stream stream);
 
 }  // namespace cuda
 }  // namespace hessext

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from . import _activations, _checks, _losses
 from ._hessian import Hessian
-from ._losses import Loss
+from ._losses import Loss, LossLike
 from ._problem import Affine, Problem
 
 _COPIED = 64 << 20  # bytes of the largest weight that is copied
-LossLike = str | nn.CrossEntropyLoss | nn.MSELoss
 
 
 def linear(
@@ -24,9 +23,11 @@ def linear(
             must not be changed in place.
         x: inputs (N, d), of weight's dtype and device.
         y: labels (N,) int64, or class probabilities or regression targets (N, C); None where H does not depend on it.
+            Of binary cross-entropy: targets (N,) or (N, 1), or labels 0 and 1 (N,), int64 or bool.
         bias: b (C,).
-        loss: "cross_entropy" (mean over samples), "mse" (mean over samples of ||f - y||^2, no 1/2), or an
-            nn.CrossEntropyLoss or nn.MSELoss with its own options.
+        loss: "cross_entropy" (mean over samples), "binary_cross_entropy" (of the logit's sigmoid, mean over samples;
+            C = 1), "mse" (mean over samples of ||f - y||^2, no 1/2), or an nn.CrossEntropyLoss, nn.BCEWithLogitsLoss
+            (C = 1) or nn.MSELoss with its own options, whose weights are copied.
 
     Raises:
         ValueError: a shape, device or value; TypeError: not a tensor, or its dtype. The argument is named.
@@ -45,7 +46,7 @@ def one_hidden(
     activation: str | nn.Module = "relu",
     loss: LossLike = "cross_entropy",
 ) -> Hessian:
-    """Hessian of a network f = V act(W x + b) + c: equations (8), (9), (11), (14), (15), (18).
+    """Hessian of a network f = V act(W x + b) + c: equations (1), (8), (9), (11), (14), (15), (18).
 
     Layers "hidden" (m blocks of d, +1 with a bias) and "output" (C blocks of m, +1 with a bias).
 
@@ -54,7 +55,8 @@ def one_hidden(
             must not be changed in place.
         output_weight: V (C, m).
         x: inputs (N, d).
-        y: labels (N,) int64, or class probabilities or regression targets (N, C).
+        y: labels (N,) int64, or class probabilities or regression targets (N, C); for binary cross-entropy as in
+            `linear`.
         hidden_bias: b (m,).
         output_bias: c (C,).
         activation: "relu", "leaky_relu", "identity", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", or

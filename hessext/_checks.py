@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import _core
 from ._losses import Loss
 
 # --- tensors ------------------------------------------------------------------------------------------------
@@ -34,7 +35,9 @@ def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None
 
 
 def finite(name: str, t: Tensor) -> None:
-    """Refuse a (non-empty) tensor that holds NaN or infinity."""
+    """Refuse a (non-empty) tensor that holds NaN or infinity; not seen while a CUDA graph is captured."""
+    if t.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
     if not all(map(math.isfinite, _bounds(t))):
         count = int((~t.isfinite()).sum())
         raise ValueError(f"{name}: expected finite values; got {count} that are NaN or infinite")
@@ -43,14 +46,21 @@ def finite(name: str, t: Tensor) -> None:
 def targets(y: Tensor | None, N: int, C: int, loss: Loss, like: Tensor) -> Tensor | None:
     """Return y detached: int64 labels (N,) in [0, C) or ignored, or targets (N, C) of like's dtype.
 
-    None passes where loss.needs_targets is False. The loss's class weights are checked too, and a mean over
-    labels without weight, which is nan in torch, is refused.
+    None passes where loss.needs_targets is False. The loss's weights are checked too, and a mean over labels without
+    weight, which is nan in torch, is refused. Binary cross-entropy takes targets (N,), too, and makes labels such.
     """
+    if y is None and loss.needs_targets:
+        raise ValueError("y: this loss's class weights, ignore_index or pos_weight need targets; got None")
+    if loss.kind == "binary_cross_entropy":
+        single_logit(C)
+        y = None if y is None else _binary_targets(y, N, loss, like)
+        for name, weight in (("loss.weight", loss.weight), ("loss.pos_weight", loss.pos_weight)):
+            if weight is not None:
+                _broadcast(name, weight, (N, 1) if y is None else y.shape, like)
+        return y
     if loss.weight is not None:
         vector("loss.weight", loss.weight, size=C, like=like)
     if y is None:
-        if loss.needs_targets:
-            raise ValueError("y: this loss's class weights or ignore_index need targets; got None")
         return None
     _tensor("y", y)
     if y.ndim != (2 if y.is_floating_point() else 1):  # labels cast to float, or integer one-hot targets
@@ -65,6 +75,12 @@ def targets(y: Tensor | None, N: int, C: int, loss: Loss, like: Tensor) -> Tenso
     _layout("y", y, (N,), like)
     _labels(y, C, loss, like)
     return y
+
+
+def single_logit(C: int) -> None:
+    """Refuse binary cross-entropy of several logits: each has a curvature of its own."""
+    if C != 1:
+        raise ValueError(f"loss: binary cross-entropy is supported for one logit, C = 1; got a model with C = {C}")
 
 
 def out(t: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -118,8 +134,32 @@ def _layout(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | 
         raise ValueError(f"{name}: expected at least one element; got shape {_text(t.shape)}")
     if like is not None and t.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}; got {t.device}")
-    if t.device.type != "cpu":
+    if t.is_cuda and not _core.cuda:
         raise ValueError(f"{name}: expected a CPU tensor, as this build has no CUDA kernels; got {t.device}")
+    if not t.is_cuda and t.device.type != "cpu":
+        raise ValueError(f"{name}: expected a CPU or CUDA tensor; got {t.device}")
+
+
+def _binary_targets(y: Tensor, N: int, loss: Loss, like: Tensor) -> Tensor:
+    """Return the targets of one logit in like's dtype, (N,) or (N, 1): any numbers, or labels 0 and 1."""
+    _tensor("y", y)
+    wanted = f"{like.dtype} targets, or int64 or bool labels, ({N},) or ({N}, 1)"
+    if y.shape not in ((N,), (N, 1)):
+        raise ValueError(f"y: expected {wanted}; got {_text(y.shape)}")
+    if y.is_floating_point():
+        return _floats("y", y, y.shape, like)
+    if y.dtype not in (torch.int64, torch.bool):
+        raise TypeError(f"y: expected {wanted}; got {y.dtype}")
+    _layout("y", y, y.shape, like)
+    _labels(y, 2, loss, like)
+    return y.to(like.dtype)
+
+
+def _broadcast(name: str, t: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """Refuse what is not finite, not of like's dtype and device, or does not broadcast to shape."""
+    _floats(name, t, t.shape, like)
+    if t.ndim > len(shape) or any(a not in (1, b) for a, b in zip(t.shape[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"{name}: expected a shape that broadcasts to {_text(shape)}; got {_text(t.shape)}")
 
 
 def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
@@ -130,8 +170,8 @@ def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
         low, high = _bounds(kept) if len(kept) else (0, 0)
     if low < 0 or high >= C:
         raise ValueError(f"y: expected labels in [0, {C}); got {low if low < 0 else high}")
-    weighted = loss.reduction == "mean" and (ignored or loss.weight is not None)
-    if weighted and not loss.kept(y, like)[1].sum():
+    by_weight = loss.kind == "cross_entropy" and loss.reduction == "mean" and (ignored or loss.weight is not None)
+    if by_weight and not loss.kept(y, like)[1].sum():
         raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
 
 
@@ -163,7 +203,7 @@ def pairs(pairs: Tensor | Sequence[tuple[int, int]], rows: int, cols: int, devic
     """Return (P, 2) int64 on the device: P > 0 pairs (i, j) with 0 <= i < rows and 0 <= j < cols."""
     if isinstance(pairs, Sequence):
         try:
-            pairs = torch.tensor(pairs)
+            pairs = torch.tensor(pairs, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"pairs: expected an int64 tensor (P, 2) or a list of (i, j); {error}") from None
     _tensor("pairs", pairs)

@@ -141,6 +141,59 @@ def _no_targets() -> ValueError:
     return ValueError("y: the residual needs targets; got None")
 
 
+@dataclass(frozen=True, eq=False)
+class BinaryCrossEntropy:
+    """torch's BCEWithLogitsLoss of one logit, (1): l_n = -k w_n (v_n y_n log p_n + (1 - y_n) log(1 - p_n)).
+
+    p_n = sigmoid(f_n); weights w_n and v_n (`pos_weight`) are one number or one per sample; k = 1 / N, or 1 for
+    reduction "sum". With t_n = k w_n v_n y_n and u_n = k w_n (1 - y_n), d l_n / df = u_n p_n - t_n (1 - p_n) and
+    d2 l_n / df2 = (u_n + t_n) p_n (1 - p_n), where 1 - p_n = sigmoid(-f_n).
+    """
+
+    reduction: str = "mean"
+    weight: Tensor | None = None
+    pos_weight: Tensor | None = None
+
+    kind = "binary_cross_entropy"
+    ignore_index = None
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the curvature depends on y."""
+        return self.pos_weight is not None
+
+    def value(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the scalar loss, differentiable, in the dtype of the logits (N, 1)."""
+        weight, pos_weight = (None if t is None else t.to(logits) for t in (self.weight, self.pos_weight))
+        return F.binary_cross_entropy_with_logits(
+            logits.view(y.shape), y.to(logits.dtype), weight, reduction=self.reduction, pos_weight=pos_weight
+        )
+
+    def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
+        """Curvature and residual at logits (N, 1) for checked targets y."""
+        p, rest = logits.sigmoid(), logits.neg().sigmoid()
+        weight = _column(self.weight, logits) / (len(logits) if self.reduction == "mean" else 1)
+
+        def shares() -> tuple[Tensor, Tensor]:
+            """t_n and u_n."""
+            if y is None:
+                raise _no_targets()
+            label = _column(y, logits)
+            return weight * _column(self.pos_weight, logits) * label, weight * (1 - label)
+
+        def residual() -> Tensor:
+            hit, miss = shares()
+            return miss * p - hit * rest
+
+        total = sum(shares()) if self.needs_targets else weight
+        return OutputCurvature((p * rest * total).squeeze(1), residual)
+
+
+def _column(t: Tensor | None, logits: Tensor) -> Tensor:
+    """One number, or one per sample, as (1, 1) or (N, 1); 1 for None."""
+    return logits.new_ones(1, 1) if t is None else t.to(logits).reshape(-1, 1)
+
+
 @dataclass(frozen=True)
 class SquaredError:
     """factor ||f_n - y_n||^2 summed over samples, for targets y (N, C) or labels y (N,), which stand for e_y.
@@ -179,33 +232,40 @@ class SquaredError:
         return {"samples": 1 / len(logits), "mean": 1 / logits.numel(), "sum": 1.0}[self.reduction]
 
 
-Loss = CrossEntropy | SquaredError
+Loss = CrossEntropy | BinaryCrossEntropy | SquaredError
+LossLike = str | nn.CrossEntropyLoss | nn.BCEWithLogitsLoss | nn.MSELoss
+
+_NAMED = {loss.kind: loss for loss in (CrossEntropy, BinaryCrossEntropy, SquaredError)}
 
 
-def resolve(loss: str | nn.CrossEntropyLoss | nn.MSELoss) -> Loss:
-    """Return the Loss of "cross_entropy", "mse" (mean over samples of ||f - y||^2) or of a torch loss module.
+def resolve(loss: LossLike) -> Loss:
+    """Return the Loss of a name, "mse" being the mean over samples of ||f - y||^2, or of a torch loss module.
 
-    Raises ValueError for an unknown name, a reduction that gives no scalar or label_smoothing outside [0, 1],
-    and TypeError for what is not exactly one of the two modules: a subclass may compute anything.
+    Weights are copied. Raises ValueError for an unknown name, a reduction that gives no scalar or label_smoothing
+    outside [0, 1], and TypeError for what is not exactly one of the three modules: a subclass may compute anything.
     """
     if isinstance(loss, str):
-        if loss == "cross_entropy":
-            return CrossEntropy()
-        if loss == "mse":
-            return SquaredError()
-        raise ValueError(f"loss: expected 'cross_entropy' or 'mse'; got {loss!r}")
+        if loss not in _NAMED:
+            raise ValueError(f"loss: expected 'cross_entropy', 'binary_cross_entropy' or 'mse'; got {loss!r}")
+        return _NAMED[loss]()
     if isinstance(loss, type):
         raise TypeError(f"loss: expected a name or an instance; got the class, {loss.__name__}() makes an instance")
-    if type(loss) not in (nn.CrossEntropyLoss, nn.MSELoss):
+    if type(loss) not in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss):
         raise TypeError(
-            "loss: expected 'cross_entropy', 'mse', or an instance of nn.CrossEntropyLoss or nn.MSELoss "
-            f"(not of a subclass); got {loss!r}"
+            "loss: expected 'cross_entropy', 'binary_cross_entropy', 'mse', or an instance of nn.CrossEntropyLoss, "
+            f"nn.BCEWithLogitsLoss or nn.MSELoss (not of a subclass); got {loss!r}"
         )
     if loss.reduction not in ("mean", "sum"):
         raise ValueError(f"loss: a Hessian needs a scalar, reduction 'mean' or 'sum'; got {loss.reduction!r}")
     if type(loss) is nn.MSELoss:
         return SquaredError(loss.reduction)
+    weight = _copied(loss.weight)
+    if type(loss) is nn.BCEWithLogitsLoss:
+        return BinaryCrossEntropy(loss.reduction, weight, _copied(loss.pos_weight))
     if not 0 <= loss.label_smoothing <= 1:
         raise ValueError(f"loss: expected label_smoothing between 0 and 1; got {loss.label_smoothing}")
-    weight = None if loss.weight is None else loss.weight.detach()
     return CrossEntropy(loss.reduction, weight, loss.label_smoothing, loss.ignore_index)
+
+
+def _copied(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.detach().clone()

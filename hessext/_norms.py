@@ -67,7 +67,7 @@ def block_norms(B: BlockMatrix, pairs: Tensor | None) -> Tensor:
             result[first:, first:last] = norms.T
         return result
     squares = _squares_of(B, rows * cols)
-    for pairs in _grid_pairs(rows, cols, False):
+    for _, pairs in _grid_pairs(rows, cols, False, B.device):
         i, j = pairs.unbind(1)
         result[i, j] = squares(pairs).sqrt_().to(B.dtype)
     return result
@@ -95,7 +95,7 @@ def row_norms(B: BlockMatrix) -> RowNorms:
             merge(slice(last, count), norms[:, len(norms) :].T, first)
     if B._replicated:
         diagonal += _first_square(B) ** 0.5
-        at.copy_(torch.arange(count) == 0)
+        at.copy_(torch.arange(count, device=B.device) == 0)
     if count == 1:
         at.fill_(-1)
     mean = total / max(1, count - 1)
@@ -115,9 +115,9 @@ def _norm_rows(B: BlockMatrix) -> Iterator[tuple[int, Tensor]]:
         yield 0, squares.sqrt_()
         return
     squares = _squares_of(B, every)
-    for pairs in _grid_pairs(count, count, True):
+    for rows, pairs in _grid_pairs(count, count, True, B.device):
         i, j = pairs.unbind(1)
-        first, last = int(i[0]), int(i[-1]) + 1
+        first, last = rows.start, rows.stop
         norms = torch.zeros(last - first, count - first, dtype=torch.float64, device=B.device)
         norms[i - first, j - first] = squares(pairs).sqrt_()
         square = norms[:, : last - first]
@@ -151,7 +151,7 @@ def _pair_sums(B: BlockMatrix, squares: Callable[[Tensor], float]) -> tuple[floa
     """Sums over the diagonal and over all other blocks."""
     count = B.grid[0]
     diagonal = off_diagonal = 0.0
-    for some in _grid_pairs(count, count, True):
+    for _, some in _grid_pairs(count, count, True, B.device):
         for pairs in _gram.chunks(some, B._problem.x):
             on = pairs[:, 0] == pairs[:, 1]
             diagonal += squares(pairs[on]) if on.any() else 0.0
@@ -205,13 +205,14 @@ def _first_square(B: BlockMatrix) -> float:
     return _block_squares(B)(torch.zeros(1, 2, dtype=torch.int64, device=B.device)).item()
 
 
-def _grid_pairs(rows: int, cols: int, upper: bool) -> Iterator[Tensor]:
-    """All pairs of the grid, or those with i <= j, in pieces of whole rows."""
+def _grid_pairs(rows: int, cols: int, upper: bool, device: torch.device) -> Iterator[tuple[range, Tensor]]:
+    """All pairs of the grid, or those with i <= j, in pieces of whole rows; the rows of each piece."""
     i, more = 0, max(1, _PAIRS // cols)
     while i < rows:
-        block = torch.arange(i, min(rows, i + more))
-        pairs = torch.cartesian_prod(block, torch.arange(i if upper else 0, cols))
-        yield pairs[pairs[:, 0] <= pairs[:, 1]] if upper else pairs
+        some = range(i, min(rows, i + more))
+        block = torch.arange(some.start, some.stop, device=device)
+        pairs = torch.cartesian_prod(block, torch.arange(i if upper else 0, cols, device=device))
+        yield some, pairs[pairs[:, 0] <= pairs[:, 1]] if upper else pairs
         i += more
 
 

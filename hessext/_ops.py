@@ -1,4 +1,4 @@
-"""The core's operations as torch operators (`torch.ops.hessext.*`): schema, fake and CPU implementation of each.
+"""The core's operations as torch operators (`torch.ops.hessext.*`): schema, fake and real implementation of each.
 
 Arguments are taken as they are: shapes and values are checked where the public functions build them. Every part of
 the Hessian is H = sum_n Q_n (x) phi_n psi_n^T; `part` says what Q_n is made of (csrc/core.h), the `Curvature` tensors
@@ -54,6 +54,7 @@ _library.define(f"block_squares(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
 _library.define("softmax_top(Tensor probs) -> (Tensor, Tensor)")
 _library.define("label_residual(Tensor probs, Tensor scale, Tensor label, Tensor top, Tensor rest) -> Tensor")
 _library.define("softmax_shift(Tensor probs, Tensor top, Tensor weight) -> Tensor")
+_library.define("softmax_product_(Tensor(a!) v, Tensor probs, Tensor scale, Tensor top) -> ()")
 _library.define("softmax_scan_(Tensor logits, int first, Tensor(a!) largest, Tensor(b!) top, Tensor(c!) others) -> ()")
 _library.define(
     "softmax_others_(Tensor(a!) logits, int first, Tensor largest, Tensor top, Tensor others, Tensor lift) -> ()"
@@ -67,6 +68,24 @@ _library.define(
     "Tensor(a!) sums) -> ()"
 )
 _library.define(f"curvature_entries(int part, Tensor pairs, int classes, {_CURVATURE}) -> Tensor")
+
+
+class _Workspace:
+    """Memory of a GPU for one call: torch's allocator gives it to other work on the same stream only after it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self, size: int) -> int:
+        self._held = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self._held.data_ptr()
+
+
+def _where(t: Tensor) -> _core.Where:
+    """Who computes on t: torch's threads, or its current stream on t's device."""
+    if t.is_cuda:
+        return _core.Where(t.device.index, torch.cuda.current_stream(t.device).cuda_stream, _Workspace(t.device))
+    return _core.Where(torch.get_num_threads())
 
 
 def _features(t: Tensor, ones: bool) -> _core.Features:
@@ -84,14 +103,14 @@ def _part(part: int, left: Tensor, left_ones: bool, right: Tensor, right_ones: b
 
 
 def _dense(out, ld, axes, direct, mirror, *part):
-    _core.dense(*_part(*part), out.data_ptr(), ld, axes, direct, mirror, torch.get_num_threads())
+    _core.dense(*_part(*part), out.data_ptr(), ld, axes, direct, mirror, _where(out))
 
 
 def _blocks(pairs, transposed, *part):
     out = _fake_blocks(pairs, transposed, *part)
     if len(pairs):
         addresses = pairs.data_ptr(), len(pairs), out.data_ptr(), transposed, 0
-        _core.pairs(*_part(*part), *addresses, torch.get_num_threads())
+        _core.pairs(*_part(*part), *addresses, _where(out))
     return out
 
 
@@ -99,58 +118,63 @@ def _block_squares(pairs, *part):
     out = _fake_block_squares(pairs, *part)
     if len(pairs):
         addresses = pairs.data_ptr(), len(pairs), 0, False, out.data_ptr()
-        _core.pairs(*_part(*part), *addresses, torch.get_num_threads())
+        _core.pairs(*_part(*part), *addresses, _where(out))
     return out
 
 
 def _softmax_top(probs):
     top, rest = _fake_softmax_top(probs)
-    wide, threads = probs.dtype == torch.float64, torch.get_num_threads()
-    _core.softmax_top(wide, probs.data_ptr(), *probs.shape, top.data_ptr(), rest.data_ptr(), threads)
+    wide, where = probs.dtype == torch.float64, _where(probs)
+    _core.softmax_top(wide, probs.data_ptr(), *probs.shape, top.data_ptr(), rest.data_ptr(), where)
     return top, rest
 
 
 def _label_residual(probs, scale, label, top, rest):
     out = torch.empty_like(probs)
     pointers = [t.data_ptr() for t in (probs, scale, label, top, rest)]
-    wide, threads = probs.dtype == torch.float64, torch.get_num_threads()
-    _core.label_residual(wide, *pointers, *probs.shape, out.data_ptr(), threads)
+    wide, where = probs.dtype == torch.float64, _where(probs)
+    _core.label_residual(wide, *pointers, *probs.shape, out.data_ptr(), where)
     return out
 
 
 def _softmax_shift(probs, top, weight):
     out = _fake_softmax_shift(probs, top, weight)
     pointers = [t.data_ptr() for t in (probs, top, weight)]
-    wide, threads = probs.dtype == torch.float64, torch.get_num_threads()
-    _core.softmax_shift(wide, *pointers, *probs.shape, weight.shape[1], out.data_ptr(), threads)
+    wide, where = probs.dtype == torch.float64, _where(probs)
+    _core.softmax_shift(wide, *pointers, *probs.shape, weight.shape[1], out.data_ptr(), where)
     return out
+
+
+def _softmax_product(v, probs, scale, top):
+    pointers = [t.data_ptr() for t in (probs, scale, top, v)]
+    _core.softmax_product(v.dtype == torch.float64, *pointers, *v.shape, v.data_ptr(), _where(v))
 
 
 def _curvature_entries(part, pairs, classes, *curvature):
     out = _fake_curvature_entries(part, pairs, classes, *curvature)
     none = curvature[1].new_empty(len(out), 0)
     wide, _, _, _, _, packed = _part(part, none, False, none, False, False, classes, *curvature)
-    _core.curvature_entries(wide, part, packed, pairs.data_ptr(), len(pairs), out.data_ptr(), torch.get_num_threads())
+    _core.curvature_entries(wide, part, packed, pairs.data_ptr(), len(pairs), out.data_ptr(), _where(out))
     return out
 
 
 def _softmax_scan(logits, first, largest, top, others):
     pointers = [t.data_ptr() for t in (largest, top, others)]
-    wide, threads = logits.dtype == torch.float64, torch.get_num_threads()
-    _core.softmax_scan(wide, logits.data_ptr(), *logits.shape, first, *pointers, threads)
+    wide, where = logits.dtype == torch.float64, _where(logits)
+    _core.softmax_scan(wide, logits.data_ptr(), *logits.shape, first, *pointers, where)
 
 
 def _softmax_others(logits, first, largest, top, others, lift):
     pointers = [t.data_ptr() for t in (largest, top, others, lift)]
-    wide, threads = logits.dtype == torch.float64, torch.get_num_threads()
-    _core.softmax_others(wide, logits.data_ptr(), *logits.shape, first, *pointers, threads)
+    wide, where = logits.dtype == torch.float64, _where(logits)
+    _core.softmax_others(wide, logits.data_ptr(), *logits.shape, first, *pointers, where)
 
 
 def _gram_sums(left, right, weight, triangle, products, lifts, sums):
     sides = [n for t in (left, right) for n in (t.data_ptr(), t.stride(0))]
     results = 0 if products is None else products.data_ptr(), *_lifts(lifts), sums.data_ptr()
     pointers = weight.data_ptr(), triangle, *results
-    _core.gram_sums(left.dtype == torch.float64, len(left), *weight.shape, *sides, *pointers, torch.get_num_threads())
+    _core.gram_sums(left.dtype == torch.float64, len(left), *weight.shape, *sides, *pointers, _where(sums))
 
 
 def _lifts(lifts):
@@ -161,7 +185,7 @@ def _lifts(lifts):
 def _gram_tops(products, weight, triangle, lifts, left, right, sums):
     sides = [[t.data_ptr() for t in side] for side in (left, right)]
     pointers = weight.data_ptr(), triangle, products.data_ptr(), *_lifts(lifts), *sides, sums.data_ptr()
-    _core.gram_tops(weight.dtype == torch.float64, *weight.shape, *pointers, torch.get_num_threads())
+    _core.gram_tops(weight.dtype == torch.float64, *weight.shape, *pointers, _where(sums))
 
 
 def _fake_softmax_top(probs):
@@ -185,14 +209,15 @@ def _fake_curvature_entries(part, pairs, classes, *curvature):
     return curvature[1].new_empty(pairs.shape[0], curvature[1].shape[0])
 
 
-def _operator(name: str, cpu: Callable, fake: Callable) -> Callable:
+def _operator(name: str, real: Callable, fake: Callable) -> Callable:
     """Register an operator; return the function to call it by, which spares eager calls the dispatcher's 5 us."""
-    _library.impl(name, cpu, "CPU")
+    _library.impl(name, real, "CPU")
+    _library.impl(name, real, "CUDA")
     torch.library.register_fake(f"hessext::{name}", fake, lib=_library)
     operator = getattr(torch.ops.hessext, name).default
 
     def call(*arguments):
-        return operator(*arguments) if torch.compiler.is_compiling() else cpu(*arguments)
+        return operator(*arguments) if torch.compiler.is_compiling() else real(*arguments)
 
     return call
 
@@ -203,6 +228,7 @@ block_squares = _operator("block_squares", _block_squares, _fake_block_squares)
 softmax_top = _operator("softmax_top", _softmax_top, _fake_softmax_top)
 label_residual = _operator("label_residual", _label_residual, lambda probs, *_: torch.empty_like(probs))
 softmax_shift = _operator("softmax_shift", _softmax_shift, _fake_softmax_shift)
+softmax_product_ = _operator("softmax_product_", _softmax_product, lambda *_: None)
 softmax_scan_ = _operator("softmax_scan_", _softmax_scan, lambda *_: None)
 softmax_others_ = _operator("softmax_others_", _softmax_others, lambda *_: None)
 gram_sums_ = _operator("gram_sums_", _gram_sums, lambda *_: None)

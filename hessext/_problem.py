@@ -168,7 +168,7 @@ class Problem:
 
     @cached_property
     def shift(self) -> Tensor | None:
-        """sum_c p_c (V_c - V_top) (N, m) of the softmax, None for the squared error."""
+        """sum_c p_c (V_c - V_top) (N, m) of the softmax, None without one."""
         c = self.curvature
         return None if c.probs is None else _ops.softmax_shift(c.probs, c.top, self.output[0])
 
@@ -181,8 +181,8 @@ class Problem:
         return Part.HIDDEN if row.kind == "hidden" else Part.OUTPUT
 
     def replicated(self, row: Layer, col: Layer) -> bool:
-        """Squared error: all output blocks (i, i) are one and the same, the core writes them alone; others are zero."""
-        return self.part(row, col) == Part.OUTPUT and self.loss.kind == "mse"
+        """Without softmax all output blocks (i, i) are one and the same, the core writes them alone; others vanish."""
+        return self.part(row, col) == Part.OUTPUT and self.loss.kind != "cross_entropy"
 
     def features_of(self, layer: Layer) -> Tensor:
         """The layer's features without the bias (N, cols)."""

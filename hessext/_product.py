@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _ops
 from ._problem import Affine, Layer, Problem, Term
 
 _CHUNK_BYTES = 1 << 24  # of (samples, C) work tensors; sums of chunks are kept in float64
@@ -73,13 +74,13 @@ def _apply(x: Tensor, affine: Affine) -> Tensor:
 
 
 def _output_curvature(problem: Problem, rows: slice, v: Tensor) -> Tensor:
-    """B_n v_n for each sample; v is centred at the top class, where p - p^2 would cancel."""
+    """B_n v_n for each sample, in place where there is a softmax."""
     c = problem.curvature
     if c.probs is None:
         return c.scale[rows, None] * v
-    probs = c.probs[rows]
-    centred = v - v.gather(1, c.top[rows, None])
-    return (centred - (probs * centred).sum(1, keepdim=True)).mul_(probs).mul_(c.scale[rows, None])
+    v = v.contiguous()
+    _ops.softmax_product_(v, c.probs[rows], c.scale[rows], c.top[rows])
+    return v
 
 
 # ------------------------------------------------------------------------------------------ vectors and layers

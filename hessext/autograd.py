@@ -2,7 +2,8 @@
 
 Cross entropy is differentiated as  sum_n c_n log1p(sum_{j != top} e^{f_nj - f_n,top}) + sum_j t_nj (f_n,top - f_nj),
 t_n being torch's weighted, smoothed target and c_n = sum_j t_nj. That is torch's function, but the derivatives of
-log_softmax itself lose p (1 - p) where one class dominates, even in float64.
+log_softmax itself lose p (1 - p) where one class dominates, even in float64. Binary cross entropy is that of the two
+logits 0 and f_n with t_n = k w_n (1 - y_n, v_n y_n), k, w and v being torch's 1 / N or 1, weight and pos_weight.
 """
 
 from __future__ import annotations
@@ -171,6 +172,13 @@ def _loss(loss: Any, logits: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     if isinstance(loss, str | nn.Module):
         loss = _losses.resolve(loss)
     N, C = logits.shape
+    if loss.kind == "binary_cross_entropy":
+        _checks.single_logit(C)
+        y = logits.new_zeros(N, 1) if y is None else y.detach().to(logits.dtype)
+        w, v = (torch.ones_like(y) if t is None else t.to(logits) for t in (loss.weight, loss.pos_weight))
+        t = torch.stack([(1 - y) * w, v * y * w], -1).view(N, 2) / (N if loss.reduction == "mean" else 1)
+        two = _softmax_loss(t, F.pad(logits, (1, 0)))
+        return lambda f: two(F.pad(f, (1, 0)))
     if y is None:  # only where the Hessian does not depend on it
         y = torch.zeros(N, dtype=torch.int64, device=logits.device)
     labels = not y.is_floating_point()
@@ -184,6 +192,11 @@ def _loss(loss: Any, logits: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     t = ((1 - loss.label_smoothing) * target * hit + loss.label_smoothing / C * weight) * kept
     if loss.reduction == "mean":
         t = t / ((hit * kept).sum() if labels else N)
+    return _softmax_loss(t, logits)
+
+
+def _softmax_loss(t: Tensor, logits: Tensor) -> Callable[[Tensor], Tensor]:
+    """- sum_n t_n . log softmax(f_n) for targets t (N, C), anchored at the largest of the logits."""
     top = logits.argmax(1, keepdim=True)
     other = torch.ones_like(logits).scatter_(1, top, 0.0)
 

@@ -43,6 +43,12 @@ LOSSES = {  # name: (what hessext and torch are given, for C classes; kind of ta
     "ce weight prob": (lambda C: nn.CrossEntropyLoss(weight=_class_weight(C), label_smoothing=0.1), "prob"),
     "mse module": (lambda C: nn.MSELoss(), "vector"),
     "mse sum": (lambda C: nn.MSELoss(reduction="sum"), "vector"),
+    "binary_cross_entropy": (lambda C: "binary_cross_entropy", "binary class"),
+    "bce sum": (lambda C: nn.BCEWithLogitsLoss(reduction="sum"), "binary prob"),
+    "bce weight": (
+        lambda C: nn.BCEWithLogitsLoss(_class_weight(C), pos_weight=torch.full((C,), 2.5, dtype=torch.float64)),
+        "binary prob",
+    ),
 }
 
 
@@ -88,14 +94,16 @@ class Inputs:
         """The floating dtype of all tensors."""
         return self.x.dtype
 
-    def to(self, dtype: torch.dtype) -> Inputs:
-        """The same values in another dtype."""
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
+        """The same values in another dtype or on another device."""
 
         def cast(t):
-            return t.to(dtype) if t is not None and t.is_floating_point() else t
+            return None if t is None else t.to(device, dtype if t.is_floating_point() else t.dtype)
 
         names = ("x", "y", "output_weight", "output_bias", "hidden_weight", "hidden_bias")
-        return Inputs(self.case, loss=make_loss(self.case, dtype), **{n: cast(getattr(self, n)) for n in names})
+        loss = make_loss(self.case, dtype)
+        loss = loss if isinstance(loss, str) else loss.to(device)
+        return Inputs(self.case, loss=loss, **{n: cast(getattr(self, n)) for n in names})
 
     def lift(self) -> Inputs:
         """The same values in float64."""
@@ -167,6 +175,10 @@ def make_inputs(case: Case, dtype: torch.dtype) -> Inputs:
     if kind == "class":
         y = torch.randint(C, (N,), generator=g)
         y[0] = C - 1  # at least one sample that no ignore_index of LOSSES drops
+    elif kind == "binary class":
+        y = torch.randint(2, (N,), generator=g)
+    elif kind == "binary prob":
+        y = torch.sigmoid(normal(N, 1))
     elif kind == "prob":
         y = torch.softmax(normal(N, C), 1)
         y[N // 2] *= 0.75  # torch accepts targets that do not sum to one
@@ -190,6 +202,8 @@ LINEAR = [
     Case(13, 33, 4, loss="ce prob"),
     Case(17, 3, 7, loss="ce sum ignore"),
     Case(15, 4, 6, loss="mse module", bias="o"),
+    Case(33, 17, 1, loss="binary_cross_entropy"),
+    Case(16, 9, 1, loss="bce weight", bias="o"),
 ]
 
 HIDDEN = [
@@ -219,6 +233,9 @@ HIDDEN = [
     Case(65, 7, 3, 5, activation="silu", loss="ce weight smooth"),
     Case(1, 9, 15, 4, activation="softplus", bias="o"),
     Case(17, 3, 6, 17, activation="softplus 3 2", loss="mse class", bias="ho"),
+    Case(65, 16, 1, 17, loss="binary_cross_entropy", bias="ho"),
+    Case(17, 6, 1, 9, activation="gelu", loss="bce weight", bias="h"),
+    Case(15, 7, 1, 33, activation="tanh", loss="bce sum", bias="o"),
 ]
 
 PEAKED = [  # float64 only: the forward pass alone costs 30 times the rounding
@@ -228,4 +245,9 @@ PEAKED = [  # float64 only: the forward pass alone costs 30 times the rounding
     Case(9, 3, 5, 4, activation="gelu", bias="ho", scale=80.0),
 ]
 
-SMALL = [Case(7, 5, 3), Case(6, 4, 3, 5), Case(5, 3, 4, 2, activation="tanh", loss="mse", bias="ho")]
+SMALL = [
+    Case(7, 5, 3),
+    Case(6, 4, 3, 5),
+    Case(5, 3, 4, 2, activation="tanh", loss="mse", bias="ho"),
+    Case(6, 3, 1, 4, activation="silu", loss="bce weight", bias="ho"),
+]

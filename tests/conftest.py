@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from hessext import _core, _gram
+from hessext import _core, _gram, _ops
 
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
@@ -46,3 +46,25 @@ def memory(request, monkeypatch):
     if kept is not None:
         monkeypatch.setattr(_gram, "_KEPT", kept)
         monkeypatch.setattr(_gram, "_TILE", 1000)
+
+
+# How CUDA kernels are run: order of the threads of a block between barriers, and whether on tensor cores.
+EMULATED = {"tensor cores": (1, True), "tensor cores, shuffled again": (2, True), "plain": (3, False)}
+GPU = {"gpu": True, "gpu, plain": False} if torch.cuda.is_available() and _core.cuda else {}
+
+
+@pytest.fixture(params=[*EMULATED, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU)])
+def cuda(request, monkeypatch):
+    """The device whose tensors are given to CUDA kernels: a GPU, or the CPU with the kernels emulated on it."""
+    if request.param in GPU:
+        core, products = _core, GPU[request.param]
+    else:
+        from hessext import _emulated as core  # built by scripts/env
+
+        order, products = EMULATED[request.param]
+        core.set_order(order)
+        monkeypatch.setattr(_ops, "_core", core)
+        monkeypatch.setattr(_ops, "_where", lambda t: core.Where(0, 0, _ops._Workspace(t.device)))
+    core.set_tensor_cores(products)
+    yield "cuda" if request.param in GPU else "cpu"
+    core.set_tensor_cores(True)

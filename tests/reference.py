@@ -80,6 +80,8 @@ def output_curvature(loss: str | nn.Module, logits: Tensor, y: Tensor) -> tuple[
     Nothing is formed as 1 - p: with c = sum_k t_k,  r_i = c p_i - t_i = sum_{k != i} (p_i t_k - t_i p_k).
     """
     N, C = logits.shape
+    if loss == "binary_cross_entropy" or isinstance(loss, nn.BCEWithLogitsLoss):
+        return binary_curvature(nn.BCEWithLogitsLoss() if isinstance(loss, str) else loss, logits, y)
     eye = torch.eye(C, dtype=logits.dtype)
     target = (eye[y.clamp(0, C - 1)] if y.dtype == torch.int64 else y).to(logits.dtype)
     if loss == "mse" or isinstance(loss, nn.MSELoss):
@@ -99,6 +101,18 @@ def output_curvature(loss: str | nn.Module, logits: Tensor, y: Tensor) -> tuple[
     p, off = torch.softmax(logits, 1), 1 - eye
     B = torch.diag_embed(p * (p @ off)) - off * p[:, :, None] * p[:, None, :]
     return t.sum(1)[:, None, None] * B, p * (t @ off) - t * (p @ off)
+
+
+def binary_curvature(loss: nn.BCEWithLogitsLoss, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of one logit's sigmoid (N, 1), with the weights of torch's formula (N or 1 of each)."""
+    y = y.to(logits.dtype).view(-1, 1)
+    one = torch.ones_like(y)
+    weight, pos_weight = (one if t is None else t.view(-1, 1) for t in (loss.weight, loss.pos_weight))
+    weight = weight / (len(y) if loss.reduction == "mean" else 1)
+    p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
+    hit, miss = pos_weight * y, 1 - y
+    curvature = (one if loss.pos_weight is None else hit + miss) * weight * p * q
+    return curvature[:, :, None], weight * (miss * p - hit * q)
 
 
 def with_one(features: Tensor, bias: Tensor | None) -> Tensor:

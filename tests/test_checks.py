@@ -141,7 +141,7 @@ BAD_TARGETS = {
         None,
         loss(ignore_index=1),
         ValueError,
-        "y: this loss's class weights or ignore_index need targets; got None",
+        "y: this loss's class weights, ignore_index or pos_weight need targets; got None",
     ),
     "ignored probabilities": (
         X,

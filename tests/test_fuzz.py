@@ -22,8 +22,9 @@ sizes = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33]))
 def cases(draw):
     """Small cases of any kind; the logits of some are scaled up."""
     loss = draw(st.sampled_from(list(LOSSES)))
-    fewest = {"class": 3, "prob": 2, "vector": 1}[LOSSES[loss][1]]  # ignore_index = 0 or 1 leaves a class
-    shape = draw(sizes), draw(sizes), max(fewest, draw(sizes))
+    kind, C = LOSSES[loss][1], draw(sizes)
+    fewest = {"class": 3, "prob": 2, "vector": 1}  # ignore_index = 0 or 1 leaves a class
+    shape = draw(sizes), draw(sizes), 1 if kind.startswith("binary") else max(fewest[kind], C)
     if not draw(st.booleans()):
         return Case(*shape, loss=loss, bias=draw(st.sampled_from(["", "o"])))
     kind = draw(st.sampled_from(list(ACTIVATIONS)))
@@ -133,7 +134,7 @@ junk = st.one_of(
     junk,
     junk,
     st.sampled_from(["relu", "gelu", "what"]),
-    st.sampled_from(["cross_entropy", "mse", "?"]),
+    st.sampled_from(["cross_entropy", "binary_cross_entropy", "mse", "?"]),
 )
 def test_junk_is_refused_and_nothing_crashes(W, V, x, y, bias, kind, loss):
     for call in (

@@ -18,6 +18,8 @@ def loss_value(inputs: Inputs, logits: torch.Tensor) -> torch.Tensor:
     if inputs.loss == "mse":
         y = F.one_hot(inputs.y, logits.shape[1]) if inputs.y.dtype == torch.int64 else inputs.y
         return (logits - y).square().sum(1).mean()
+    if inputs.loss == "binary_cross_entropy":
+        return F.binary_cross_entropy_with_logits(logits[:, 0], inputs.y.to(logits.dtype))
     return inputs.loss(logits, inputs.y)
 
 

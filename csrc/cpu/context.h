@@ -16,65 +16,24 @@ inline i64 even(i64 total, i64 most, i64 unit) {
 }
 
 template <class T>
-class Context {
+class Context : protected Outline<T> {
+    i64 next_row_ = 0, next_col_ = 0, next_pair_ = 0;
+
   protected:
-    const Assembly<T>& r;
-    const Curvature<T>& q;
+    using Outline<T>::r;
+    const Curvature<T>& q = r.curvature;
     const Kernels<T>& k;
     const Plan plan;
     const int threads;
-    const bool within;
-    // Without softmax all output blocks (i, i) are one and the same and the others are zero (the caller's part).
-    const bool replicated;
-    const bool extra;  // the residual part of the cross layer is added
-
-  private:
-    i64 next_row_ = 0, next_col_ = 0, next_pair_ = 0;
-
-    // Blocks are written as small dense matrices of their own.
-    static Dense<T> destination(const Assembly<T>& r) {
-        if (r.dense.out) return r.dense;
-        const auto axis = [](const Features<T>& f) { return Axis{0, 0, f.cols, 0, f.cols}; };
-        return {r.blocks,      r.transposed ? r.left.size() : r.right.size(),
-                axis(r.left),  axis(r.right),
-                !r.transposed, r.transposed || r.symmetric};
-    }
-
-  protected:
-    const Dense<T> dense;
 
     Context(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
-        : r(request),
-          q(request.curvature),
-          k(kernel),
-          plan(plan),
-          threads(threads),
-          within(r.part != Part::cross),
-          replicated(r.part == Part::output && !q.probs),
-          extra(r.part == Part::cross && q.residual && r.right.cols > 0),
-          dense(destination(request)) {}
-
-    i64 outer_rows() const {
-        if (replicated) return 1;
-        if (plan.outer == Outer::features) return r.left.size();
-        return r.part == Part::output ? q.classes : q.units;
-    }
-    i64 outer_cols() const {
-        if (plan.outer != Outer::blocks) return r.right.size();
-        return within ? outer_rows() : q.classes;
-    }
-    // Whether only pairs first <= second are computed.
-    bool outer_triangle() const { return within && (plan.outer == Outer::blocks || r.symmetric); }
-    i64 pair_count() const {
-        if (r.pairs) return r.pair_count;
-        return outer_triangle() ? outer_rows() * (outer_rows() + 1) / 2 : outer_rows() * outer_cols();
-    }
+        : Outline<T>(request, plan.outer), k(kernel), plan(plan), threads(threads) {}
 
     // Pairs in a batch whose workspace is `bytes` a pair, a multiple of `unit`.
     i64 batch_limit(i64 bytes, i64 unit) const {
         bytes += 6 * i64(sizeof(i64));  // the pair itself, its units
         if (r.part == Part::hidden) bytes += threads * k.lanes * i64(sizeof(T) + sizeof(double));
-        return even(pair_count(), std::max(unit, batch_bytes / bytes / unit * unit), unit);
+        return even(this->pair_count(), std::max(unit, batch_bytes / bytes / unit * unit), unit);
     }
 
     // The next outer pairs, at most `limit`; none at the end.
@@ -85,13 +44,13 @@ class Context {
             batch.pairs.assign(r.pairs + 2 * next_pair_, r.pairs + 2 * (next_pair_ + count));
             next_pair_ += count;
         } else {
-            const i64 rows = outer_rows(), cols = outer_cols();
+            const i64 rows = this->outer_rows(), cols = this->outer_cols();
             while (next_row_ < rows && batch.count() < limit) {
                 batch.pairs.push_back(next_row_);
                 batch.pairs.push_back(next_col_);
                 if (++next_col_ == cols) {
                     ++next_row_;
-                    next_col_ = outer_triangle() ? next_row_ : 0;
+                    next_col_ = this->outer_triangle() ? next_row_ : 0;
                 }
             }
         }
@@ -119,9 +78,6 @@ class Context {
             r.norms[done + t] = sum;
         }
     }
-
-    // Destination of block `pair` of a list, or of the whole matrix.
-    T* base(i64 pair) const { return r.blocks ? dense.out + pair * r.left.size() * r.right.size() : dense.out; }
 };
 
 }  // namespace hessext::cpu

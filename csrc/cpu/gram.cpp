@@ -131,21 +131,11 @@ void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, doub
         const Unlift<T> unlift(g, at);
         for (i64 r = 0; r < at.rows; ++r)
             for (i64 c = at.begin(r); c < at.cols; ++c) {
-                const i64 n = at.r0 + r, n_ = at.c0 + c;
-                const double others = g.products[n * g.cols + n_];
-                const double s = left.p[n] * left.rest[n], s_ = right.p[n_] * right.rest[n_];
-                double on, tops, both;  // r_j = p_nj p_n'j: at the top classes together, and twice their product
-                if (left.top[n] == right.top[n_]) {
-                    on = s * s_, tops = left.p[n] * right.p[n_], both = 0;
-                } else {
-                    const double p_ = unlift.across[c] * double(left.at_other[n * g.cols + n_]);
-                    const double p = unlift.down[r] * double(right.at_other[n_ * g.rows + n]);
-                    on = s * p_ * (1 - p_) + s_ * p * (1 - p);
-                    tops = left.p[n] * p_ + right.p[n_] * p, both = 2 * left.p[n] * p_ * right.p[n_] * p;
-                }
-                const double w = at.times(r, c) * double(g.weight[n * g.cols + n_]);
-                sum[0] += w * on;
-                sum[1] += w * (both + 2 * tops * others + others * others);
+                const i64 n = at.r0 + r, m = at.c0 + c;
+                const TopSums tops = top_sums(g, left, right, n, m, unlift.down[r], unlift.across[c]);
+                const double w = at.times(r, c) * double(g.weight[n * g.cols + m]);
+                sum[0] += w * tops.on;
+                sum[1] += w * tops.off;
             }
     });
 }

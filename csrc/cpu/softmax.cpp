@@ -35,6 +35,19 @@ void label_residual(const T* probs, const T* scale, const i64* label, const i64*
 }
 
 template <class T>
+void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
+                     int threads) {
+    const Kernels<T>& k = kernels<T>();
+    threads = team(threads, double(samples) * double(classes));
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (i64 n = 0; n < samples; ++n) {
+        const T *p = probs + n * classes, *from = v + n * classes, at_top = from[top[n]];
+        const T mean = k.shift(p, from, classes, at_top);
+        for (i64 c = 0; c < classes; ++c) out[n * classes + c] = scale[n] * (p[c] * ((from[c] - at_top) - mean));
+    }
+}
+
+template <class T>
 void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
                    int threads) {
     const Kernels<T>& k = kernels<T>();
@@ -102,6 +115,7 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
 #define HESSEXT_INSTANTIATE(T)                                                                                   \
     template void softmax_top<T>(const T*, i64, i64, i64*, T*, int);                                             \
     template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, int);    \
+    template void softmax_product<T>(const T*, const T*, const i64*, const T*, i64, i64, T*, int);               \
     template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, int);                      \
     template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, int);                              \
     template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, const double*, int); \

@@ -237,8 +237,7 @@ class TileAssembly : Context<T> {
     // All places of a tile: its block, the block (second, first), and the mirror images of both.
     void write(const Tile<T>& tile, i64 pair, i64 first, i64 second, i64 r0, i64 c0, const Workspace& work) const {
         T* out = this->base(pair);
-        const bool twice = r.dense.out && this->outer_triangle() && first != second;
-        const i64 copies = replicated && r.dense.out ? q.classes : twice ? 2 : 1;
+        const i64 copies = this->copies(first, second);
         for (i64 copy = 0; copy < copies; ++copy, std::swap(first, second)) {
             if (replicated) first = second = copy;
             if (flipped ? dense.mirror : dense.direct) {
@@ -256,10 +255,9 @@ class TileAssembly : Context<T> {
 
     // Numbers of `count` tile items from e0 on, on the side of the rows or of the columns of H.
     void number(i64 first, i64 second, i64 e0, i64 count, bool row, bool by_unit, i64* to) const {
-        const bool block = plan.outer == Outer::blocks || (plan.outer == Outer::mixed && row);
-        const i64 outer = row ? first : second;
-        const Axis plain = row ? dense.rows : dense.cols, axis = by_unit && !block ? class_runs(plain) : plain;
-        for (i64 e = 0; e < count; ++e) to[e] = block ? axis.at(outer, e0 + e) : axis.at(e0 + e, outer);
+        const Axis plain = row ? dense.rows : dense.cols;
+        const Axis axis = by_unit && !this->tile_is_features(row) ? class_runs(plain) : plain;
+        for (i64 e = 0; e < count; ++e) to[e] = this->place(axis, row, first, second, e0 + e);
     }
 
     // Where classes fill the tile, neighbours in it lie a block apart in a row of the matrix, and every cache line

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../outline.h"
 #include "kernels.h"
 
 namespace hessext::cpu {
@@ -12,13 +13,6 @@ inline constexpr i64 weight_step = 64;  // samples whose weights one thread fill
 
 // Threads worth starting for a number of multiply-adds.
 inline int team(int threads, double cost) { return int(std::max(1.0, std::min(double(threads), cost / 2e5))); }
-
-// What the outer pair runs over; the tile runs over the rest of H[i, a; j, b] = sum_n Q_n[i, j] phi_n[a] psi_n[b].
-enum class Outer {
-    blocks,    // pair (i, j), weight Q_n[i, j]; tile over features (a, b)
-    features,  // output part: pair (a, b), weight -c_n phi_n[a] phi_n[b]; tile over classes (i, j) of p_n p_n^T
-    mixed,     // cross part: pair (i, b), weight c_n act'_n[i] psi_n[b]; tile over (a, j) of x_n[a] (B_n V)[j, i]
-};
 
 // Writes weight (and extra) of pair t, sample n to data[offset(t) + n * stride].
 template <class T>
@@ -31,29 +25,6 @@ struct WeightView {
     i64 offset(i64 t) const { return panel ? t / panel * panel * samples + t % panel : t * samples; }
     i64 stride() const { return panel ? panel : 1; }
 };
-
-template <class T>
-inline T feature(const Features<T>& f, i64 n, i64 a) {
-    return a < f.cols ? f.data[n * f.ld + a] : T(1);
-}
-
-// c_n (delta_ij p_i - p_i p_j), with 1 - p formed from the other probabilities.
-template <class T>
-inline T output_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
-    if (!q.probs) return i == j ? q.scale[n] : T(0);
-    const T* p = q.probs + n * q.classes;
-    if (i != j) return -q.scale[n] * p[i] * p[j];
-    return q.scale[n] * p[i] * (q.top[n] == i ? q.rest[n] : T(1) - p[i]);
-}
-
-// (B_n V)[j, i] = c_n p_j (V[j, i] - E_p V[., i])
-template <class T>
-inline T cross_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
-    const T v = q.weight[j * q.units + i];
-    if (!q.probs) return q.scale[n] * v;
-    const T centred = (v - q.weight[q.top[n] * q.units + i]) - q.shift[n * q.units + i];
-    return q.scale[n] * q.probs[n * q.classes + j] * centred;
-}
 
 // V^T [m, C] of V [C, m]
 template <class T>

@@ -1,0 +1,197 @@
+// The launches of one assembly. Workspace comes from outside; nothing waits for the GPU.
+#pragma once
+
+#include <algorithm>
+
+#include "products.h"
+
+namespace hessext::cuda {
+
+constexpr i64 workspace_bytes = i64(256) << 20;  // for the lists of a batch of pairs, and for float64 sums
+constexpr i64 most_jobs = i64(1) << 30;          // of one launch
+
+// Consecutive pieces of a workspace, each aligned.
+class Pieces {
+    unsigned char* at_;
+    i64 used_ = 0;
+
+  public:
+    explicit Pieces(void* workspace) : at_(static_cast<unsigned char*>(workspace)) {}
+    template <class U>
+    U* take(i64 count) {
+        U* piece = reinterpret_cast<U*>(at_ + used_);
+        used_ += (count * i64(sizeof(U)) + 255) / 256 * 256;
+        return count ? piece : nullptr;
+    }
+    i64 used() const { return used_; }
+};
+
+inline double area(i64 rows, i64 cols, i64 side, bool triangle) {
+    const double r = double(blocks_for(rows, side)), c = double(blocks_for(cols, side));
+    return (triangle ? r * (r + 1) / 2 : r * c) * double(side) * double(side);
+}
+
+// Which index pair runs outside: the one with less padding. What is outside is sparse where ReLU units are.
+template <class T>
+Outer choose_outer(const Assembly<T>& r) {
+    const Curvature<T>& q = r.curvature;
+    constexpr i64 side = 32;
+    const double s = double(r.left.size()), t = double(r.right.size()), classes = double(q.classes);
+    if (r.pairs || !r.dense.out) return Outer::blocks;
+    if (r.part == Part::output && q.probs)
+        return s * (s + 1) / 2 * area(q.classes, q.classes, side, true) <
+                       classes * (classes + 1) / 2 * area(r.left.size(), r.right.size(), side, true)
+                   ? Outer::features
+                   : Outer::blocks;
+    if (r.part == Part::cross)
+        return t * area(r.left.size(), q.classes, side, false) <
+                       classes * area(r.left.size(), r.right.size(), side, false)
+                   ? Outer::mixed
+                   : Outer::blocks;
+    return Outer::blocks;
+}
+
+template <class T>
+class AssemblyRun {
+    Stream stream_;
+    Job<T> job_;
+    i64 side_, batch_, jobs_;  // entries of a tile's side; pairs in a batch, jobs in a launch
+    bool covariance_;
+
+  public:
+    AssemblyRun(const Assembly<T>& request, Stream stream)
+        : stream_(stream), job_(Outline<T>(request, choose_outer(request))) {
+        const Outline<T>& o = job_.outline;
+        const Curvature<T>& q = o.r.curvature;
+        const Features<T> classes{q.probs, q.classes, q.classes, false};
+        job_.left = o.outer == Outer::features ? classes : o.r.left;
+        job_.right = o.outer == Outer::features ? classes : o.r.right;
+        job_.triangle = o.r.symmetric;
+        job_.curvature_column = o.outer == Outer::mixed;
+        covariance_ = o.r.part == Part::hidden && q.gauss_newton && q.probs;
+
+        const i64 rows = job_.left.size(), cols = job_.right_size(), processors = multiprocessors(stream);
+        side_ = choose_side(rows, cols, processors);
+        job_.row_tiles = blocks_for(rows, side_), job_.col_tiles = blocks_for(cols, side_);
+        job_.tiles = job_.triangle ? job_.row_tiles * (job_.row_tiles + 1) / 2 : job_.row_tiles * job_.col_tiles;
+
+        const i64 all = o.pair_count() * job_.tiles;
+        job_.splits = std::max<i64>(1, std::min(2 * processors / std::max<i64>(all, 1), q.samples / least_split));
+        const bool slots = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > span);
+        const i64 slot_bytes = slots ? job_.splits * side_ * side_ * i64(sizeof(double)) : 0;
+
+        const i64 list_bytes =
+            q.samples * i64(sizeof(int) + sizeof(T) * (1 + o.extra + covariance_ + 2 * job_.curvature_column));
+        const i64 pair_bytes = list_bytes + i64(sizeof(i64)) + (o.r.norms ? job_.tiles * i64(sizeof(double)) : 0);
+        batch_ = std::clamp<i64>(workspace_bytes / 2 / pair_bytes, 1, std::min(o.pair_count(), most_jobs));
+        jobs_ = std::min(batch_ * job_.tiles, most_jobs / job_.splits);
+        if (slots) jobs_ = std::clamp<i64>(workspace_bytes / 2 / slot_bytes, 1, jobs_);
+    }
+
+    // Bytes of workspace; with one, its pieces are assigned.
+    i64 lay_out(void* workspace) {
+        const Outline<T>& o = job_.outline;
+        const Curvature<T>& q = o.r.curvature;
+        Pieces pieces(workspace);
+        const i64 entries = batch_ * job_.samples;
+        Lists<T>& lists = job_.lists;
+        lists.index = pieces.take<int>(entries);
+        lists.weight = pieces.take<T>(entries);
+        lists.extra = pieces.take<T>(o.extra ? entries : 0);
+        lists.at_top = pieces.take<T>(job_.curvature_column ? entries : 0);
+        lists.shift = pieces.take<T>(job_.curvature_column ? entries : 0);
+        lists.count = pieces.take<i64>(batch_);
+        T* covariance = pieces.take<T>(covariance_ ? entries : 0);
+        T* columns = pieces.take<T>(job_.curvature_column ? q.classes * q.units : 0);
+        job_.covariance = covariance, job_.weight_columns = columns;
+        job_.partial = pieces.take<double>(o.r.norms ? batch_ * job_.tiles : 0);
+        const bool slots = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > span);
+        job_.slots = pieces.take<double>(slots ? jobs_ * job_.splits * side_ * side_ : 0);
+        if (!workspace) return pieces.used();
+
+        if (columns)
+            HESSEXT_LAUNCH((transpose<T>), blocks_for(q.classes * q.units, 256), 256, 0, stream_, q.weight, q.classes,
+                           q.units, columns);
+        const i64 pairs = o.pair_count();
+        for (job_.first_pair = 0; job_.first_pair < pairs; job_.first_pair += batch_) {
+            job_.pairs = std::min(batch_, pairs - job_.first_pair);
+            list(covariance);
+            multiply();
+        }
+        return pieces.used();
+    }
+
+  private:
+    // Small tiles waste less at the edges and fill the GPU sooner; large ones load less for each product.
+    static i64 choose_side(i64 rows, i64 cols, i64 processors) {
+        (void)processors;
+        const bool symmetric = rows == cols;
+        i64 best = 32;
+        double least_cost = 2 * area(rows, cols, 32, symmetric);
+        const auto consider = [&](i64 side, double factor) {
+            const double cost = factor * area(rows, cols, side, symmetric);
+            if (cost < least_cost) best = side, least_cost = cost;
+        };
+        consider(64, 1.25);
+        if (sizeof(T) == sizeof(float)) consider(128, 1);
+        return best;
+    }
+
+    void list(T* covariance) {
+        const Outline<T>& o = job_.outline;
+        if (covariance)
+            HESSEXT_LAUNCH((covariances<T>), job_.pairs * blocks_for(job_.samples, covariance_threads),
+                           covariance_threads, 0, stream_, o, job_.first_pair, covariance);
+        HESSEXT_LAUNCH((list_samples<T>), job_.pairs, list_threads, list_threads / warp_size * sizeof(int), stream_,
+                       job_);
+    }
+
+    void multiply() {
+        const i64 all = job_.pairs * job_.tiles;
+        for (job_.first_job = 0; job_.first_job < all; job_.first_job += jobs_) {
+            const i64 count = std::min(jobs_, all - job_.first_job);
+            if constexpr (sizeof(T) == sizeof(float)) {
+                if (side_ == 128) multiply<Shape<T, 128, 2, 4>>(count);
+            }
+            if (side_ == 64) multiply<Shape<T, 64, 2, 2>>(count);
+            if (side_ == 32) multiply<Shape<T, 32, 2, 2>>(count);
+        }
+        const Outline<T>& o = job_.outline;
+        if (o.outer == Outer::features)
+            HESSEXT_LAUNCH((softmax_diagonals<T>), job_.pairs * blocks_for(o.r.curvature.classes, warp_size),
+                           warp_size * diagonal_strips, diagonal_strips * warp_size * sizeof(double), stream_, job_);
+        if (job_.partial) HESSEXT_LAUNCH((add_squares<T>), blocks_for(job_.pairs, 128), 128, 0, stream_, job_);
+    }
+
+    template <class S>
+    void multiply(i64 count) {
+        if (job_.curvature_column)
+            multiply<S, CurvatureColumn<T, S>>(count);
+        else
+            multiply<S, WeightedFeatures<T, S>>(count);
+        if (job_.slots)
+            HESSEXT_LAUNCH((finish_tiles<T, S>), count, S::threads, S::warps * sizeof(double), stream_, job_);
+    }
+    template <class S, class Right>
+    void multiply(i64 count) {
+        constexpr std::size_t bytes = sizeof(TileMemory<T, S>);
+        if (tensor_cores(stream_))
+            HESSEXT_LAUNCH((multiply_tiles<T, S, Right, true>), count * job_.splits, S::threads, bytes, stream_, job_);
+        else
+            HESSEXT_LAUNCH((multiply_tiles<T, S, Right, false>), count * job_.splits, S::threads, bytes, stream_, job_);
+    }
+};
+
+template <class T>
+i64 assemble_workspace(const Assembly<T>& request, Stream stream) {
+    const OnDevice device(stream);
+    return AssemblyRun<T>(request, stream).lay_out(nullptr);
+}
+
+template <class T>
+void assemble(const Assembly<T>& request, void* workspace, Stream stream) {
+    const OnDevice device(stream);
+    AssemblyRun<T>(request, stream).lay_out(workspace);
+}
+
+}  // namespace hessext::cuda

@@ -1,0 +1,66 @@
+// One assembly on a GPU: outer pairs are listed in batches, then every tile of every pair is one job of a launch.
+#pragma once
+
+#include "device.h"
+
+namespace hessext::cuda {
+
+constexpr i64 span = 8192;        // samples summed in float32; sums of spans are added in float64
+constexpr i64 least_split = 512;  // samples of a part, where one tile is shared by several blocks
+
+// An outer pair and, for each, the samples of nonzero weight in order.
+struct Pair {
+    i64 first, second;
+};
+
+// Lists of a batch, [pairs, N] each; entry k of pair t at t * N + k. Null where a part has no use for it.
+template <class T>
+struct Lists {
+    int* index;  // sample n
+    T* weight;   // w_n: multiplies left_n right_n^T
+    T* extra;    // what the residual adds (see `Operand`), besides w_n
+    T* at_top;   // V[top_n, i] and shift[n, i] of the pair's unit i, where a column of B_n V is the right side
+    T* shift;
+    i64* count;  // [pairs]
+};
+
+template <class T>
+struct Job {
+    Outline<T> outline;
+    i64 samples = outline.r.curvature.samples;
+    Features<T> left{}, right{};  // sides of the tile; the right one is unused where it is a column of B_n V
+    bool triangle = false;        // only entries r <= c are computed
+    bool curvature_column =
+        false;  // right side w_n (B_n V)[j, i] + extra_n r_n[j] over classes j, of unit i = pair.first
+    Lists<T> lists{};
+    const T* weight_columns = nullptr;  // V^T [m, C]
+    const T* covariance = nullptr;      // (V^T B_n V)[i, l] / c_n of a batch, [pairs, N], for the hidden part
+    i64 row_tiles = 0, col_tiles = 0, tiles = 0;
+    i64 first_pair = 0, pairs = 0;  // of the batch
+    i64 first_job = 0;              // of the launch; a job is (pair, tile), pair-major
+    i64 splits = 1;                 // blocks that share a job
+    double* slots = nullptr;        // [jobs, splits, side, side] where sums are kept in float64 between spans, or null
+    double* partial = nullptr;      // squared norms [pairs of the batch, tiles]
+
+    explicit Job(const Outline<T>& outline) : outline(outline) {}
+
+    HESSEXT_ANYWHERE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
+};
+
+// Entry t of the upper triangle of size x size, row by row.
+__device__ __forceinline__ Pair upper(i64 t, i64 size) {
+    const double b = 2 * double(size) + 1;
+    i64 i = i64((b - sqrt(b * b - 8 * double(t))) / 2);  // up to rounding
+    while (i * size - i * (i - 1) / 2 > t) --i;
+    while ((i + 1) * size - (i + 1) * i / 2 <= t) ++i;
+    return {i, i + t - (i * size - i * (i - 1) / 2)};
+}
+
+// Pair t of the whole assembly.
+template <class T>
+__device__ __forceinline__ Pair pair_at(const Outline<T>& o, i64 t) {
+    if (o.r.pairs) return {o.r.pairs[2 * t], o.r.pairs[2 * t + 1]};
+    return o.outer_triangle() ? upper(t, o.outer_rows()) : Pair{t / o.outer_cols(), t % o.outer_cols()};
+}
+
+}  // namespace hessext::cuda

@@ -1,0 +1,113 @@
+// What kernels and their launches are written in. With HESSEXT_EMULATED the same sources run on the host, for tests.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#ifdef HESSEXT_EMULATED
+#include "../emulator/cuda_on_host.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#include "../outline.h"
+
+namespace hessext::cuda {
+
+constexpr int warp_size = 32;
+constexpr unsigned all_lanes = 0xFFFFFFFFu;
+
+// The block's shared memory as a struct S; a launch says how large it is.
+template <class S>
+__device__ __forceinline__ S& shared() {
+#ifdef HESSEXT_EMULATED
+    return *reinterpret_cast<S*>(emulator::self.shared);
+#else
+    extern __shared__ __align__(16) unsigned char bytes[];
+    return *reinterpret_cast<S*>(bytes);
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ T least(T a, T b) {
+    return b < a ? b : a;
+}
+
+// Sum over the threads of a block, the same in all of them and always in the same order. scratch [warps]
+template <int threads>
+__device__ __forceinline__ double block_sum(double value, double* scratch) {
+    for (int mask = warp_size / 2; mask; mask /= 2) value += __shfl_xor_sync(all_lanes, value, mask);
+    const int warp = int(threadIdx.x) / warp_size;
+    __syncthreads();  // an earlier sum may still be read
+    if (threadIdx.x % warp_size == 0) scratch[warp] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int w = 0; w < threads / warp_size; ++w) sum += scratch[w];
+    return sum;
+}
+
+// ------------------------------------------------------------------------------------------------------ launches
+
+inline i64 blocks_for(i64 items, i64 each) { return (items + each - 1) / each; }
+
+#ifdef HESSEXT_EMULATED
+
+class OnDevice {
+  public:
+    explicit OnDevice(Stream) {}
+};
+
+template <class... P, class... A>
+void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std::size_t shared, Stream,
+            A... arguments) {
+    if (blocks) emulator::run(name, {unsigned(blocks)}, unsigned(threads), shared, [&] { kernel(P(arguments)...); });
+}
+
+#else
+
+inline void check(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return;
+    std::string hint;
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion)
+        hint = "; this build has no code for this GPU's architecture (hessext info)";
+    throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error) + hint);
+}
+
+// Makes the stream's device the current one, as long as this lives.
+class OnDevice {
+    int before_ = 0, device_;
+
+  public:
+    explicit OnDevice(Stream stream) : device_(stream.device) {
+        check(cudaGetDevice(&before_), "cudaGetDevice");
+        if (before_ != device_) check(cudaSetDevice(device_), "cudaSetDevice");
+    }
+    ~OnDevice() {
+        if (before_ != device_) cudaSetDevice(before_);
+    }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+};
+
+template <class... P, class... A>
+void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std::size_t shared, Stream stream,
+            A... arguments) {
+    if (!blocks) return;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(blocks));
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = shared;
+    config.stream = static_cast<cudaStream_t>(stream.handle);
+    check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), name);
+    check(cudaGetLastError(), name);
+}
+
+#endif
+
+// HESSEXT_LAUNCH((kernel<T>), blocks, threads, shared bytes, stream, arguments...)
+#define HESSEXT_LAUNCH(kernel, ...) launch(#kernel, kernel, __VA_ARGS__)
+
+int multiprocessors(Stream stream);
+bool tensor_cores(Stream stream);  // whether products run on them; see set_tensor_cores
+
+}  // namespace hessext::cuda

@@ -1,0 +1,254 @@
+// Sums over pairs of samples: block norms of a layer in the form <Q_n, Q_n'> (phi_n . phi_n')^2.
+#include <algorithm>
+
+#include "assembly.h"
+#include "tiles.h"
+
+namespace hessext::cuda {
+namespace {
+
+template <class T>
+using GramShape = Shape<T, sizeof(T) == 4 ? 64 : 32, 2, 2>;
+constexpr int tops_threads = 256;
+
+// Both sides of a tile: classes are the depth, samples the columns.
+template <class T, class S>
+class ClassRows {
+    const T *left_, *right_;  // of this lane's first sample, at class `begin`
+    const i64 left_ld_, right_ld_;
+    const int left_count_, right_count_, depth_;
+    int stage_ = 0;
+    T values_[2][S::stage_rows][S::lane_cols];
+
+    static __device__ __forceinline__ int lane() { return int(threadIdx.x) % warp_size; }
+    static __device__ __forceinline__ int row(int i) { return int(threadIdx.x) / warp_size + i * S::warps; }
+
+  public:
+    __device__ __forceinline__ ClassRows(const Gram<T>& g, i64 begin, i64 end, i64 row0, i64 col0)
+        : left_(g.left + begin * g.left_ld + row0 + lane()),
+          right_(g.right + begin * g.right_ld + col0 + lane()),
+          left_ld_(g.left_ld),
+          right_ld_(g.right_ld),
+          left_count_(int(least<i64>(g.rows - row0, S::side)) - lane()),
+          right_count_(int(least<i64>(g.cols - col0, S::side)) - lane()),
+          depth_(int(end - begin)) {}
+
+    __device__ __forceinline__ void prepare(int stage) { stage_ = stage; }
+    __device__ __forceinline__ void fetch() {
+#pragma unroll
+        for (int i = 0; i < S::stage_rows; ++i) {
+            const int k = stage_ * S::depth + row(i);
+            const T *left = left_ + k * left_ld_, *right = right_ + k * right_ld_;
+#pragma unroll
+            for (int c = 0; c < S::lane_cols; ++c) {
+                const int e = c * warp_size;
+                values_[0][i][c] = k < depth_ && e < left_count_ ? left[e] : T(0);
+                values_[1][i][c] = k < depth_ && e < right_count_ ? right[e] : T(0);
+            }
+        }
+    }
+    __device__ __forceinline__ void store(typename S::Stage& stage) const {
+#pragma unroll
+        for (int i = 0; i < S::stage_rows; ++i)
+#pragma unroll
+            for (int c = 0; c < S::lane_cols; ++c) {
+                stage.left[row(i)][lane() + c * warp_size] = values_[0][i][c];
+                stage.right[row(i)][lane() + c * warp_size] = values_[1][i][c];
+            }
+    }
+};
+
+// 1 / lift of a sample: a power of two, exact in both types; 1 without lifts.
+template <class T>
+__device__ __forceinline__ T unlift(const double* lift, i64 n) {
+    return lift ? T(1 / lift[n]) : T(1);
+}
+
+// How often an entry of the square of samples counts: in a triangle only n <= n' is there, and n < n' twice.
+template <class T>
+__device__ __forceinline__ double times(const Gram<T>& g, i64 n, i64 m) {
+    if (n >= g.rows || m >= g.cols || (g.triangle && n > m)) return 0;
+    return g.triangle && n < m ? 2 : 1;
+}
+
+// Tile `t` of the square of samples, in tiles.
+template <class T>
+__device__ __forceinline__ Pair tile_at(const Gram<T>& g, i64 t, i64 side) {
+    const i64 across = (g.cols + side - 1) / side;
+    return g.triangle ? upper(t, across) : Pair{t / across, t % across};
+}
+
+template <class S>
+union GramMemory {
+    typename S::Stage buffers[2];
+    double scratch[S::warps];
+};
+
+// One block per tile: sum of W left^T right.
+template <class T, class S, bool tensor>
+__global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, double* partial) {
+    GramMemory<S>& memory = shared<GramMemory<S>>();
+    const Pair place = tile_at(g, blockIdx.x, S::side);
+    const i64 row0 = place.first * S::side, col0 = place.second * S::side;
+    Sums<T, S> sums;
+    double total = 0;
+    for (i64 from = 0; from < g.depth; from += span) {
+        const i64 to = least(from + span, g.depth);
+        ClassRows<T, S> rows(g, from, to, row0, col0);
+        run_stages(rows, int(to - from + S::depth - 1) / S::depth, memory.buffers,
+                   [&](const typename S::Stage& stage) { sums.template add<tensor>(stage); });
+        sums.each([&](T& v, int r, int c) {
+            const i64 n = row0 + r, m = col0 + c;
+            if (const double count = times(g, n, m); count != 0)
+                total += count * double(unlift<T>(g.left_lift, n)) * double(unlift<T>(g.right_lift, m)) *
+                         double(g.weight[n * g.cols + m]) * double(v);
+        });
+        sums.clear();
+    }
+    total = block_sum<S::threads>(total, memory.scratch);
+    if (threadIdx.x == 0) partial[2 * blockIdx.x] = total, partial[2 * blockIdx.x + 1] = 0;
+}
+
+// The same for a softmax: products += p p'^T, sum of W s s'^T with s = p (1 - p), sum of W q q'^T with q = p^2.
+template <class T, class S, bool tensor>
+__global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, double* partial) {
+    GramMemory<S>& memory = shared<GramMemory<S>>();
+    using Part = Sums<T, S>;
+    const Pair place = tile_at(g, blockIdx.x, S::side);
+    const i64 row0 = place.first * S::side, col0 = place.second * S::side;
+    T left_inverse[Part::thread_rows], right_inverse[Part::template thread_cols<tensor>];
+    for (int e = 0; e < Part::thread_rows; ++e)
+        left_inverse[e] = unlift<T>(g.left_lift, least(row0 + Part::row_of(e), g.rows - 1));
+    for (int e = 0; e < Part::template thread_cols<tensor>; ++e)
+        right_inverse[e] = unlift<T>(g.right_lift, least(col0 + Part::template col_of<tensor>(e), g.cols - 1));
+
+    Part p, s, q;
+    double on = 0, squares = 0;
+    for (i64 from = 0; from < g.depth; from += span) {
+        const i64 to = least(from + span, g.depth);
+        ClassRows<T, S> rows(g, from, to, row0, col0);
+        run_stages(rows, int(to - from + S::depth - 1) / S::depth, memory.buffers, [&](const typename S::Stage& stage) {
+            p.template add<tensor>(stage);
+            s.template add<tensor>(
+                stage, [&](T v, int e) { return v - left_inverse[e] * (v * v); },
+                [&](T v, int e) { return v - right_inverse[e] * (v * v); });
+            q.template add<tensor>(stage, [](T v, int) { return v * v; }, [](T v, int) { return v * v; });
+        });
+#pragma unroll
+        for (int i = 0; i < S::row_parts; ++i)
+#pragma unroll
+            for (int j = 0; j < S::col_parts; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const i64 n = row0 + Part::row_of(2 * i + e / 2);
+                    const i64 m = col0 + Part::template col_of<false>(2 * j + e % 2);
+                    const double count = times(g, n, m);
+                    if (count == 0) continue;
+                    const double down = double(unlift<T>(g.left_lift, n)) * double(unlift<T>(g.right_lift, m));
+                    const double w = count * down * double(g.weight[n * g.cols + m]);
+                    g.products[n * g.cols + m] += down * double(p.value[i][j][e]);
+                    on += w * double(s.value[i][j][e]);
+                    squares += w * down * double(q.value[i][j][e]);
+                }
+        p.clear(), s.clear(), q.clear();
+    }
+    on = block_sum<S::threads>(on, memory.scratch);
+    squares = block_sum<S::threads>(squares, memory.scratch);
+    if (threadIdx.x == 0) partial[2 * blockIdx.x] = on, partial[2 * blockIdx.x + 1] = squares;
+}
+
+// What the top classes of both samples add; a thread has several entries.
+template <class T>
+__global__ void __launch_bounds__(tops_threads)
+    gram_top_pairs(Gram<T> g, Tops<T> left, Tops<T> right, double* partial) {
+    struct Memory {
+        double scratch[tops_threads / warp_size];
+    };
+    double on = 0, off = 0;
+    for (i64 e = i64(blockIdx.x) * tops_threads + threadIdx.x; e < g.rows * g.cols;
+         e += i64(gridDim.x) * tops_threads) {
+        const i64 n = e / g.cols, m = e % g.cols;
+        const double count = times(g, n, m);
+        if (count == 0) continue;
+        const TopSums sums =
+            top_sums(g, left, right, n, m, double(unlift<T>(g.left_lift, n)), double(unlift<T>(g.right_lift, m)));
+        const double w = count * double(g.weight[e]);
+        on += w * sums.on, off += w * sums.off;
+    }
+    on = block_sum<tops_threads>(on, shared<Memory>().scratch);
+    off = block_sum<tops_threads>(off, shared<Memory>().scratch);
+    if (threadIdx.x == 0) partial[2 * blockIdx.x] = on, partial[2 * blockIdx.x + 1] = off;
+}
+
+// sums[e] += those of all blocks, in order.
+__global__ void __launch_bounds__(tops_threads) add_partial(const double* partial, i64 count, double* sums) {
+    struct Memory {
+        double scratch[tops_threads / warp_size];
+    };
+    for (int e = 0; e < 2; ++e) {
+        double total = 0;
+        for (i64 b = threadIdx.x; b < count; b += tops_threads) total += partial[2 * b + e];
+        total = block_sum<tops_threads>(total, shared<Memory>().scratch);
+        if (threadIdx.x == 0) sums[e] += total;
+    }
+}
+
+template <class T>
+i64 tile_count(i64 rows, i64 cols, bool triangle) {
+    const i64 r = blocks_for(rows, GramShape<T>::side), c = blocks_for(cols, GramShape<T>::side);
+    return triangle ? r * (r + 1) / 2 : r * c;
+}
+
+constexpr i64 most_top_blocks = 4096;
+
+void add(const double* partial, i64 count, double* sums, Stream stream) {
+    HESSEXT_LAUNCH((add_partial), 1, tops_threads, tops_threads / warp_size * sizeof(double), stream, partial, count,
+                   sums);
+}
+
+template <class T, bool tensor>
+void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, Stream stream) {
+    using S = GramShape<T>;
+    if (g.products)
+        HESSEXT_LAUNCH((softmax_gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<S>), stream, g,
+                       partial);
+    else
+        HESSEXT_LAUNCH((gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<S>), stream, g, partial);
+}
+
+}  // namespace
+
+template <class T>
+i64 gram_workspace(i64 rows, i64 cols) {
+    return 2 * i64(sizeof(double)) * std::max(tile_count<T>(rows, cols, false), most_top_blocks);
+}
+
+template <class T>
+void gram_sums(const Gram<T>& g, double* sums, void* workspace, Stream stream) {
+    const OnDevice device(stream);
+    double* partial = static_cast<double*>(workspace);
+    const i64 tiles = tile_count<T>(g.rows, g.cols, g.triangle);
+    tensor_cores(stream) ? launch_tiles<T, true>(g, tiles, partial, stream)
+                         : launch_tiles<T, false>(g, tiles, partial, stream);
+    add(partial, tiles, sums, stream);
+}
+
+template <class T>
+void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, void* workspace,
+               Stream stream) {
+    const OnDevice device(stream);
+    double* partial = static_cast<double*>(workspace);
+    const i64 blocks = std::min(blocks_for(g.rows * g.cols, 8 * tops_threads), most_top_blocks);
+    HESSEXT_LAUNCH((gram_top_pairs<T>), blocks, tops_threads, tops_threads / warp_size * sizeof(double), stream, g,
+                   left, right, partial);
+    add(partial, blocks, sums, stream);
+}
+
+#define HESSEXT_INSTANTIATE(T)                                          \
+    template i64 gram_workspace<T>(i64, i64);                           \
+    template void gram_sums<T>(const Gram<T>&, double*, void*, Stream); \
+    template void gram_tops<T>(const Gram<T>&, const Tops<T>&, const Tops<T>&, double*, void*, Stream);
+HESSEXT_INSTANTIATE(float)
+HESSEXT_INSTANTIATE(double)
+
+}  // namespace hessext::cuda

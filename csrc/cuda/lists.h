@@ -1,0 +1,121 @@
+// The samples of each outer pair: their weights, and a list of those whose weight is not zero.
+#pragma once
+
+#include "assembly.h"
+
+namespace hessext::cuda {
+
+constexpr int list_threads = 512;
+constexpr int covariance_threads = 128;
+
+// (V^T (diag p_n - p_n p_n^T) V)[i, l] = sum_c p_n[c] u[c, i] u[c, l], u[c, i] = V[c, i] - E_p V[., i], centred at the
+// top class first. In T within 256 classes and in float64 across them.
+template <class T>
+__device__ T covariance(const Curvature<T>& q, i64 n, i64 i, i64 l) {
+    const T* p = q.probs + n * q.classes;
+    const T *v = q.weight + i, *w = q.weight + l, *shift = q.shift + n * q.units;
+    const i64 top = q.top[n] * q.units;
+    const T v_top = v[top], w_top = w[top], v_shift = shift[i], w_shift = shift[l];
+    double total = 0;
+    for (i64 c0 = 0; c0 < q.classes; c0 += 256) {
+        const i64 end = least(c0 + 256, q.classes);
+        T sum = 0;
+        for (i64 c = c0; c < end; ++c)
+            sum += p[c] * ((v[c * q.units] - v_top) - v_shift) * ((w[c * q.units] - w_top) - w_shift);
+        total += double(sum);
+    }
+    return T(total);
+}
+
+// out[t, n] of the pairs from `first` on; neighbouring threads have neighbouring samples.
+template <class T>
+__global__ void covariances(Outline<T> outline, i64 first, T* out) {
+    const i64 samples = outline.r.curvature.samples, strips = (samples + blockDim.x - 1) / blockDim.x;
+    const i64 t = i64(blockIdx.x) / strips, n = i64(blockIdx.x) % strips * blockDim.x + threadIdx.x;
+    const Pair pair = pair_at(outline, first + t);
+    if (n < samples) out[t * samples + n] = covariance(outline.r.curvature, n, pair.first, pair.second);
+}
+
+// Q_n[i, j] of the hidden part, whose covariance is at hand: act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i]
+template <class T>
+__device__ __forceinline__ T hidden_curvature(const Curvature<T>& q, i64 n, i64 i, i64 l, T covariance) {
+    T w = 0;
+    if (q.gauss_newton) {
+        const T* slope = q.slope + n * q.units;
+        w = q.scale[n] * slope[i] * slope[l] * (q.probs ? covariance : q.gram[i * q.units + l]);
+    }
+    return i == l && q.bend ? w + q.bend[n * q.units + i] : w;
+}
+
+// Weight of an outer pair in sample n.
+template <class T>
+__device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, Pair p, T covariance) {
+    const Curvature<T>& q = o.r.curvature;
+    if (o.r.part == Part::hidden) return hidden_curvature(q, n, p.first, p.second, covariance);
+    if (!q.gauss_newton) return 0;
+    if (o.outer == Outer::features)
+        return -q.scale[n] * feature(o.r.left, n, p.first) * feature(o.r.right, n, p.second);
+    if (o.outer == Outer::mixed) return q.scale[n] * q.slope[n * q.units + p.first] * feature(o.r.right, n, p.second);
+    if (o.r.part == Part::output) return output_curvature(q, n, p.first, p.second);
+    return q.slope[n * q.units + p.first] * cross_curvature(q, n, p.first, p.second);
+}
+
+// What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both factors.
+template <class T>
+__device__ __forceinline__ T pair_extra(const Outline<T>& o, i64 n, Pair p) {
+    const Curvature<T>& q = o.r.curvature;
+    const T slope = q.slope[n * q.units + p.first];
+    if (o.outer == Outer::mixed) return p.first == p.second ? slope : T(0);
+    return slope * q.residual[n * q.classes + p.second];
+}
+
+// One block per pair; samples in order, so that sums over a list are always in the same order.
+template <class T>
+__global__ void __launch_bounds__(list_threads) list_samples(Job<T> job) {
+    struct Memory {
+        int of_warp[list_threads / warp_size];
+    };
+    Memory& memory = shared<Memory>();
+    const Outline<T>& o = job.outline;
+    const Curvature<T>& q = o.r.curvature;
+    const i64 t = blockIdx.x, at = t * job.samples;
+    const Pair pair = pair_at(o, job.first_pair + t);
+    const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
+    i64 count = 0;
+    for (i64 n0 = 0; n0 < job.samples; n0 += list_threads) {
+        const i64 n = n0 + threadIdx.x;
+        T weight = 0, extra = 0;
+        if (n < job.samples) {
+            weight = pair_weight(o, n, pair, job.covariance ? job.covariance[at + n] : T(0));
+            if (job.lists.extra) extra = pair_extra(o, n, pair);
+        }
+        const bool active = weight != T(0) || extra != T(0);
+        const unsigned votes = __ballot_sync(all_lanes, active);
+        if (lane == 0) memory.of_warp[warp] = __popc(votes);
+        __syncthreads();
+        i64 k = at + count + __popc(votes & ((1u << lane) - 1));
+        for (int w = 0; w < list_threads / warp_size; ++w) {
+            if (w < warp) k += memory.of_warp[w];
+            count += memory.of_warp[w];
+        }
+        __syncthreads();  // before the counts are overwritten
+        if (!active) continue;
+        job.lists.index[k] = int(n);
+        job.lists.weight[k] = weight;
+        if (job.lists.extra) job.lists.extra[k] = extra;
+        if (job.curvature_column && q.probs) {
+            job.lists.at_top[k] = job.weight_columns[pair.first * q.classes + q.top[n]];
+            job.lists.shift[k] = q.shift[n * q.units + pair.first];
+        }
+    }
+    if (threadIdx.x == 0) job.lists.count[t] = count;
+}
+
+// V^T [m, C] of V [C, m]
+template <class T>
+__global__ void transpose(const T* weight, i64 classes, i64 units, T* columns) {
+    const i64 e = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (e < classes * units) columns[e] = weight[e % classes * units + e / classes];
+}
+
+}  // namespace hessext::cuda

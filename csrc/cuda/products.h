@@ -1,0 +1,304 @@
+// The jobs of an assembly: the product of one tile, its sums over spans and splits, and where its entries go.
+#pragma once
+
+#include "lists.h"
+#include "tiles.h"
+
+namespace hessext::cuda {
+
+// Columns of a feature matrix that a lane loads: the first one, and every 32nd from there on.
+template <class T>
+class FeatureColumns {
+    const T* data_;
+    const int ld_, stored_, all_;  // from the first column on
+
+  public:
+    __device__ __forceinline__ FeatureColumns(const Features<T>& f, i64 first)
+        : data_(f.data + first), ld_(int(f.ld)), stored_(int(f.cols - first)), all_(int(f.size() - first)) {}
+
+    __device__ __forceinline__ T operator()(int n, int column) const {
+        return column < stored_ ? data_[i64(n) * ld_ + column] : T(column < all_ ? 1 : 0);
+    }
+};
+
+// Samples of a list in the order of their stages: a warp has whole rows, its lanes neighbouring columns.
+template <class S>
+struct Row {
+    static __device__ __forceinline__ int lane() { return int(threadIdx.x) % warp_size; }
+    static __device__ __forceinline__ int of(int i) { return int(threadIdx.x) / warp_size + i * S::warps; }
+};
+
+// Right side w_n psi_n[b]; the residual adds extra_n to column `patch`.
+template <class T, class S>
+class WeightedFeatures {
+    const FeatureColumns<T> columns_;
+    const T *weight_, *extra_;  // of the list
+    const int patch_;           // among this lane's columns
+    T next_weight_[S::stage_rows], next_extra_[S::stage_rows], now_weight_[S::stage_rows], now_extra_[S::stage_rows];
+    T value_[S::stage_rows][S::lane_cols];
+
+  public:
+    __device__ __forceinline__ WeightedFeatures(const Job<T>& job, i64 list, Pair pair, i64 first)
+        : columns_(job.right, first),
+          weight_(job.lists.weight + list),
+          extra_(job.lists.extra ? job.lists.extra + list : nullptr),
+          patch_(extra_ ? int(pair.first - first) : -1) {}
+
+    __device__ __forceinline__ void prepare(int i, i64 k, bool inside) {
+        next_weight_[i] = inside ? weight_[k] : T(0);
+        next_extra_[i] = inside && extra_ ? extra_[k] : T(0);
+    }
+    __device__ __forceinline__ void fetch(int i, int n) {
+        now_weight_[i] = next_weight_[i], now_extra_[i] = next_extra_[i];
+#pragma unroll
+        for (int c = 0; c < S::lane_cols; ++c) value_[i][c] = columns_(n, c * warp_size);
+    }
+    __device__ __forceinline__ T operator()(int i, int c) const {
+        return now_weight_[i] * value_[i][c] + (c * warp_size == patch_ ? now_extra_[i] : T(0));
+    }
+};
+
+// Right side w_n (B_n V)[j, i] / c_n, w_n p_n[j] (V[j, i] - E_p V[., i]) or w_n V[j, i], plus extra_n r_n[j]. Unit i is
+// the pair's first.
+template <class T, class S>
+class CurvatureColumn {
+    const T *weight_, *extra_, *at_top_, *shift_;  // of the list
+    const T *probs_, *residual_;                   // from this lane's first class on
+    const int classes_, left_;
+    T v_[S::lane_cols];
+    T next_[4][S::stage_rows], now_[4][S::stage_rows];
+    int n_[S::stage_rows];
+    T value_[S::stage_rows][S::lane_cols];
+
+  public:
+    __device__ __forceinline__ CurvatureColumn(const Job<T>& job, i64 list, Pair pair, i64 first)
+        : weight_(job.lists.weight + list),
+          extra_(job.lists.extra && pair.first == pair.second ? job.lists.extra + list : nullptr),
+          at_top_(job.outline.r.curvature.probs ? job.lists.at_top + list : nullptr),
+          shift_(job.outline.r.curvature.probs ? job.lists.shift + list : nullptr),
+          probs_(at_top_ ? job.outline.r.curvature.probs + first : nullptr),
+          residual_(extra_ ? job.outline.r.curvature.residual + first : nullptr),
+          classes_(int(job.outline.r.curvature.classes)),
+          left_(classes_ - int(first)) {
+        const T* column = job.weight_columns + pair.first * classes_ + first;
+#pragma unroll
+        for (int c = 0; c < S::lane_cols; ++c) v_[c] = c * warp_size < left_ ? column[c * warp_size] : T(0);
+    }
+
+    __device__ __forceinline__ void prepare(int i, i64 k, bool inside) {
+        const T* const from[4] = {weight_, extra_, at_top_, shift_};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) next_[e][i] = inside && from[e] ? from[e][k] : T(0);
+    }
+    __device__ __forceinline__ void fetch(int i, int n) {
+        n_[i] = n;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) now_[e][i] = next_[e][i];
+#pragma unroll
+        for (int c = 0; c < S::lane_cols; ++c)
+            value_[i][c] = !probs_ ? T(1) : c * warp_size < left_ ? probs_[i64(n) * classes_ + c * warp_size] : T(0);
+    }
+    __device__ __forceinline__ T operator()(int i, int c) const {
+        const T sum = now_[0][i] * value_[i][c] * ((v_[c] - now_[2][i]) - now_[3][i]);
+        if (!residual_ || c * warp_size >= left_) return sum;
+        return sum + now_[1][i] * residual_[i64(n_[i]) * classes_ + c * warp_size];
+    }
+};
+
+// Both sides of a job's tile for samples [begin, end) of its list, as `run_stages` reads them. Weights go to the
+// right side on its way into shared memory.
+template <class T, class S, class Right>
+class Operands {
+    const FeatureColumns<T> left_;
+    Right right_;
+    const int* index_;  // of the list, from `begin` on
+    const int count_;
+    int next_[S::stage_rows];
+    T value_[S::stage_rows][S::lane_cols];
+
+  public:
+    __device__ __forceinline__ Operands(const Job<T>& job, i64 list, Pair pair, i64 begin, i64 end, i64 row0, i64 col0)
+        : left_(job.left, row0 + Row<S>::lane()),
+          right_(job, list + begin, pair, col0 + Row<S>::lane()),
+          index_(job.lists.index + list + begin),
+          count_(int(end - begin)) {}
+
+    __device__ __forceinline__ void prepare(int stage) {
+#pragma unroll
+        for (int i = 0; i < S::stage_rows; ++i) {
+            const int k = stage * S::depth + Row<S>::of(i);
+            next_[i] = k < count_ ? index_[k] : 0;  // beyond the end: weight zero
+            right_.prepare(i, k, k < count_);
+        }
+    }
+    __device__ __forceinline__ void fetch() {
+#pragma unroll
+        for (int i = 0; i < S::stage_rows; ++i) {
+#pragma unroll
+            for (int c = 0; c < S::lane_cols; ++c) value_[i][c] = left_(next_[i], c * warp_size);
+            right_.fetch(i, next_[i]);
+        }
+    }
+    __device__ __forceinline__ void store(typename S::Stage& stage) const {
+#pragma unroll
+        for (int i = 0; i < S::stage_rows; ++i)
+#pragma unroll
+            for (int c = 0; c < S::lane_cols; ++c) {
+                stage.left[Row<S>::of(i)][Row<S>::lane() + c * warp_size] = value_[i][c];
+                stage.right[Row<S>::of(i)][Row<S>::lane() + c * warp_size] = right_(i, c);
+            }
+    }
+};
+
+// Tile `t` of the pair's product, in tiles.
+template <class T>
+__device__ __forceinline__ Pair tile_at(const Job<T>& job, i64 t) {
+    return job.triangle ? upper(t, job.row_tiles) : Pair{t / job.col_tiles, t % job.col_tiles};
+}
+
+template <class T>
+__device__ __forceinline__ bool wanted(const Job<T>& job, i64 r, i64 c) {
+    return r < job.left.size() && c < job.right_size() && !(job.triangle && r > c);
+}
+
+template <class T>
+__device__ __forceinline__ double square(const Job<T>& job, i64 r, i64 c, T value) {
+    return wanted(job, r, c) ? (job.triangle && r < c ? 2 : 1) * double(value) * double(value) : 0;
+}
+
+// Writes entry (r, c) of a pair's tile to its places in the rows of `direct` blocks, or to their mirror images.
+template <class T>
+__device__ __forceinline__ void write(const Job<T>& job, i64 t, Pair pair, i64 r, i64 c, bool mirror, T value) {
+    const Outline<T>& o = job.outline;
+    if (!(mirror ? o.dense.mirror : o.dense.direct) || !wanted(job, r, c)) return;
+    T* out = o.base(job.first_pair + t);
+    const i64 copies = o.copies(pair.first, pair.second);
+    for (i64 copy = 0; copy < copies; ++copy) {
+        const Pair at = o.replicated ? Pair{copy, copy} : copy ? Pair{pair.second, pair.first} : pair;
+        const i64 x = o.place(true, at.first, at.second, r), y = o.place(false, at.first, at.second, c);
+        out[mirror ? y * o.dense.ld + x : x * o.dense.ld + y] = value;
+    }
+}
+
+template <class T, class S>
+union TileMemory {
+    typename S::Stage buffers[2];
+    T strips[S::warps][16][S::cols + 1];
+    double scratch[S::warps];
+};
+
+// One block per job and split. Without slots its samples fit one span and nothing is split: entries go out at once.
+template <class T, class S, class Right, bool tensor>
+__global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
+    TileMemory<T, S>& memory = shared<TileMemory<T, S>>();
+    const i64 at = i64(blockIdx.x) / job.splits, split = i64(blockIdx.x) % job.splits;
+    const i64 t = (job.first_job + at) / job.tiles, tile = (job.first_job + at) % job.tiles;
+    const Pair pair = pair_at(job.outline, job.first_pair + t), place = tile_at(job, tile);
+    const i64 row0 = place.first * S::side, col0 = place.second * S::side;
+    const i64 count = job.lists.count[t], share = (count + job.splits - 1) / job.splits;
+    const i64 begin = least(split * share, count), end = least(begin + share, count);
+
+    Sums<T, S> sums;
+    double* slot = job.slots ? job.slots + i64(blockIdx.x) * S::side * S::side : nullptr;
+    i64 from = begin;
+    do {
+        const i64 to = slot ? least(from + span, end) : end;
+        Operands<T, S, Right> operands(job, t * job.samples, pair, from, to, row0, col0);
+        run_stages(operands, int(to - from + S::depth - 1) / S::depth, memory.buffers,
+                   [&](const typename S::Stage& stage) { sums.template add<tensor>(stage); });
+        if (slot) {
+            sums.each([&](T& v, int r, int c) {
+                double& total = slot[r * S::side + c];
+                total = from == begin ? double(v) : total + double(v);
+            });
+            sums.clear();
+        }
+        from = to;
+    } while (from < end);
+    if (slot) return;
+    if (job.partial) {
+        double squares = 0;
+        sums.each([&](T& v, int r, int c) { squares += square(job, row0 + r, col0 + c, v); });
+        squares = block_sum<S::threads>(squares, memory.scratch);
+        if (threadIdx.x == 0) job.partial[t * job.tiles + tile] = squares;
+        return;
+    }
+    // Through shared memory, strip by strip: a warp then writes neighbours in the result, mirrored or not.
+    const int warp = int(threadIdx.x) / warp_size, lane = int(threadIdx.x) % warp_size;
+#pragma unroll
+    for (int i = 0; i < S::row_parts; ++i) {
+        sums.each_of(i, [&](T& v, int r, int c) { memory.strips[warp][r][c] = v; });
+        __syncwarp();
+        const i64 r0 = row0 + S::first_row() + 16 * i, c0 = col0 + S::first_col();
+#pragma unroll 1
+        for (int e = lane; e < 16 * S::cols; e += warp_size) {
+            write(job, t, pair, r0 + e / S::cols, c0 + e % S::cols, false,
+                  memory.strips[warp][e / S::cols][e % S::cols]);
+            write(job, t, pair, r0 + e % 16, c0 + e / 16, true, memory.strips[warp][e % 16][e / 16]);
+        }
+        __syncwarp();
+    }
+}
+
+// One block per job: adds its slots in order.
+template <class T, class S>
+__global__ void __launch_bounds__(S::threads) finish_tiles(Job<T> job) {
+    struct Memory {
+        double scratch[S::warps];
+    };
+    const i64 at = blockIdx.x, t = (job.first_job + at) / job.tiles, tile = (job.first_job + at) % job.tiles;
+    const Pair pair = pair_at(job.outline, job.first_pair + t), place = tile_at(job, tile);
+    const double* slots = job.slots + at * job.splits * S::side * S::side;
+    double squares = 0;
+    for (int e = int(threadIdx.x); e < S::side * S::side; e += S::threads) {
+        double total = 0;
+        for (i64 s = 0; s < job.splits; ++s) total += slots[s * S::side * S::side + e];
+        const i64 r = place.first * S::side + e / S::side, c = place.second * S::side + e % S::side;
+        if (job.partial) {
+            squares += square(job, r, c, T(total));
+        } else {
+            write(job, t, pair, r, c, false, T(total));
+            write(job, t, pair, r, c, true, T(total));
+        }
+    }
+    if (!job.partial) return;
+    squares = block_sum<S::threads>(squares, shared<Memory>().scratch);
+    if (threadIdx.x == 0) job.partial[t * job.tiles + tile] = squares;
+}
+
+// One block per pair: its squared norm from those of its tiles, in order.
+template <class T>
+__global__ void add_squares(Job<T> job) {
+    const i64 t = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (t >= job.pairs) return;
+    double sum = 0;
+    for (i64 tile = 0; tile < job.tiles; ++tile) sum += job.partial[t * job.tiles + tile];
+    job.outline.r.norms[job.first_pair + t] = sum;
+}
+
+// Where classes fill the tile, entries (j, j) of p p^T become p_j (1 - p_j). A block has 32 classes of one pair.
+constexpr int diagonal_strips = 16;
+template <class T>
+__global__ void __launch_bounds__(warp_size* diagonal_strips) softmax_diagonals(Job<T> job) {
+    struct Memory {
+        double sum[diagonal_strips][warp_size];
+    };
+    Memory& memory = shared<Memory>();
+    const Curvature<T>& q = job.outline.r.curvature;
+    const i64 groups = (q.classes + warp_size - 1) / warp_size, t = i64(blockIdx.x) / groups;
+    const int lane = int(threadIdx.x) % warp_size, strip = int(threadIdx.x) / warp_size;
+    const i64 j = i64(blockIdx.x) % groups * warp_size + lane, list = t * job.samples, count = job.lists.count[t];
+    double total = 0;
+    for (i64 k = strip; k < count && j < q.classes; k += diagonal_strips) {
+        const i64 n = job.lists.index[list + k];
+        const T p = q.probs[n * q.classes + j];
+        total -= double(job.lists.weight[list + k] * p * (q.top[n] == j ? q.rest[n] : T(1) - p));
+    }
+    memory.sum[strip][lane] = total;
+    __syncthreads();
+    if (strip || j >= q.classes) return;
+    for (int s = 1; s < diagonal_strips; ++s) total += memory.sum[s][lane];
+    write(job, t, pair_at(job.outline, job.first_pair + t), j, j, false, T(total));
+}
+
+}  // namespace hessext::cuda

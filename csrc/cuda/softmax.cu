@@ -1,0 +1,233 @@
+// What the softmax gives before any block: top classes, residual, shifts, products with B_n, and single entries of Q_n.
+#include "lists.h"
+
+namespace hessext::cuda {
+namespace {
+
+constexpr int row_threads = 128;   // one block per sample
+constexpr int item_threads = 256;  // one thread per entry
+constexpr int scan_lanes = 32;     // classes side by side in `softmax_scan`
+constexpr int shift_lanes = 8;     // classes side by side in `softmax_shift`
+
+template <class T>
+struct Most {
+    T value;
+    i64 at;
+
+    __device__ __forceinline__ void merge(const Most& o) {  // the first of equals
+        if (o.value > value || (o.value == value && o.at < at)) *this = o;
+    }
+};
+
+template <class T>
+__global__ void __launch_bounds__(row_threads) softmax_tops(const T* probs, i64 classes, i64* top, T* rest) {
+    struct Memory {
+        Most<T> most[row_threads / warp_size];
+        double scratch[row_threads / warp_size];
+    };
+    Memory& memory = shared<Memory>();
+    const i64 n = blockIdx.x;
+    const T* p = probs + n * classes;
+    Most<T> most{p[0], 0};
+    for (i64 c = threadIdx.x; c < classes; c += row_threads) most.merge({p[c], c});
+    for (int mask = warp_size / 2; mask; mask /= 2)
+        most.merge({__shfl_xor_sync(all_lanes, most.value, mask), __shfl_xor_sync(all_lanes, most.at, mask)});
+    if (threadIdx.x % warp_size == 0) memory.most[threadIdx.x / warp_size] = most;
+    __syncthreads();
+    for (int w = 0; w < row_threads / warp_size; ++w) most.merge(memory.most[w]);
+    double others = 0;
+    for (i64 c = threadIdx.x; c < classes; c += row_threads)
+        if (c != most.at) others += double(p[c]);
+    others = block_sum<row_threads>(others, memory.scratch);
+    if (threadIdx.x == 0) top[n] = most.at, rest[n] = T(others);
+}
+
+template <class T>
+__global__ void label_residuals(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest,
+                                i64 samples, i64 classes, T* out) {
+    const i64 e = i64(blockIdx.x) * item_threads + threadIdx.x, n = e / classes, c = e % classes;
+    if (n >= samples) return;
+    out[e] = c != label[n] ? scale[n] * probs[e] : c == top[n] ? -scale[n] * rest[n] : scale[n] * (probs[e] - T(1));
+}
+
+// One block per sample and 32 units, whose warps share the classes.
+template <class T>
+__global__ void __launch_bounds__(warp_size* shift_lanes)
+    softmax_shifts(const T* probs, const i64* top, const T* weight, i64 classes, i64 units, T* shift) {
+    struct Memory {
+        double sum[shift_lanes][warp_size];
+    };
+    Memory& memory = shared<Memory>();
+    const i64 groups = (units + warp_size - 1) / warp_size, n = i64(blockIdx.x) / groups;
+    const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
+    const i64 i = i64(blockIdx.x) % groups * warp_size + lane;
+    double total = 0;
+    if (i < units) {
+        const T* p = probs + n * classes;
+        const T at_top = weight[top[n] * units + i];
+        for (i64 c = warp; c < classes; c += shift_lanes) total += double(p[c] * (weight[c * units + i] - at_top));
+    }
+    memory.sum[warp][lane] = total;
+    __syncthreads();
+    if (warp || i >= units) return;
+    for (int w = 1; w < shift_lanes; ++w) total += memory.sum[w][lane];
+    shift[n * units + i] = T(total);
+}
+
+// out_n = c_n p_n (v_n - p_n . v_n), v_n centred at the top class first. One block per sample; out may be v.
+template <class T>
+__global__ void __launch_bounds__(row_threads)
+    softmax_products(const T* probs, const T* scale, const i64* top, const T* v, i64 classes, T* out) {
+    struct Memory {
+        double scratch[row_threads / warp_size];
+    };
+    const i64 n = blockIdx.x;
+    const T *p = probs + n * classes, *from = v + n * classes, at_top = from[top[n]];
+    double mean = 0;
+    for (i64 c = threadIdx.x; c < classes; c += row_threads) mean += double(p[c] * (from[c] - at_top));
+    const T shift = T(block_sum<row_threads>(mean, shared<Memory>().scratch));  // all have read at_top
+    for (i64 c = threadIdx.x; c < classes; c += row_threads)
+        out[n * classes + c] = scale[n] * (p[c] * ((from[c] - at_top) - shift));
+}
+
+template <class T>
+__global__ void pair_entries(Outline<T> outline, i64 count, T* out) {
+    const i64 e = i64(blockIdx.x) * item_threads + threadIdx.x, samples = outline.r.curvature.samples;
+    if (e >= count * samples) return;
+    const Pair pair = pair_at(outline, e / samples);
+    const i64 n = e % samples;
+    out[e] = pair_weight(outline, n, pair, outline.r.part == Part::hidden ? out[e] : T(0));
+}
+
+// e^x for x <= 0, 0 below the normal range: what is left can be scaled up to 1.
+__device__ __forceinline__ float exp_negative(float x) { return x < -87.f ? 0.f : exp(x); }
+__device__ __forceinline__ double exp_negative(double x) { return x < -708. ? 0. : exp(x); }
+
+// The largest logit seen, its class, and the sum of e^(l - largest) over the others.
+template <class T>
+struct Scan {
+    T largest;
+    i64 top;
+    double others;
+
+    __device__ __forceinline__ void merge(const Scan& o) {
+        if (o.top < 0) return;  // has seen nothing
+        if (top < 0) {
+            *this = o;
+            return;
+        }
+        const bool other = o.largest > largest || (o.largest == largest && o.top < top);
+        const Scan &more = other ? o : *this, &less = other ? *this : o;
+        *this = {more.largest, more.top,
+                 more.others + (less.others + 1) * double(exp_negative(less.largest - more.largest))};
+    }
+};
+
+// A block has 32 samples, side by side in a row of logits; its warps share the classes.
+template <class T>
+__global__ void __launch_bounds__(warp_size* scan_lanes)
+    softmax_scans(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others) {
+    struct Memory {
+        Scan<T> scan[scan_lanes][warp_size];
+    };
+    Memory& memory = shared<Memory>();
+    const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
+    const i64 n = i64(blockIdx.x) * warp_size + lane;
+    Scan<T> scan{0, -1, 0};
+    for (i64 c = warp; c < classes && n < samples; c += scan_lanes) scan.merge({logits[c * samples + n], first + c, 0});
+    memory.scan[warp][lane] = scan;
+    __syncthreads();
+    if (warp || n >= samples) return;
+    if (first) scan = {largest[n], top[n], others[n]}, scan.merge(memory.scan[0][lane]);
+    for (int w = 1; w < scan_lanes; ++w) scan.merge(memory.scan[w][lane]);
+    largest[n] = scan.largest, top[n] = scan.top, others[n] = scan.others;
+}
+
+template <class T>
+__global__ void softmax_other_classes(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
+                                      const double* others, const double* lift) {
+    const i64 e = i64(blockIdx.x) * item_threads + threadIdx.x, c = e / samples, n = e % samples;
+    if (c >= classes) return;
+    logits[e] = first + c == top[n] ? T(0) : exp_negative(logits[e] - largest[n]) * T(lift[n] / (1 + others[n]));
+}
+
+}  // namespace
+
+template <class T>
+void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, Stream stream) {
+    const OnDevice device(stream);
+    HESSEXT_LAUNCH((softmax_tops<T>), samples, row_threads,
+                   row_threads / warp_size * (sizeof(Most<T>) + sizeof(double)), stream, probs, classes, top, rest);
+}
+
+template <class T>
+void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
+                    i64 classes, T* out, Stream stream) {
+    const OnDevice device(stream);
+    HESSEXT_LAUNCH((label_residuals<T>), blocks_for(samples * classes, item_threads), item_threads, 0, stream, probs,
+                   scale, label, top, rest, samples, classes, out);
+}
+
+template <class T>
+void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
+                   Stream stream) {
+    const OnDevice device(stream);
+    HESSEXT_LAUNCH((softmax_shifts<T>), samples * blocks_for(units, warp_size), warp_size * shift_lanes,
+                   shift_lanes * warp_size * sizeof(double), stream, probs, top, weight, classes, units, shift);
+}
+
+template <class T>
+void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
+                     Stream stream) {
+    const OnDevice device(stream);
+    HESSEXT_LAUNCH((softmax_products<T>), samples, row_threads, row_threads / warp_size * sizeof(double), stream, probs,
+                   scale, top, v, classes, out);
+}
+
+template <class T>
+void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
+                       Stream stream) {
+    const OnDevice device(stream);
+    Assembly<T> request{};
+    request.part = part;
+    request.curvature = curvature;
+    request.pairs = pairs;
+    request.pair_count = pair_count;
+    const Outline<T> outline(request, Outer::blocks);
+    const i64 samples = curvature.samples;
+    if (part == Part::hidden && curvature.probs && curvature.gauss_newton)
+        HESSEXT_LAUNCH((covariances<T>), pair_count * blocks_for(samples, covariance_threads), covariance_threads, 0,
+                       stream, outline, 0, out);
+    HESSEXT_LAUNCH((pair_entries<T>), blocks_for(pair_count * samples, item_threads), item_threads, 0, stream, outline,
+                   pair_count, out);
+}
+
+template <class T>
+void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
+                  Stream stream) {
+    const OnDevice device(stream);
+    HESSEXT_LAUNCH((softmax_scans<T>), blocks_for(samples, warp_size), warp_size * scan_lanes,
+                   scan_lanes * warp_size * sizeof(Scan<T>), stream, logits, classes, samples, first, largest, top,
+                   others);
+}
+
+template <class T>
+void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
+                    const double* others, const double* lift, Stream stream) {
+    const OnDevice device(stream);
+    HESSEXT_LAUNCH((softmax_other_classes<T>), blocks_for(classes * samples, item_threads), item_threads, 0, stream,
+                   logits, classes, samples, first, largest, top, others, lift);
+}
+
+#define HESSEXT_INSTANTIATE(T)                                                                                      \
+    template void softmax_top<T>(const T*, i64, i64, i64*, T*, Stream);                                             \
+    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, Stream);    \
+    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, Stream);                      \
+    template void softmax_product<T>(const T*, const T*, const i64*, const T*, i64, i64, T*, Stream);               \
+    template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, Stream);                              \
+    template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, const double*, Stream); \
+    template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, Stream);
+HESSEXT_INSTANTIATE(float)
+HESSEXT_INSTANTIATE(double)
+
+}  // namespace hessext::cuda

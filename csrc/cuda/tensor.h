@@ -1,0 +1,115 @@
+// Products of 16 x 8 x 8 by one warp, on tensor cores: float64 as it is, float32 from three products of TF32 parts.
+//
+// Lane l = 4 g + t holds of the left 16 x 8 (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), of the right 8 x 8 (t, g),
+// (t + 4, g), and of the sums 16 x 8 (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1): the same for both types.
+#pragma once
+
+#include "device.h"
+
+namespace hessext::cuda {
+
+struct Lane {
+    int g, t;
+
+    __device__ __forceinline__ Lane() {
+        const int lane = int(threadIdx.x) % warp_size;
+        g = lane / 4, t = lane % 4;
+    }
+};
+
+#ifdef HESSEXT_EMULATED
+
+// The unit's own arithmetic: TF32 inputs have their 13 lowest bits ignored.
+inline float as_unit_reads(float v) { return __uint_as_float(__float_as_uint(v) & 0xFFFFE000u); }
+inline double as_unit_reads(double v) { return v; }
+
+template <class T>
+void multiply_16x8x8(T sum[4], const T left[4], const T right[2]) {
+    T mine[6];
+    for (int e = 0; e < 4; ++e) mine[e] = as_unit_reads(left[e]);
+    for (int e = 0; e < 2; ++e) mine[4 + e] = as_unit_reads(right[e]);
+    const unsigned char* all = emulator::warp_exchange(mine, sizeof mine);
+    const Lane lane;
+    const auto at = [&](int l, int e) { return reinterpret_cast<const T*>(all + l * emulator::stride)[e]; };
+    for (int e = 0; e < 4; ++e)
+        for (int k = 0; k < 8; ++k)
+            sum[e] += at(4 * lane.g + k % 4, e / 2 + k / 4 * 2) * at(4 * (2 * lane.t + e % 2) + k % 4, 4 + k / 4);
+}
+
+#else
+
+__device__ __forceinline__ void multiply_16x8x8(float sum[4], const float left[4], const float right[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(__float_as_uint(left[0])), "r"(__float_as_uint(left[1])), "r"(__float_as_uint(left[2])),
+          "r"(__float_as_uint(left[3])), "r"(__float_as_uint(right[0])), "r"(__float_as_uint(right[1])));
+#endif
+}
+
+__device__ __forceinline__ void multiply_16x8x8(double sum[4], const double left[4], const double right[2]) {
+#if __CUDA_ARCH__ >= 900
+    asm("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+d"(sum[0]), "+d"(sum[1]), "+d"(sum[2]), "+d"(sum[3])
+        : "d"(left[0]), "d"(left[1]), "d"(left[2]), "d"(left[3]), "d"(right[0]), "d"(right[1]));
+#elif __CUDA_ARCH__ >= 800
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+            asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                : "+d"(sum[2 * half]), "+d"(sum[2 * half + 1])
+                : "d"(left[2 * k + half]), "d"(right[k]));
+#endif
+}
+
+#endif
+
+// high + low = v up to float32 rounding, each what TF32 keeps (the unit ignores the 13 lowest bits of `low`).
+__device__ __forceinline__ void split(float v, float& high, float& low) {
+    high = __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xFFFFE000u);
+    low = __uint_as_float(__float_as_uint(v - high) + 0x1000u);
+}
+
+template <int n>
+struct Split {
+    float high[n], low[n];
+
+    __device__ __forceinline__ explicit Split(const float v[n]) {
+#pragma unroll
+        for (int e = 0; e < n; ++e) split(v[e], high[e], low[e]);
+    }
+};
+
+template <class T, int n>
+struct Fragment {  // as `multiply_add` reads it: prepared once, used for several products
+    T value[n];
+    __device__ __forceinline__ explicit Fragment(const T v[n]) {
+#pragma unroll
+        for (int e = 0; e < n; ++e) value[e] = v[e];
+    }
+};
+template <int n>
+struct Fragment<float, n> : Split<n> {
+    using Split<n>::Split;
+};
+
+// sum += left right. The unit truncates its float32 sums, so each product starts from zero and is added by a rounded
+// addition; what is left out, low times low, is below the rounding of float32.
+__device__ __forceinline__ void multiply_add(float sum[4], const Fragment<float, 4>& left,
+                                             const Fragment<float, 2>& right) {
+    float part[4] = {0, 0, 0, 0};
+    multiply_16x8x8(part, left.low, right.high);
+    multiply_16x8x8(part, left.high, right.low);
+    multiply_16x8x8(part, left.high, right.high);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum[e] += part[e];
+}
+__device__ __forceinline__ void multiply_add(double sum[4], const Fragment<double, 4>& left,
+                                             const Fragment<double, 2>& right) {
+    multiply_16x8x8(sum, left.value, right.value);
+}
+
+}  // namespace hessext::cuda

@@ -1,0 +1,148 @@
+// A tile of a product, sum_k left[k, r] right[k, c]: its shape, its stages in shared memory, its sums in registers.
+#pragma once
+
+#include "tensor.h"
+
+namespace hessext::cuda {
+
+// side x side entries, shared by `rows x cols` warps; a stage is `depth` deep. Rows of a stage are padded so that
+// fragments are read without bank conflicts.
+template <class T, int side_, int warp_rows, int warp_cols>
+struct Shape {
+    static constexpr int side = side_, depth = 16;
+    static constexpr int warps = warp_rows * warp_cols, threads = warps * warp_size;
+    static constexpr int ld = side + (sizeof(T) == 4 ? 8 : 4);
+    static constexpr int rows = side / warp_rows, cols = side / warp_cols;  // of a warp
+    static constexpr int row_parts = rows / 16, col_parts = cols / 8;       // products of one warp instruction
+    static constexpr int stage_rows = depth / warps;  // of a stage that one warp loads, with `lane_cols` columns a lane
+    static constexpr int lane_cols = side / warp_size;
+
+    struct Stage {
+        T left[depth][ld], right[depth][ld];
+    };
+
+    // Of the calling warp's part of the tile.
+    static __device__ __forceinline__ int first_row() { return int(threadIdx.x) / warp_size / warp_cols * rows; }
+    static __device__ __forceinline__ int first_col() { return int(threadIdx.x) / warp_size % warp_cols * cols; }
+};
+
+// The entries that a thread holds: those of the warp instructions, also without tensor cores.
+template <class T, class S>
+struct Sums {
+    T value[S::row_parts][S::col_parts][4];
+
+    __device__ __forceinline__ Sums() { clear(); }
+    __device__ __forceinline__ void clear() {
+        each([](T& v, int, int) { v = 0; });
+    }
+
+    // f(value, row, column) for this thread's entries
+    template <class F>
+    __device__ __forceinline__ void each(const F& f) {
+#pragma unroll
+        for (int i = 0; i < S::row_parts; ++i)
+            each_of(i, [&](T& v, int r, int c) { f(v, S::first_row() + 16 * i + r, S::first_col() + c); });
+    }
+    // The same for part i of the rows; row and column are those in the warp's 16 x cols entries.
+    template <class F>
+    __device__ __forceinline__ void each_of(int i, const F& f) {
+        const Lane lane;
+#pragma unroll
+        for (int j = 0; j < S::col_parts; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) f(value[i][j][e], lane.g + 8 * (e / 2), 2 * lane.t + 8 * j + e % 2);
+    }
+
+    // Adds the product of one stage, of its values as they are, or of left_of(value, e) and right_of(value, e): e
+    // numbers this thread's rows and columns, those of `row_of` and `col_of`.
+    template <bool tensor>
+    __device__ __forceinline__ void add(const typename S::Stage& stage) {
+        const auto same = [](T v, int) { return v; };
+        add<tensor>(stage, same, same);
+    }
+    template <bool tensor, class Left, class Right>
+    __device__ __forceinline__ void add(const typename S::Stage& stage, const Left& left_of, const Right& right_of) {
+        const Lane lane;
+        if (tensor) {
+#pragma unroll 1  // both steps at once would take more registers than there are
+            for (int k = 0; k < S::depth; k += 8) add_on_tensor_cores(stage, k, lane, left_of, right_of);
+        } else {
+#pragma unroll 4
+            for (int k = 0; k < S::depth; ++k) add_plain(stage, k, lane, left_of, right_of);
+        }
+    }
+    static constexpr int thread_rows = 2 * S::row_parts;
+    static __device__ __forceinline__ int row_of(int e) { return S::first_row() + Lane().g + 8 * e; }
+    // Tensor cores are handed other columns than those whose sums they return.
+    template <bool tensor>
+    static constexpr int thread_cols = tensor ? S::col_parts : 2 * S::col_parts;
+    template <bool tensor>
+    static __device__ __forceinline__ int col_of(int e) {
+        return S::first_col() + (tensor ? Lane().g + 8 * e : 2 * Lane().t + 8 * (e / 2) + e % 2);
+    }
+
+  private:
+    template <class Left, class Right>
+    __device__ __forceinline__ void add_on_tensor_cores(const typename S::Stage& stage, int k, const Lane& lane,
+                                                        const Left& left_of, const Right& right_of) {
+        const T* left = &stage.left[k + lane.t][S::first_row() + lane.g];
+        const T* right = &stage.right[k + lane.t][S::first_col() + lane.g];
+        T columns[S::col_parts][2];
+#pragma unroll
+        for (int j = 0; j < S::col_parts; ++j)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) columns[j][h] = right_of(right[8 * j + 4 * h * S::ld], j);
+#pragma unroll
+        for (int i = 0; i < S::row_parts; ++i) {
+            T rows[4];
+#pragma unroll
+            for (int e = 0; e < 4; ++e) rows[e] = left_of(left[16 * i + e / 2 * 4 * S::ld + e % 2 * 8], 2 * i + e % 2);
+            const Fragment<T, 4> a(rows);
+#pragma unroll
+            for (int j = 0; j < S::col_parts; ++j) multiply_add(value[i][j], a, Fragment<T, 2>(columns[j]));
+        }
+    }
+
+    template <class Left, class Right>
+    __device__ __forceinline__ void add_plain(const typename S::Stage& stage, int k, const Lane& lane,
+                                              const Left& left_of, const Right& right_of) {
+        const T* left = &stage.left[k][S::first_row() + lane.g];
+        const T* right = &stage.right[k][S::first_col() + 2 * lane.t];
+        T columns[2 * S::col_parts];
+#pragma unroll
+        for (int e = 0; e < 2 * S::col_parts; ++e) columns[e] = right_of(right[8 * (e / 2) + e % 2], e);
+#pragma unroll
+        for (int i = 0; i < 2 * S::row_parts; ++i) {
+            const T row = left_of(left[8 * i], i);
+#pragma unroll
+            for (int e = 0; e < 2 * S::col_parts; ++e) value[i / 2][e / 2][i % 2 * 2 + e % 2] += row * columns[e];
+        }
+    }
+};
+
+// Runs the stages of one product through two buffers: while one is multiplied, the next is on its way. Source:
+//   prepare(s)       reads what stage s needs to be addressed (indices, weights)
+//   fetch()          starts its loads into registers
+//   store(stage)     writes them to shared memory
+// and use(stage) multiplies.
+template <class Stage, class Source, class Use>
+__device__ __forceinline__ void run_stages(Source& source, int count, Stage* buffers, const Use& use) {
+    if (!count) return;
+    __syncthreads();  // the buffers may still be read for what came before
+    source.prepare(0);
+    source.fetch();
+    source.store(buffers[0]);
+    if (count > 1) source.prepare(1);
+    __syncthreads();
+    for (int s = 0; s < count; ++s) {
+        if (s + 1 < count) {
+            source.fetch();
+            if (s + 2 < count) source.prepare(s + 2);
+        }
+        use(buffers[s % 2]);
+        if (s + 1 < count) source.store(buffers[(s + 1) % 2]);
+        __syncthreads();
+    }
+}
+
+}  // namespace hessext::cuda

@@ -1,0 +1,18 @@
+// What tests tell the emulator, and ask it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace hessext::emulator {
+
+// Threads and blocks run in random order between barriers, a new one for each seed; 0: in the order of their indices.
+void set_order(std::uint64_t seed);
+std::vector<std::string> executed();  // names of the kernels launched so far
+
+// Self-test: whether a kernel is right with and without its barrier; one whose threads meet at different barriers.
+bool reverses(bool barrier);
+void part();
+
+}  // namespace hessext::emulator

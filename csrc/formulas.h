@@ -1,0 +1,53 @@
+// The entries of Q_n and of the features, the same on every device.
+#pragma once
+
+#include "core.h"
+
+namespace hessext {
+
+template <class T>
+HESSEXT_ANYWHERE inline T feature(const Features<T>& f, i64 n, i64 a) {
+    return a < f.cols ? f.data[n * f.ld + a] : T(1);
+}
+
+// c_n (delta_ij p_i - p_i p_j), with 1 - p formed from the other probabilities.
+template <class T>
+HESSEXT_ANYWHERE inline T output_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
+    if (!q.probs) return i == j ? q.scale[n] : T(0);
+    const T* p = q.probs + n * q.classes;
+    if (i != j) return -q.scale[n] * p[i] * p[j];
+    return q.scale[n] * p[i] * (q.top[n] == i ? q.rest[n] : T(1) - p[i]);
+}
+
+// (B_n V)[j, i] = c_n p_j (V[j, i] - E_p V[., i])
+template <class T>
+HESSEXT_ANYWHERE inline T cross_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
+    const T v = q.weight[j * q.units + i];
+    if (!q.probs) return q.scale[n] * v;
+    const T centred = (v - q.weight[q.top[n] * q.units + i]) - q.shift[n * q.units + i];
+    return q.scale[n] * q.probs[n * q.classes + j] * centred;
+}
+
+// What the top classes of samples n and m add to the sums of `gram_tops`; down and across undo the lifts of n and m.
+struct TopSums {
+    double on, off;
+};
+
+template <class T>
+HESSEXT_ANYWHERE inline TopSums top_sums(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, i64 n, i64 m,
+                                         double down, double across) {
+    const double others = g.products[n * g.cols + m];
+    const double s = left.p[n] * left.rest[n], s_ = right.p[m] * right.rest[m];
+    double on, tops, both;  // r_j = p_nj p_mj: at the top classes together, and twice their product
+    if (left.top[n] == right.top[m]) {
+        on = s * s_, tops = left.p[n] * right.p[m], both = 0;
+    } else {
+        const double p_ = across * double(left.at_other[n * g.cols + m]);
+        const double p = down * double(right.at_other[m * g.rows + n]);
+        on = s * p_ * (1 - p_) + s_ * p * (1 - p);
+        tops = left.p[n] * p_ + right.p[m] * p, both = 2 * left.p[n] * p_ * right.p[m] * p;
+    }
+    return {on, both + 2 * tops * others + others * others};
+}
+
+}  // namespace hessext

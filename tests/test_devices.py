@@ -1,0 +1,154 @@
+"""Results and everything between live on the inputs' device; what is special on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import HIDDEN, LINEAR, Case, make_inputs
+
+import hessext
+from hessext import _core, _gram
+
+SPECIAL = [Case(30, 3, 200), Case(40, 30, 4, 5), Case(9, 40, 5, 6, loss="mse"), Case(40, 5, 6, 5, activation="tanh")]
+
+
+def everything(H):
+    """Call all that a Hessian can do."""
+    v = torch.ones(H.shape[1], dtype=H.dtype, device=H.device)
+    yield from (H.dense(), H @ v, H.norms(), H.gauss_newton().dense(), H.residual().dense())
+    for row in H.layers:
+        for col in H.layers:
+            B = H[row, col]
+            yield from (B.dense(), B.norms(), B.norms([(0, 0)]), B.blocks([(0, 0)]), B.block(0, 0), B @ v[: B.shape[1]])
+            if row == col:
+                B.ratio()
+                yield from (*B.row_norms(), B.diagonal(), B.trace(), B.diagonal_blocks())
+
+
+@pytest.mark.parametrize("case", LINEAR[::3] + HIDDEN[::3] + SPECIAL, ids=lambda c: c.name)
+def test_the_default_device_does_not_matter(case):
+    """Whatever is made inside is made on the inputs' device: the default one here has no memory to mix with."""
+    inputs = make_inputs(case, torch.float64)
+    with torch.device("meta"):
+        for result in everything(inputs.hessian()):
+            assert result.device.type == "cpu"
+
+
+def test_other_devices_are_refused():
+    with pytest.raises(ValueError, match=r"weight: expected a CPU or CUDA tensor; got meta"):
+        hessext.linear(torch.ones(2, 3, device="meta"), torch.ones(4, 3))
+
+
+def test_a_build_without_cuda_says_so(monkeypatch):
+    if _core.cuda:
+        monkeypatch.setattr("hessext._checks._core.cuda", False)
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+        device = torch.device("cuda", 0)
+
+    with pytest.raises(
+        ValueError, match="weight: expected a CPU tensor, as this build has no CUDA kernels; got cuda:0"
+    ):
+        hessext.linear(torch.ones(2, 3).as_subclass(OnGpu), torch.ones(4, 3))
+
+
+# ------------------------------------------------------------------------------------------------- on a GPU
+
+needs_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and _core.cuda), reason="no GPU, or no CUDA kernels")
+CASE = Case(197, 33, 17, 5, bias="ho")
+
+
+def on(device, case=CASE, dtype=torch.float32):
+    return make_inputs(case, dtype).to(dtype, device).hessian()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_everything_lives_on_the_gpu():
+    for result in everything(on("cuda")):
+        assert result.is_cuda
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_current_stream_is_used():
+    """The stream is held up before the call: on any other one the result would be there before it is overwritten."""
+    H = on("cuda")
+    expected = H.dense()
+    out = torch.empty_like(expected)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        out.fill_(torch.nan)
+        H.dense(out)
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_nothing_waits_for_the_gpu():
+    H = on("cuda")
+    v = torch.ones(H.shape[1], device="cuda")
+    pairs = torch.tensor([[0, 0], [1, 2]], device="cuda")
+    list(everything(H))
+    out = torch.empty(H.shape, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        H.dense(out)
+        H["hidden"].dense()
+        H["hidden"]._blocks(pairs)  # without the check of the pairs, which reads their bounds
+        H["output"].diagonal_blocks()
+        H["output"].diagonal()
+        H["hidden"].trace()
+        H._apply(v)  # without the check of v
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_captured_graph_replays():
+    H = on("cuda")
+    v = torch.ones(H.shape[1], device="cuda")
+    expected, product = H.dense(), H @ v
+    out = torch.empty_like(expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        H.dense(out)
+        result = H @ v
+    out.fill_(torch.nan)
+    graph.replay()
+    assert torch.equal(out, expected) and torch.equal(result, product)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_another_gpu_than_the_current_one():
+    H = on("cuda:1")
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(H.dense().cpu(), on("cuda:0").dense().cpu())
+    with pytest.raises(ValueError, match="x: expected device cuda:1; got cuda:0"):
+        hessext.linear(torch.ones(2, 3, device="cuda:1"), torch.ones(4, 3, device="cuda:0"))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_memory_and_devices_are_checked():
+    W, x = torch.ones(1000, 1000, device="cuda"), torch.ones(2, 1000, device="cuda")
+    with pytest.raises(MemoryError, match=r"needs 4000000000000 bytes .* are free on cuda:0"):
+        hessext.linear(W, x).dense()
+    with pytest.raises(ValueError, match="x: expected device cuda:0; got cpu"):
+        hessext.linear(W, x.cpu())
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gram_form_on_the_gpu(monkeypatch):
+    B = on("cuda", Case(65, 5, 300))["output"]
+    expected = on("cpu", Case(65, 5, 300))["output"].ratio()
+    monkeypatch.setattr(_gram, "_KEPT", 0)
+    assert B.ratio().ratio == pytest.approx(expected.ratio, rel=1e-5)
