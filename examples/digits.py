@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import hessext
-from hessext import autograd, plot
+from hessext import autograd, datasets, plot
 
 HIDDEN = 8
 TITLES = {"linear": "linear model", "network": f"{HIDDEN} ReLU units"}
@@ -39,14 +38,6 @@ COLUMNS = {
     "ms": 6,
     "vs autograd": 11,
 }
-
-
-def load(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Images (1797, 64), every pixel centred and all divided by one standard deviation, and labels (1797,)."""
-    images, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(images)
-    x = x - x.mean(0)
-    return (x / x.std()).to(dtype), torch.from_numpy(labels).long()
 
 
 def make_model(name: str, features: int, classes: int, dtype: torch.dtype) -> nn.Module:
@@ -136,7 +127,7 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     dtype = getattr(torch, args.dtype)
-    x, y = load(dtype)
+    x, y = datasets.digits(dtype=dtype)
     classes = int(y.max()) + 1
     start, passed, notes, found = time.perf_counter(), True, [], {}
 

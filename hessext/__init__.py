@@ -10,7 +10,7 @@ except ImportError as error:
 
 from importlib import import_module
 
-from . import autograd, plot
+from . import autograd, datasets, plot
 from ._api import hessian, linear, one_hidden
 from ._blocks import BlockMatrix
 from ._hessian import Hessian
@@ -21,8 +21,8 @@ __version__ = _core.__version__
 
 
 def __getattr__(name: str) -> object:
-    if name == "theory":  # imports scipy, which takes a second
-        return import_module(".theory", __name__)
+    if name in ("figures", "theory"):  # theory imports scipy, which takes a second
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -32,6 +32,8 @@ __all__ = [
     "Hessian",
     "RowNorms",
     "autograd",
+    "datasets",
+    "figures",
     "hessian",
     "linear",
     "one_hidden",

@@ -162,7 +162,7 @@ def _run(tasks: list[Task], log: _Log, workers: int | None, progress: bool) -> N
     done = len(tasks) - len(rest)
     if progress:
         where = f"{workers} workers" if workers > 1 else "one thread"
-        time_left = _duration(expected(workers))
+        time_left = duration(expected(workers))
         print(f"{done} of {len(tasks)} draws done, about {time_left} to go on {where}", file=sys.stderr)
     form = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
     with (
@@ -177,7 +177,8 @@ def _run(tasks: list[Task], log: _Log, workers: int | None, progress: bool) -> N
             bar.update(sum(seconds[task.point] for task in new))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people to read."""
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -113,19 +113,17 @@ class Sweep:
 
     def _estimate(self, layer: str, point: Point) -> list[PointEstimate]:
         draws = self._by_point[layer, point]
-        values, deviations = _moments(*draws[:, :2].T)
+        values, deviations = moments(*draws[:, :2].T)
         if CASES[self.case].paired:
-            theory, expected = _moments(*draws[:, 2:].T)
+            theory, expected = moments(*draws[:, 2:].T)
         else:
             theory, expected = np.array(_theory(self.case, layer, point)), np.zeros_like(deviations)
         rounding = _ROUNDING[self.dtype] * np.abs(theory)
         difference = values - theory
-        spread = _standard_error(deviations - expected)
+        spread = standard_error(deviations - expected)
         z = np.where(np.abs(difference) <= rounding, 0.0, math.nan)
         np.divide(difference, np.hypot(spread, rounding), out=z, where=spread > rounding)
-        columns = zip(
-            QUANTITIES, values, _standard_error(deviations), theory, _standard_error(expected), z, strict=True
-        )
+        columns = zip(QUANTITIES, values, standard_error(deviations), theory, standard_error(expected), z, strict=True)
         return [PointEstimate(layer, name, point, len(draws), *map(float, numbers)) for name, *numbers in columns]
 
     def _exponent(self, layer: str, quantity: str, part: list[PointEstimate]) -> Exponent | None:
@@ -235,7 +233,7 @@ def describe(case: int, layer: str, quantity: str, tex: bool = False) -> str:
     return rf"mean $\|H_{{{block}}}\|_F^2{scale}$" if tex else f"mean ||H_{block}||_F^2{scale}"
 
 
-def _moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both means and their ratio (3,), and what each draw adds to them to first order (3, draws)."""
     on, off = diagonal.mean(), off_diagonal.mean()
     ratio = off / on if on else math.nan
@@ -243,7 +241,7 @@ def _moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray
     return np.array([on, off, ratio]), deviations
 
 
-def _standard_error(deviations: np.ndarray) -> np.ndarray:
+def standard_error(deviations: np.ndarray) -> np.ndarray:
     """Of the mean of each row; the rows have mean 0."""
     draws = deviations.shape[1]
     return np.sqrt((deviations**2).sum(1) / (draws * (draws - 1)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from ._pool import Cells, layout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,68 +22,28 @@ ZERO_COLOR = "0.8"  # of entries that are exactly zero
 NAMED_SHARE = 0.08  # of a side: a narrower layer has no room for its name
 SYMBOLS = {"classes": "$C$", "samples": "$N$", "features": "$d$", "hidden": "$m$", "gamma": r"$\gamma = d / N$"}
 TICK_SHARE = 0.08  # of an axis: sizes that lie closer together have no room for both their numbers
+POOLED = {"max": "largest", "mean": "mean"}  # entry of a cell
 COLOR_MAP = "viridis"  # lightness rises all the way: read alike with and without colour-blindness, and in print
 
 
-class _Layer(NamedTuple):
-    """`count` blocks of `size` entries along one side of the picture."""
-
-    name: str
-    count: int
-    size: int
-
-
-class _Side:
-    """One side of the image: cells of at most `pool` entries, none across a layer, nor across a block >= pool."""
-
-    def __init__(self, layers: list[_Layer], pool: int) -> None:
-        self.starts = []  # per layer: the first entry of each cell
-        self.ends = [0]  # cells at which layers begin, and the end
-        self.borders = []  # cells at which blocks inside a layer begin
-        for _, count, size in layers:
-            if size >= pool:
-                starts = (np.arange(count)[:, None] * size + np.arange(0, size, pool)).ravel()
-                if size > 1:
-                    self.borders += list(self.ends[-1] + len(starts) // count * np.arange(1, count))
-            else:
-                starts = np.arange(0, count * size, pool)
-            self.starts.append(starts)
-            self.ends.append(self.ends[-1] + len(starts))
-
-
-def _pool(matrix: torch.Tensor, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Largest |entry| of each cell, given the first entries of the cells; works by strips, without a copy of all."""
-    ends = [*rows[1:], matrix.shape[0]]
-    strips = [matrix[a:b].detach().abs().amax(0) for a, b in zip(rows, ends, strict=True)]
-    return np.maximum.reduceat(torch.stack(strips).double().cpu().numpy(), cols, axis=1)
-
-
 def _draw(
-    rows: list[_Layer],
-    cols: list[_Layer],
-    part: Callable[[int, int], torch.Tensor],
+    cells: Cells,
+    image: np.ndarray,
     what: str,
     limits: tuple[float, float] | None,
-    max_pixels: int,
     title: str | None,
     ax: Axes | None,
+    pooling: str = "max",
 ) -> Figure:
-    """Pool part(i, j) for all pairs of layers, put the results side by side, draw borders and names."""
-    _check_matplotlib()
+    """Show the image with a colour bar, borders of blocks and layers, and the layers' names."""
+    check_matplotlib()
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    if max_pixels < 1:
-        raise ValueError(f"max_pixels: expected at least 1, got {max_pixels}")
     if limits is not None and not 0 < limits[0] < limits[1] < np.inf:
         raise ValueError(f"limits: expected 0 < low < high, got {limits}")
-    entries = max(sum(layer.count * layer.size for layer in side) for side in (rows, cols))
-    pool = -(-entries // max_pixels)
-    down, across = _Side(rows, pool), _Side(cols, pool)
-    image = np.block(
-        [[_pool(part(i, j), a, b) for j, b in enumerate(across.starts)] for i, a in enumerate(down.starts)]
-    )
+    down, across = cells.down, cells.across
     if limits is None:
         seen = image[np.isfinite(image) & (image > 0)]
         low, high = (float(seen.min()), float(seen.max())) if seen.size else (1.0, 1.0)
@@ -97,12 +59,13 @@ def _draw(
         interpolation="nearest",
         extent=(0, across.ends[-1], down.ends[-1], 0),
     )
-    for side, layers, line, axis in ((down, rows, ax.axhline, ax.yaxis), (across, cols, ax.axvline, ax.xaxis)):
+    for side, line, axis in ((down, ax.axhline, ax.yaxis), (across, ax.axvline, ax.xaxis)):
+        width = min(0.4, 16 / max(1, len(side.borders)))  # many borders must not hide what is between them
         for position in side.borders:
-            line(position, color="white", linewidth=0.4, alpha=0.7)
+            line(position, color="white", linewidth=width, alpha=0.7)
         for position in side.ends[1:-1]:
             line(position, color="white", linewidth=1.5)
-        spans = list(zip(side.ends, side.ends[1:], layers, strict=False))
+        spans = list(zip(side.ends, side.ends[1:], side.layers, strict=False))
         named = [(a, b, layer.name) for a, b, layer in spans if b - a >= NAMED_SHARE * side.ends[-1]]
         turned = {"rotation": 90, "va": "center"} if axis is ax.yaxis else {}
         axis.set_ticks([(a + b) / 2 for a, b, _ in named], [name for *_, name in named], **turned)
@@ -112,28 +75,37 @@ def _draw(
     under, over = ((image > 0) & (image < limits[0])).any(), (image > limits[1]).any()
     extend = ("neither", "min", "max", "both")[under + 2 * over]
     bar = ax.figure.colorbar(shown, ax=ax, extend=extend, fraction=0.046, pad=0.02)
-    notes = [f"colours from {limits[0]:.1e} to {limits[1]:.1e}"]
-    notes += [f"largest of {pool} x {pool}"] if pool > 1 else []
-    notes += ["grey: exactly 0"] if (image == 0).any() else []
-    bar.set_label(f"{what}\n" + "; ".join(notes), fontsize="small")
+    heading = f"{what}, {POOLED[pooling]} of {cells.pool} x {cells.pool}" if cells.pool > 1 else what
+    note = f"colours from {limits[0]:.1e} to {limits[1]:.1e}" + "; grey: exactly 0" * bool((image == 0).any())
+    bar.set_label(f"{heading}\n{note}", fontsize="small")
     return ax.figure
 
 
-def _check_matplotlib() -> None:
+def check_matplotlib() -> None:
+    """Raise an ImportError that says what to install."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError("hessext.plot needs matplotlib: pip install matplotlib") from error
 
 
-def _check_hessian(H: object) -> None:
-    if not hasattr(H, "layers"):
-        raise TypeError(f"H: expected a hessext.Hessian or a BlockMatrix; got {type(H).__name__}")
+def pool(H: Hessian | BlockMatrix | torch.Tensor, *, max_pixels: int = 1000, pooling: str = "max") -> np.ndarray:
+    """The image that heat_map shows: of every cell the largest |entry| ("max") or the mean of |entry| ("mean").
+
+    Of H's dtype, about max_pixels on the longer side; no cell is in two layers, nor in two blocks with room for cells.
+    Of a pair of layers above 512 MiB a few blocks are formed at a time, unless they are smaller than cells. Raises
+    ValueError or TypeError for bad arguments, MemoryError as H.dense() does.
+    """
+    rows, cols, part, symmetric = layout(H)
+    dtype = {torch.float32: np.float32}.get(H.dtype, np.float64)
+    return Cells(rows, cols, max_pixels).image(part, symmetric, pooling).astype(dtype)
 
 
 def heat_map(
     H: Hessian | BlockMatrix | torch.Tensor,
     *,
+    pooled: np.ndarray | None = None,
+    pooling: str = "max",
     limits: tuple[float, float] | None = None,
     max_pixels: int = 1000,
     title: str | None = None,
@@ -142,27 +114,19 @@ def heat_map(
     """|H| on a logarithmic colour scale, thin lines between blocks, thick ones between layers.
 
     H: a Hessian (all pairs of layers, each neuron by neuron), a BlockMatrix, or a matrix (R, S). Where it has more
-    than max_pixels rows or columns, a pixel is the *largest* of the entries that it covers. limits: ends of the scale
-    (default: the largest and the smallest pixel, at most four decades below); what lies beyond has the end's colour and
-    an arrow at the scale, exact zeros are grey. ax: where to draw; default a new figure. Raises ImportError without
-    matplotlib, ValueError or TypeError for bad arguments, MemoryError as H.dense() does; one pair of layers is dense at
-    a time.
+    than max_pixels rows or columns, a pixel is the *largest* of the entries that it covers, or with pooling="mean"
+    their mean. pooled: pool(H, ...) with the same max_pixels, where it is there already; H then gives the borders and
+    names only. limits: ends of the scale (default: the largest and the smallest pixel, at most four decades below);
+    what lies beyond has the end's colour and an arrow at the scale, exact zeros are grey. ax: where to draw; default a
+    new figure. Raises ImportError without matplotlib, and what pool raises.
     """
-    if isinstance(H, torch.Tensor):
-        if H.ndim != 2 or not H.numel():
-            raise ValueError(f"H: expected a matrix with entries, got shape {tuple(H.shape)}")
-        rows, cols = [_Layer("", 1, H.shape[0])], [_Layer("", 1, H.shape[1])]
-        return _draw(rows, cols, lambda i, j: H, "|H|", limits, max_pixels, title, ax)
-    if hasattr(H, "grid"):
-        rows, cols = ([_Layer(*side)] for side in zip(H.layers, H.grid, H.block_shape, strict=True))
-        return _draw(rows, cols, lambda i, j: H.dense(), "|H|", limits, max_pixels, title, ax)
-    _check_hessian(H)
-    layers = [_Layer(name, H[name].grid[0], H[name].block_shape[0]) for name in H.layers]
-
-    def part(i: int, j: int) -> torch.Tensor:
-        return H[H.layers[i], H.layers[j]].dense() if i <= j else part(j, i).mT
-
-    return _draw(layers, layers, part, "|H|", limits, max_pixels, title, ax)
+    rows, cols, part, symmetric = layout(H)
+    cells = Cells(rows, cols, max_pixels)
+    if pooled is None:
+        pooled = cells.image(part, symmetric, pooling)
+    elif np.shape(pooled) != cells.shape:
+        raise ValueError(f"pooled: expected shape {cells.shape}; got {np.shape(pooled)}")
+    return _draw(cells, np.asarray(pooled), "|H|", limits, title, ax, pooling)
 
 
 def block_norm_map(
@@ -178,17 +142,17 @@ def block_norm_map(
 
     norms: H.norms(), where they are there already.
     """
-    _check_hessian(H)
-    if hasattr(H, "grid"):
-        rows, cols = ([_Layer(name, count, 1)] for name, count in zip(H.layers, H.grid, strict=True))
-    else:
-        rows = cols = [_Layer(name, H[name].grid[0], 1) for name in H.layers]
+    if isinstance(H, torch.Tensor):
+        raise TypeError("H: expected a hessext.Hessian or a BlockMatrix; got Tensor")
+    rows, cols = ([layer._replace(size=1) for layer in side] for side in layout(H)[:2])
     norms = H.norms() if norms is None else torch.as_tensor(norms)
     down, across = ([layer.count for layer in side] for side in (rows, cols))
     if norms.shape != (sum(down), sum(across)):
         raise ValueError(f"norms: expected shape ({sum(down)}, {sum(across)}); got {tuple(norms.shape)}")
     parts = [strip.split(across, 1) for strip in norms.split(down)]
-    return _draw(rows, cols, lambda i, j: parts[i][j], "Frobenius norm of a block", limits, max_pixels, title, ax)
+    cells = Cells(rows, cols, max_pixels)
+    image = cells.image(lambda i, j: parts[i][j], False, "max")
+    return _draw(cells, image, "Frobenius norm of a block", limits, title, ax)
 
 
 def ratios(result: Sweep) -> Figure:
@@ -198,7 +162,7 @@ def ratios(result: Sweep) -> Figure:
     the limit C -> inf; over one size, squares and crosses. Quantities that are 0 are left out. Raises ImportError
     without matplotlib, ValueError where all are 0.
     """
-    _check_matplotlib()
+    check_matplotlib()
     from matplotlib.figure import Figure
 
     parts = [part for part in result.parts() if all(e.mean > 0 and e.theory > 0 for e in part[2])]

@@ -91,12 +91,12 @@ def test_wrong_target_dtype(dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_device(name):
     named = name if name != "hidden_weight" else "(hidden_weight|output_weight)"  # the first argument sets the device
-    with pytest.raises(ValueError, match=rf"^{named}: expected (device|a CPU tensor)"):
+    with pytest.raises(ValueError, match=rf"^{named}: expected (device|a CPU or CUDA tensor)"):
         one_hidden(**{name: getattr(INPUTS, name).to("meta")})
 
 
 def test_everything_on_meta():
-    with pytest.raises(ValueError, match=r"^hidden_weight: expected a CPU tensor"):
+    with pytest.raises(ValueError, match=r"^hidden_weight: expected a CPU or CUDA tensor"):
         one_hidden(**{n: getattr(INPUTS, n).to("meta") for n in NAMES})
 
 

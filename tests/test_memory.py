@@ -30,7 +30,7 @@ NETWORK = "N, d, m, C = {}; given = x, W, V = torch.randn(N, d), torch.randn(m, 
 
 CASES = {
     "paper": (NETWORK.format("5000, 500, 8, 500"), "one_hidden(W, V, x, torch.zeros(N).long()).dense()"),
-    "many pairs": (LINEAR.format("32, 500, 1000"), "linear(W, x)['output'].norms(torch.zeros(100000, 2).long())"),
+    "many pairs": (LINEAR.format("32, 10, 1000"), "linear(W, x)['output'].norms(torch.zeros(100000, 2).long())"),
     "wide": (LINEAR.format("64, 2000, 64"), "linear(W, x)['output'].norms()"),
     "very wide": (LINEAR.format("4, 12000, 2"), "linear(W, x)['output'].norms([(0, 1)] * 8)"),
     "many samples": (LINEAR.format("1000000, 8, 3"), "linear(W, x)['output'].dense()"),
@@ -47,6 +47,7 @@ GRAM = {  # N x N in place of blocks: 512 MiB beyond the inputs, whatever C is
     "formed again": (LINEAR.format("600, 16, 130000"), "linear(W, x)['output'].ratio()"),
     "blocks of samples": (LINEAR.format("6000, 40, 200"), "linear(W, x)['output'].ratio()"),
     "all pairs of classes": (LINEAR.format("16, 4, 4000"), "linear(W, x)['output'].norms()"),
+    "many pairs": (LINEAR.format("32, 500, 1000"), "linear(W, x)['output'].norms(torch.zeros(100000, 2).long())"),
     "pairs": (LINEAR.format("3000, 500, 300"), "linear(W, x)['output'].norms([(0, 1)] * 1000)"),
 }
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from cases import Case, make_inputs
 
-from hessext import plot
+from hessext import BlockMatrix, _pool, plot
 
 pytest.importorskip("matplotlib")
 
@@ -56,6 +56,35 @@ def test_pixels_do_not_cross_blocks():
     assert "largest of 4 x 4" in figure.axes[1].get_ylabel()
 
 
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_pooling(pooling):
+    H = make_inputs(CASE, torch.float64).hessian()
+    whole = torch.nn.functional.pad(H["hidden"].dense().abs().reshape(4, 18, 4, 18), (0, 2, 0, 0, 0, 2))
+    cells = whole.reshape(4, 5, 4, 4, 5, 4)
+    entries = torch.tensor([4.0, 4, 4, 4, 2])  # of a cell's side: blocks of 18 in fours
+    expected = cells.amax((2, 5)) if pooling == "max" else cells.sum((2, 5)) / torch.outer(entries, entries)[:, None]
+    pooled = plot.pool(H["hidden"], max_pixels=20, pooling=pooling)
+    np.testing.assert_allclose(pooled, expected.reshape(20, 20), rtol=1e-12)
+    figure = plot.heat_map(H["hidden"], pooled=pooled, pooling=pooling, max_pixels=20, limits=(1e-12, 10.0))
+    assert np.array_equal(image(figure), pooled)
+    label = figure.axes[1].get_ylabel()
+    assert label.startswith(f"|H|, {'largest' if pooling == 'max' else 'mean'} of 4 x 4\n")
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+@pytest.mark.parametrize("budget", [0, 3 * 18 * 18 * 8])
+def test_large_layers_are_pooled_block_by_block(pooling, budget, monkeypatch):
+    H = make_inputs(CASE, torch.float64).hessian()
+    cross = H["output", "hidden"]
+    expected = [plot.pool(part, max_pixels=20, pooling=pooling) for part in (H, H["hidden"], cross)]
+    monkeypatch.setattr(_pool, "_DENSE", budget)
+    dense = []
+    monkeypatch.setattr(BlockMatrix, "dense", lambda part, _dense=BlockMatrix.dense: dense.append(part) or _dense(part))
+    for part, image in zip((H, H["hidden"], cross), expected, strict=True):
+        np.testing.assert_allclose(plot.pool(part, max_pixels=20, pooling=pooling), image, rtol=1e-12)
+    assert all(min(part.block_shape) < 4 or part.layers == ("output", "output") for part in dense)
+
+
 def test_block_norm_map():
     H = make_inputs(CASE, torch.float32).hessian()
     norms = image(plot.block_norm_map(H, limits=(1e-9, 10.0)))
@@ -70,6 +99,8 @@ def test_block_norms_are_not_computed_again():
     assert np.array_equal(image(plot.block_norm_map(H["hidden"], norms=given[:4, :4].numpy())), given[:4, :4])
     with pytest.raises(ValueError, match=r"^norms: expected shape \(9, 9\); got \(4, 4\)"):
         plot.block_norm_map(H, norms=given[:4, :4])
+    with pytest.raises(TypeError, match=r"^H: expected a hessext.Hessian or a BlockMatrix; got Tensor"):
+        plot.block_norm_map(given)
 
 
 def test_limits_and_zeros():
@@ -113,6 +144,8 @@ def test_draws_into_given_axes():
         ({"limits": (0.0, 1.0)}, "limits"),
         ({"limits": (1.0, 1.0)}, "limits"),
         ({"max_pixels": 0}, "max_pixels"),
+        ({"pooling": "median"}, "pooling"),
+        ({"pooled": np.ones((2, 3))}, "pooled"),
     ],
 )
 def test_bad_arguments_are_named(arguments, name):

@@ -276,7 +276,7 @@ def test_bad_arguments(options, error, message):
 
 
 def test_duration():
-    assert [_sweep._duration(t) for t in (0.01, 59, 150, 7200)] == ["1 s", "59 s", "2 min", "2.0 h"]
+    assert [_sweep.duration(t) for t in (0.01, 59, 150, 7200)] == ["1 s", "59 s", "2 min", "2.0 h"]
 
 
 def test_expected_time(capsys, monkeypatch):

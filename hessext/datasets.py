@@ -1,0 +1,149 @@
+"""Data sets, seeded: x (N, d) floating, y (N,) int64 labels, ready for hessext.linear and hessext.one_hidden."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ._checks import count
+from ._random import generator
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Data = tuple[Tensor, Tensor]
+_DTYPES = (torch.float32, torch.float64)
+
+
+def gaussian(
+    samples: int,
+    features: int,
+    classes: int,
+    *,
+    balanced: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Data:
+    """x ~ N(0, I), labels uniform and independent of x; balanced: every class equally often (but for one), in order.
+
+    Numbers are drawn in float32 for either dtype. Raises ValueError, TypeError.
+    """
+    N, d, C = count("samples", samples), count("features", features), count("classes", classes)
+    g = _seeded("gaussian", seed, dtype)
+    x = torch.randn(N, d, generator=g).to(dtype)
+    return x, torch.arange(N) % C if balanced else torch.randint(C, (N,), generator=g)
+
+
+def clustered(
+    samples: int,
+    features: int,
+    classes: int,
+    clusters: int,
+    *,
+    radius: float = 0.1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Data:
+    """k-clustered data on the unit sphere, as in Li, Soltanolkotabi and Oymak (arXiv 1903.11680).
+
+    Centres c_1 .. c_k are uniform on the sphere, cluster l belongs to class l mod C, and sample n, of cluster n mod k,
+    is at a distance of at most `radius` from its centre: x = c cos t + u sin t, u a uniform direction orthogonal to c,
+    2 sin(t / 2) uniform in [0, radius].
+
+    Raises:
+        ValueError: clusters < classes, fewer than 2 features, radius not in [0, 2]. TypeError.
+    """
+    N, d, C = count("samples", samples), count("features", features, 2), count("classes", classes)
+    k = count("clusters", clusters)
+    if k < C:
+        raise ValueError(f"clusters: expected at least one per class, {C}; got {k}")
+    if not 0 <= radius <= 2:
+        raise ValueError(f"radius: expected a distance between points of the unit sphere, 0 to 2; got {radius!r}")
+    g = _seeded("clustered", seed, dtype)
+    centres = torch.nn.functional.normalize(torch.randn(k, d, generator=g, dtype=torch.float64))
+    cluster = torch.arange(N) % k
+    c = centres[cluster]
+    u = torch.randn(N, d, generator=g, dtype=torch.float64)
+    u = torch.nn.functional.normalize(u - (u * c).sum(1, keepdim=True) * c)
+    angle = 2 * torch.asin(torch.rand(N, 1, generator=g, dtype=torch.float64) * radius / 2)
+    return (c * angle.cos() + u * angle.sin()).to(dtype), cluster % C
+
+
+def digits(*, samples: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32) -> Data:
+    """scikit-learn's handwritten digits: 1797 images of 8 x 8, 10 classes; samples: so many, without repetition.
+
+    Every pixel is centred, and all are divided by one standard deviation, over all 1797. Raises ImportError without
+    scikit-learn, ValueError, TypeError.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("digits needs scikit-learn: pip install 'hessext[figures]'") from error
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(images)
+    x = x - x.mean(0)
+    kept = _chosen(samples, len(x), seed, dtype)
+    return (x / x.std())[kept].to(dtype), torch.from_numpy(labels).long()[kept]
+
+
+def cifar100(
+    folder: str | os.PathLike,
+    *,
+    download: bool = False,
+    samples: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Data:
+    """CIFAR-100's training images: x (50000, 3072), channel by channel, and 100 classes; samples: that many of them.
+
+    Every channel has mean 0 and standard deviation 1 over all images. The folder is torchvision's root, which holds
+    cifar-100-python. Raises ImportError without torchvision, FileNotFoundError, ValueError, TypeError.
+    """
+    folder = Path(folder)
+    datasets = _torchvision()
+    if not download and not (folder / "cifar-100-python").is_dir():
+        raise FileNotFoundError(
+            f"folder: no CIFAR-100 (cifar-100-python) in {folder}; name the folder that holds it, or let torchvision "
+            "download 169 MB into this one: download=True (--download)"
+        )
+    images = datasets.CIFAR100(str(folder), train=True, download=download)
+    kept = _chosen(samples, len(images.data), seed, dtype)
+    pixels = torch.from_numpy(images.data).movedim(3, 1)  # (n, 3, 32, 32)
+    x = pixels[kept].double()
+    for channel in range(3):
+        frequency = torch.bincount(pixels[:, channel].flatten(), minlength=256).double()
+        value = torch.arange(256.0, dtype=torch.float64)
+        mean = frequency @ value / frequency.sum()
+        variance = frequency @ (value - mean) ** 2 / frequency.sum()
+        x[:, channel] = (x[:, channel] - mean) / variance.sqrt()
+    return x.flatten(1).to(dtype), torch.tensor(images.targets)[kept]
+
+
+def _torchvision() -> ModuleType:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise ImportError("cifar100 needs torchvision: pip install 'hessext[cifar]'") from error
+    except RuntimeError as error:  # its operators were compiled for another torch
+        raise ImportError(f"cifar100 needs a torchvision that fits torch {torch.__version__}: {error}") from error
+    return datasets
+
+
+def _seeded(stream: str, seed: int, dtype: torch.dtype) -> torch.Generator:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64; got {dtype!r}")
+    return generator(stream, seed)
+
+
+def _chosen(samples: int | None, total: int, seed: int, dtype: torch.dtype) -> Tensor:
+    """Indices of a random choice, or of all."""
+    g = _seeded("chosen", seed, dtype)
+    if samples is None:
+        return torch.arange(total)
+    if count("samples", samples) > total:
+        raise ValueError(f"samples: expected at most {total}, all there are; got {samples}")
+    return torch.randperm(total, generator=g)[:samples]

@@ -1,0 +1,52 @@
+"""The figures of the paper (arXiv 2505.02809), one call each: run(name). Needs matplotlib."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hessext import _files, plot
+
+from . import _classes, _clustered, _collobert, _forces, _initialization, _ratios, _snapshots, _spectra
+from ._frame import Drawing, Figure, Run
+from ._parameters import checked
+
+_MODULES = (_classes, _clustered, _collobert, _forces, _initialization, _ratios, _snapshots, _spectra)
+_ALL = {figure.name: figure for module in _MODULES for figure in module.FIGURES}
+NAMES = tuple(sorted(_ALL, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))
+FIGURES = {name: _ALL[name] for name in NAMES}
+
+
+def run(
+    name: str | int,
+    *,
+    out: str | os.PathLike | None = None,
+    quick: bool = False,
+    progress: bool = True,
+    **parameters: Any,
+) -> Drawing:
+    """Draw a figure and write its pictures, numbers and caption; what is on disk already is not computed again.
+
+    Args:
+        name: one of NAMES.
+        out: folder, made if need be; files are named by the figure. None: out/figures, or out/figures-quick.
+        quick: smaller sizes, for less than a minute or a few.
+        progress: say on stderr what goes on.
+        parameters: in place of FIGURES[name].defaults (or .quick), e.g. classes=[2, 10], seed=1, dtype="float64".
+
+    Raises:
+        ValueError, TypeError: the name or a parameter, with those there are. ImportError: matplotlib, scikit-learn or
+            torchvision are missing. FileNotFoundError: the data are. MemoryError.
+    """
+    if str(name) not in FIGURES:
+        raise ValueError(f"name: expected one of {', '.join(NAMES)}; got {name!r}")
+    plot.check_matplotlib()
+    figure = FIGURES[str(name)]
+    settings = checked(parameters, figure.parameters(quick), f"figure {figure.name}")
+    folder = _files.folder("out", out or Path("out", "figures-quick" if quick else "figures"))
+    this = Run(figure, settings, folder, quick, progress)
+    return this.save(figure.draw(this))
+
+
+__all__ = ["FIGURES", "NAMES", "Drawing", "Figure", "Run", "run"]

@@ -1,0 +1,107 @@
+"""Figure 10: Collobert's setting, two classes and one output, before, along and after training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hessext import plot
+from hessext._losses import resolve
+
+from ._forces import COLORS
+from ._frame import Drawing, Figure, Run
+from ._training import LOSSES, Task, Trained, trained
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PIXELS = 400
+
+
+def curvature(network: Trained, step: int) -> float:
+    """Mean over samples of d2 l_n / df2: of p (1 - p), or 2 under MSE."""
+    W, V = network.weights[step]
+    return float(resolve(network.task.loss).output(torch.relu(network.x @ W.T) @ V.T).scale.sum(dtype=torch.float64))
+
+
+def right(network: Trained, step: int) -> Tensor:
+    """Whether each sample is on its label's side."""
+    W, V = network.weights[step]
+    middle = 0.0 if network.task.loss == "mse" else 0.5
+    return ((torch.relu(network.x @ W.T) @ V.T) > 0) == (network.y > middle)
+
+
+def _row(network: Trained, step: int) -> dict[str, Any]:
+    """The hidden layer's blocks before a step; their off-diagonal ones are the term of (1)."""
+    ratio = network.hessian(step)["hidden"].ratio()
+    accuracy = right(network, step).double().mean().item()
+    row = {"loss": network.task.loss, "step": step, "value": float(network.losses[step]), "accuracy": accuracy}
+    return row | {"curvature": curvature(network, step), **ratio._asdict()}
+
+
+def _draw(run: Run) -> Drawing:
+    import matplotlib.figure
+
+    picture = matplotlib.figure.Figure(figsize=(19, 8.6), layout="constrained")
+    picture.get_layout_engine().set(wspace=0.05)
+    p = run.parameters
+    picture.suptitle(f"two classes, one output: $N = {p.samples}$, $d = {p.features}$, $m = {p.hidden}$")
+    rows, arrays, seen = [], {}, []
+    for loss, axes in zip(("binary_cross_entropy", "mse"), picture.subplots(2, 4), strict=True):
+        network = trained(run, Task.of(run, loss, classes=1))
+        found = [_row(network, step) for step in run.progress(sorted(network.weights), f"Hessians, {loss}")]
+        for ax, step, when in ((axes[0], 0, "before"), (axes[1], p.steps, "after")):
+            B = network.hessian(step)["hidden"]
+            image = arrays[f"{loss}_{when}"] = plot.pool(B, max_pixels=PIXELS)
+            title = f"{LOSSES[loss]}: $|H_{{ww}}|$ {when} training"
+            plot.heat_map(B, pooled=image, max_pixels=PIXELS, ax=ax, title=title)
+        _curves(LOSSES[loss], found, *axes[2:])
+        rows += found
+        seen += [f"{LOSSES[loss]}, {text}" for text in _seen(found)]
+    return Drawing({"": picture}, seen, rows, arrays)
+
+
+def _curves(loss: str, rows: list[dict[str, Any]], sizes: Axes, ratio: Axes) -> None:
+    """Mean squared norms of diagonal and off-diagonal blocks and the output's curvature; the ratio of the norms."""
+    steps = [row["step"] for row in rows]
+    for name, label, line in (
+        ("diagonal", r"mean $\|H_{ii}\|_F^2$", "-"),
+        ("off_diagonal", r"mean $\|H_{ij}\|_F^2$: the term of (1)", "--"),
+        ("curvature", r"mean $d^2 \ell_n / df^2$: $p (1 - p)$, or 2", ":"),
+    ):
+        sizes.plot(steps, [row[name] for row in rows], line, label=label, color=COLORS[len(sizes.lines)])
+    sizes.set(title=f"{loss}: blocks", yscale="log", xlabel="step")
+    sizes.legend(fontsize="small")
+    ratio.plot(steps, [row["ratio"] for row in rows], color=COLORS[0])
+    ratio.set(title=f"{loss}: off-diagonal over diagonal", xlabel="step", ylim=(0, 1))
+    for ax in (sizes, ratio):
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(0, steps[-1])
+        ax.grid(alpha=0.3)
+
+
+def _seen(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{when} training (loss {row['value']:.3g}, accuracy {row['accuracy']:.1%}): mean output curvature "
+        f"{row['curvature']:.3g}, mean ||H_ij||_F^2, the term of (1), {row['off_diagonal']:.3g}, mean ||H_ii||_F^2 "
+        f"{row['diagonal']:.3g}, ratio {row['ratio']:.3g}."
+        for when, row in (("before", rows[0]), ("after", rows[-1]))
+    ]
+
+
+FIGURES = [
+    Figure(
+        name="10",
+        title="binary classification with one output, as in Collobert's thesis",
+        paper="Collobert put the block-diagonal form down to cross-entropy: p (1 - p) in the off-diagonal blocks, (1), "
+        "goes to 0 in training. The diagonal blocks have the same factor, with v_i^2 in place of v_i v_j: (1) cannot "
+        "tell them apart.",
+        draw=_draw,
+        defaults={"samples": 1000, "features": 100, "hidden": 8, "steps": 5000, "learning_rate": 1e-3},
+        quick={},
+        reading="x ~ N(0, I), labels at random; ReLU without biases, W ~ N(0, 1/d), V ~ N(0, 1/m). Targets 0 and 1, "
+        "under MSE -1 and 1. Adam on all samples at once, the learning rate on half a cosine. The sizes are ours.",
+    )
+]

@@ -1,0 +1,205 @@
+"""What all figures share: parameters as data, steps that outlive a kill, and the files that come out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import shlex
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hessext import __version__, _core, _files
+
+from ._parameters import COMMON, text_of
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+
+DPI = 160  # of pictures in pixels
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as data, and the function that draws it.
+
+    title: what it shows. paper: what the paper says about it. reading: what we chose where the paper is silent.
+    defaults: parameters at the paper's sizes; quick: those that --quick changes.
+    """
+
+    name: str
+    title: str
+    paper: str
+    draw: Callable[[Run], Drawing]
+    defaults: Mapping[str, Any]
+    quick: Mapping[str, Any]
+    reading: str = ""
+
+    @property
+    def stem(self) -> str:
+        """Of its files' names."""
+        return f"figure{self.name}" if self.name.isdigit() else self.name
+
+    def parameters(self, quick: bool = False) -> dict[str, Any]:
+        """All parameters and their values; a dtype of the figure's own holds."""
+        return {**self.defaults, **COMMON, **self.defaults, **(self.quick if quick else {})}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a figure found: pictures, the numbers behind them, and findings as sentences.
+
+    pictures: "" is the figure; another name is appended to the file's. rows: a table, as CSV. arrays: as npz.
+    seen: what is seen here, with numbers. notes: on the setup, beyond the parameters. files: what was written.
+    """
+
+    pictures: Mapping[str, matplotlib.figure.Figure]
+    seen: Sequence[str]
+    rows: Sequence[Mapping[str, Any]] = ()
+    arrays: Mapping[str, Any] | None = None
+    notes: Sequence[str] = ()
+    files: tuple[Path, ...] = ()
+
+
+class Run:
+    """One run of a figure: its parameters, its folder, and steps that are computed once.
+
+    A step's file is named by a hash of all parameters, so that another value is another file; what a step does not
+    depend on, or has only one of, is replaced through keywords: classes=10 for one of many, workers=None. Another
+    version of hessext computes anew; after a change of the code, delete the folder `steps`.
+    """
+
+    def __init__(self, figure: Figure, parameters: Mapping[str, Any], out: Path, quick: bool, progress: bool) -> None:
+        self.figure, self.out, self.quick, self.shown = figure, out, quick, progress
+        self.parameters = SimpleNamespace(**parameters)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameter as torch names it."""
+        return getattr(torch, self.parameters.dtype)
+
+    @cached_property
+    def _steps(self) -> Path:
+        return _files.folder("out", self.out / "steps")
+
+    def path(self, step: str, suffix: str, **replaced: Any) -> Path:
+        """File of a step: for checkpoints, logs and the like."""
+        return self.shared(f"{self.figure.stem}-{step}", suffix, {**vars(self.parameters), **replaced})
+
+    def shared(self, step: str, suffix: str, settings: Mapping[str, Any]) -> Path:
+        """File of a step that several figures have in common, named by these settings alone."""
+        text = json.dumps([__version__, settings], sort_keys=True, default=str)
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return self._steps / f"{step}-{digest}{suffix}"
+
+    def cached(self, step: str, compute: Callable[[], Mapping[str, Any]], **replaced: Any) -> dict[str, np.ndarray]:
+        """Arrays by name, from the step's file or computed and written to it, whole at any instant."""
+        path = self.path(step, ".npz", **replaced)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        except FileNotFoundError:
+            pass
+        except (zipfile.BadZipFile, ValueError, EOFError):
+            self.say(f"{path} is damaged: computed again")
+        arrays = {name: np.asarray(value) for name, value in compute().items()}
+        _files.replace(path, _npz(arrays))
+        return arrays
+
+    def progress(self, steps: Iterable | None = None, text: str = "", **options: Any) -> tqdm:
+        """A bar over the steps, or over total=; in terminals only."""
+        disable = None if self.shown else True
+        return tqdm(
+            steps, f"{self.figure.stem}: {text}" if text else self.figure.stem, disable=disable, leave=False, **options
+        )
+
+    def say(self, text: str) -> None:
+        """Tell the user something, on stderr: the expected time, for example."""
+        if self.shown:
+            tqdm.write(f"{self.figure.stem}: {text}", file=sys.stderr)
+
+    def save(self, drawing: Drawing) -> Drawing:
+        """Write pictures (PNG and PDF), numbers (CSV, npz) and last the caption; return the drawing with its files."""
+        stem, contents = self.figure.stem, {}
+        for name, picture in drawing.pictures.items():
+            base = f"{stem}-{name}" if name else stem
+            contents |= {f"{base}.png": _picture(picture, "png"), f"{base}.pdf": _picture(picture, "pdf")}
+        if drawing.rows:
+            contents[f"{stem}.csv"] = _csv(drawing.rows)
+        if drawing.arrays:
+            contents[f"{stem}.npz"] = _npz(drawing.arrays)
+        contents[f"{stem}.md"] = _caption(self, drawing, list(contents)).encode()
+        for name, content in contents.items():
+            _files.replace(self.out / name, content)
+        return replace(drawing, files=tuple(self.out / name for name in contents))
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def _picture(picture: matplotlib.figure.Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    dated = {"CreationDate": None} if kind == "pdf" else {}  # the same numbers make the same file
+    picture.savefig(buffer, format=kind, dpi=DPI, bbox_inches="tight", metadata=dated)
+    return buffer.getvalue()
+
+
+def _npz(arrays: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in arrays.items()})
+    return buffer.getvalue()
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def _caption(run: Run, drawing: Drawing, files: Sequence[str]) -> str:
+    """Markdown: pictures, setup, scales, what the paper says and what is seen, how to make it again, versions."""
+    figure = run.figure
+    changed = {k: v for k, v in vars(run.parameters).items() if v != figure.parameters(run.quick)[k]}
+    size = "--quick" if run.quick else "the paper's sizes, where it states them"
+    size += f"; with another {', '.join(changed)}" if changed else ""
+    setup = ", ".join(f"{name} {text_of(value)}" for name, value in vars(run.parameters).items() if value is not None)
+    scales = [text for name, picture in drawing.pictures.items() for text in _scales(name, picture)]
+    words = ["hessext", "figure", figure.name, *["--quick"] * run.quick]
+    for name, value in changed.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [text_of(value)])]
+    versions = (
+        f"hessext {__version__}, torch {torch.__version__}, numpy {np.__version__}, Python {sys.version.split()[0]}; "
+        f"instruction set {_core.isa()}, {torch.get_num_threads()} threads"
+    )
+    parts = [
+        f"# {f'Figure {figure.name}' if figure.name.isdigit() else figure.name.capitalize()}: {figure.title}",
+        *(f"![{figure.title}]({name})" for name in files if name.endswith(".png")),
+        f"**Setup** ({size}). {setup}. " + " ".join([figure.reading, *drawing.notes]),
+        *(["**Scales.**\n\n" + "\n".join(f"- {text}" for text in scales)] if scales else []),
+        f"**The paper says.** {figure.paper}",
+        "**Seen here.**\n\n" + "\n".join(f"- {text}" for text in drawing.seen),
+        f"**Files.** {', '.join(files)}. Made by `{shlex.join(words)}`.",
+        f"**Versions.** {versions}.",
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _scales(name: str, picture: matplotlib.figure.Figure) -> list[str]:
+    """Title and colour bar of every image: quantity, limits, pooling."""
+    bars = [(ax.get_title(), image.colorbar) for ax in picture.axes for image in ax.images if image.colorbar]
+    texts = (f"{title}: {bar.ax.get_ylabel()}" for title, bar in bars)
+    return [" ".join(f"{name} {text}".split()) for text in texts]

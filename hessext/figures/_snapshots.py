@@ -1,0 +1,158 @@
+"""Figures 2, 3 and 13: the whole Hessian along a training on Gaussian data, and the losses."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hessext import Hessian, plot
+
+from ._forces import COLORS, Forces, forces
+from ._frame import Drawing, Figure, Run
+from ._training import LOSSES, PAPER, QUICK, READING, Task, snapshots, trained
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PIXELS = 500  # of the picture of |H|, at most
+CLASSES = 16  # whose columns of H_wv are shown one by one: pooled, the stripes would be gone
+CELLS = 16  # of the rows of one hidden unit there
+
+
+def stripes(H: Hessian) -> torch.Tensor:
+    """|H_wv| of the first classes, (m CELLS, CLASSES m): its rows pooled (largest), its columns as they are."""
+    B = H["hidden", "output"]
+    m, C = B.grid
+    J = min(C, CLASSES)
+    blocks = B.blocks(torch.cartesian_prod(torch.arange(m), torch.arange(J))).abs()  # (m J, d, m)
+    cells = torch.stack([rows.amax(1) for rows in blocks.tensor_split(min(CELLS, blocks.shape[1]), 1)], 1)
+    return cells.view(m, J, -1, m).transpose(1, 2).reshape(-1, J * m)
+
+
+def _numbers(H: Hessian) -> dict[str, Any]:
+    pooled = plot.pool(H, max_pixels=PIXELS).astype(np.float32)
+    return {"hessian": pooled, "stripes": stripes(H), "forces": np.array(forces(H))}
+
+
+def _limits(images: list[np.ndarray]) -> tuple[float, float]:
+    """One colour scale for all of them."""
+    high = float(max(image.max() for image in images))
+    return high * 10.0**-plot.DECADES, high
+
+
+def _draw(loss: str, run: Run) -> Drawing:
+    import matplotlib.figure
+
+    network = trained(run, Task.of(run, loss))
+    p = network.task
+    steps = snapshots(p.steps)
+    found = {}
+    for step in run.progress(steps, "Hessians"):
+        found[step] = run.cached(f"step{step}", lambda step=step: _numbers(network.hessian(step)))
+    picture = matplotlib.figure.Figure(figsize=(18, 8.2), layout="constrained")
+    picture.suptitle(
+        f"{LOSSES[loss]}, Gaussian data: $N = {p.samples}$, $d = {p.features}$, $C = {p.classes}$, $m = {p.hidden}$"
+    )
+    limits = {name: _limits([found[step][name] for step in steps]) for name in ("hessian", "stripes")}
+    rows, arrays, seen = [], {}, []
+    for step, whole, part in zip(steps, *picture.subplots(2, len(steps)), strict=True):
+        H, numbers, value = network.hessian(step), found[step], float(network.losses[step])
+        when = "at initialization" if step == 0 else f"at {step / p.steps:.0%} of the steps"
+        options = {"max_pixels": PIXELS, "limits": limits["hessian"]}
+        plot.heat_map(H, pooled=numbers["hessian"], ax=whole, title=f"$|H|$ {when}, loss {value:.3g}", **options)
+        title = f"$|H_{{wv}}|$ {when}"
+        image = torch.from_numpy(numbers["stripes"])
+        plot.heat_map(image, ax=part, title=title, limits=limits["stripes"], max_pixels=max(image.shape))
+        _label(part, p.hidden)
+        measured = Forces(*numbers["forces"].tolist())
+        rows.append({"step": step, "loss": value, **measured._asdict()})
+        arrays |= {f"{name}_{step}": numbers[name] for name in ("hessian", "stripes")}
+        seen.append(f"{when[3:].capitalize()} (step {step}, loss {value:.4g}): {measured.text()}")
+    first, last = rows[0], rows[-1]
+    seen.append(
+        f"From the first to the last: H_wv and its transpose hold {first['cross']:.2g} to {last['cross']:.2g} of "
+        f"||H||_F^2, the predicted columns {first['columns']:.3f} to {last['columns']:.3f} of H_wv (without stripes "
+        f"about 1 / m = {1 / p.hidden:.3g}); off/diag is at most {max(row['hidden'] for row in rows):.2g} in H_ww and "
+        f"{max(row['output'] for row in rows):.2g} in H_vv."
+    )
+    note = (
+        f"Above: one colour scale. Below, with another one: H_wv, its rows pooled (largest of about "
+        f"{-(-p.features // CELLS)}), the columns of the first {min(CLASSES, p.classes)} classes one by one. "
+        "Colours are logarithmic: they show stripes also where these carry next to nothing of ||H||_F^2."
+    )
+    return Drawing({"": picture}, seen, rows, arrays, [note])
+
+
+def _label(ax: Axes, hidden: int) -> None:
+    """Names of the hidden units' rows and of the classes' columns; lines between these would look like stripes."""
+    _, right = ax.get_xlim()
+    bottom, _ = ax.get_ylim()
+    height = bottom / hidden
+    for i in range(1, hidden):
+        ax.axhline(i * height, color="white", linewidth=0.8)
+    ax.set_yticks([(i + 0.5) * height for i in range(hidden)], [f"$w_{{{i + 1}}}$" for i in range(hidden)])
+    classes = range(round(right) // hidden)
+    ax.set_xticks([(j + 0.5) * hidden for j in classes], [f"$v_{{{j + 1}}}$" if j % 3 == 0 else "" for j in classes])
+    ax.set_xticks([j * hidden for j in classes], minor=True)
+    ax.tick_params("x", which="minor", length=4)
+
+
+def _draw_losses(run: Run) -> Drawing:
+    import matplotlib.figure
+
+    picture = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    rows, arrays, seen = [], {}, []
+    for (name, loss), ax in zip(_SHOWN.items(), picture.subplots(1, 2), strict=True):
+        network = trained(run, Task.of(run, loss))
+        losses, steps = network.losses.numpy(), snapshots(network.task.steps)
+        ax.plot(losses, color=COLORS[0])
+        ax.plot(steps, losses[steps], "o", color=COLORS[1], label=f"Hessians of Figure {name}")
+        ax.set(title=LOSSES[loss], xlabel="step", ylabel="loss", yscale="log" if loss == "mse" else "linear")
+        ax.legend()
+        ax.grid(alpha=0.3)
+        rows += [{"training": loss, "step": step, "loss": losses[step]} for step in sorted(network.weights)]
+        arrays[loss] = losses
+        above = losses[steps[2]] / losses[-1] - 1
+        seen.append(
+            f"{LOSSES[loss]}: from {losses[0]:.4g} to {losses[-1]:.4g}; at half of the steps it is {above:.1%} above "
+            "the last value."
+        )
+    return Drawing({"": picture}, seen, rows, arrays)
+
+
+_SHOWN = {"2": "mse", "3": "cross_entropy"}  # figures and their losses
+_FINDINGS = {
+    "mse": "H_ww and H_vv are block-diagonal from initialization to the end (Finding 1); H_wv is negligible beside "
+    "them and shows no block-circulant pattern (Finding 2).",
+    "cross_entropy": "H_ww and H_vv are block-diagonal from initialization to the end (Finding 1); at initialization "
+    "H_wv is block-circulant, with periodic stripes, which vanish along the training (Finding 2).",
+}
+
+
+def _figure(name: str, loss: str) -> Figure:
+    return Figure(
+        name=name,
+        title=f"the Hessian along training, {LOSSES[loss]}, Gaussian data",
+        paper=_FINDINGS[loss],
+        draw=partial(_draw, loss),
+        defaults=PAPER,
+        quick=QUICK,
+        reading=READING + " That Figure 2 is the one with MSE and 3 the one with cross-entropy is our reading.",
+    )
+
+
+FIGURES = [
+    *(_figure(name, loss) for name, loss in _SHOWN.items()),
+    Figure(
+        name="13",
+        title="losses of the trainings of Figures 2 and 3",
+        paper="Both trainings converge.",
+        draw=_draw_losses,
+        defaults=PAPER,
+        quick=QUICK,
+        reading=READING,
+    ),
+]

@@ -1,0 +1,155 @@
+"""Training of a one-hidden-layer ReLU network on all samples at once, continued after a kill to the same bits."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessext import Hessian, _files, datasets, one_hidden
+from hessext._losses import resolve
+from hessext._random import lecun
+from hessext._sweep import duration
+
+if TYPE_CHECKING:
+    from ._frame import Run
+
+MOMENTS = 60  # of a training at which its weights are kept, the snapshots aside; in geometric progression
+LOSSES = {"mse": "MSE", "cross_entropy": "cross-entropy", "binary_cross_entropy": "cross-entropy, one logit"}
+# Section 3.1; the steps are those of the paper's public code.
+PAPER = {"classes": 500, "samples": 5000, "features": 500, "hidden": 8, "steps": 50000, "learning_rate": 1e-4}
+QUICK = {"classes": 100, "samples": 1000, "features": 100, "steps": 4000, "learning_rate": 1e-3}
+READING = (
+    "x ~ N(0, I), labels uniform; ReLU without biases, W ~ N(0, 1/d), V ~ N(0, 1/m). Adam on all samples at once, "
+    "the learning rate on half a cosine down to 0; MSE is the mean over samples of ||f - y||^2."
+)
+_SAVED = 10.0  # seconds of training that a kill may cost
+_TIMED = 20  # steps after which the expected time is stated, where it is long
+_LONG = 10.0  # seconds
+
+Weights = tuple[Tensor, Tensor]
+
+
+class Task(NamedTuple):
+    """What a training on Gaussian data depends on, and nothing else."""
+
+    loss: str
+    classes: int
+    samples: int
+    features: int
+    hidden: int
+    steps: int
+    learning_rate: float
+    seed: int
+    dtype: str
+
+    @classmethod
+    def of(cls, run: Run, loss: str, **fixed: int) -> Task:
+        """The task that a figure's parameters describe, with what is fixed and no parameter of it."""
+        p = {**vars(run.parameters), "loss": loss, **fixed}
+        return cls(*(p[name] for name in cls._fields))
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """x (N, d) and labels y (N,); for a single output targets (N, 1): 0 and 1, under MSE -1 and 1."""
+        x, y = datasets.gaussian(self.samples, self.features, max(2, self.classes), **self._options())
+        if self.classes > 1:
+            return x, y
+        y = y[:, None].to(x.dtype)
+        return x, 2 * y - 1 if self.loss == "mse" else y
+
+    def _options(self) -> dict[str, Any]:
+        return {"seed": self.seed, "dtype": getattr(torch, self.dtype)}
+
+    def weights(self) -> Weights:
+        """W (m, d) ~ N(0, 1/d) and V (C, m) ~ N(0, 1/m)."""
+        return tuple(lecun((self.hidden, self.features), (self.classes, self.hidden), **self._options()))
+
+
+class Trained(NamedTuple):
+    """A network along its training: loss before every step and after the last, weights before some of the steps."""
+
+    task: Task
+    x: Tensor
+    y: Tensor
+    losses: Tensor
+    weights: dict[int, Weights]
+
+    def hessian(self, step: int) -> Hessian:
+        """The Hessian before one of the steps kept."""
+        return one_hidden(*self.weights[step], self.x, self.y, loss=self.task.loss)
+
+
+def snapshots(steps: int) -> list[int]:
+    """0, 25, 50 and 100 % of the steps."""
+    return sorted({0, steps // 4, steps // 2, steps})
+
+
+def moments(steps: int) -> list[int]:
+    """Steps before which weights are kept: the snapshots, and a geometric progression."""
+    return sorted({*snapshots(steps), *np.geomspace(1, max(1, steps), MOMENTS).round().astype(int).tolist()})
+
+
+def trained(run: Run, task: Task) -> Trained:
+    """The training of a task, from its file as far as it is there, in the folder of the run's steps."""
+    x, y = task.data()
+    path = run.shared(f"training-{task.loss}", ".pt", task._asdict())
+    return Trained(task, x, y, *_train(run, task, x, y, path))
+
+
+def _train(run: Run, task: Task, x: Tensor, y: Tensor, path: Path) -> tuple[Tensor, dict[int, Weights]]:
+    """Adam on all samples at once, the learning rate on half a cosine: step k has lr (1 + cos(pi k / steps)) / 2.
+
+    The state is written to `path` every few seconds, whole at any instant, and a training that was cut off continues
+    from it: with the same number of threads on the same machine, to the same bits.
+    """
+    loss, steps, criterion = task.loss, task.steps, resolve(task.loss)
+    W, V = task.weights()
+    leaves = [W, V.T.contiguous()]  # V^T: a^T grad takes an eighth of the time of grad^T a
+    state = _load(path, run) or {"step": 0, "losses": torch.zeros(steps + 1, dtype=torch.float64), "weights": {}}
+    if "leaves" in state:
+        leaves = state["leaves"]
+    W, Vt = (leaf.requires_grad_() for leaf in leaves)
+    adam = torch.optim.Adam([W, Vt], lr=task.learning_rate)
+    if "adam" in state:
+        adam.load_state_dict(state["adam"])
+
+    kept, first, start = set(moments(steps)), state["step"], time.monotonic()
+    saved = start
+    for step in run.progress(range(first, steps + 1), f"training, {loss}", initial=first, total=steps + 1):
+        if step == first + _TIMED:
+            left = (time.monotonic() - start) / _TIMED * (steps - step)
+            if left > _LONG:
+                run.say(f"{steps - step} steps of training with {loss} to go, about {duration(left)}")
+        if step in kept:
+            state["weights"][step] = W.detach().clone(), Vt.detach().T.clone(memory_format=torch.contiguous_format)
+        error = criterion.value(torch.relu(x @ W.T) @ Vt, y)
+        state["losses"][step] = error.detach()
+        if step < steps:
+            adam.param_groups[0]["lr"] = task.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+            adam.zero_grad()
+            error.backward()
+            adam.step()
+        if step == steps or time.monotonic() - saved > _SAVED:
+            state |= {"step": step + 1, "leaves": [W.detach(), Vt.detach()], "adam": adam.state_dict()}
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            _files.replace(path, buffer.getvalue())
+            saved = time.monotonic()
+    return state["losses"], state["weights"]
+
+
+def _load(path: Path, run: Run) -> dict[str, Any] | None:
+    try:
+        return torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        run.say(f"{path} is damaged: trained again")
+        return None
