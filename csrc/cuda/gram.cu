@@ -78,16 +78,17 @@ __device__ __forceinline__ Pair tile_at(const Gram<T>& g, i64 t, i64 side) {
     return g.triangle ? upper(t, across) : Pair{t / across, t % across};
 }
 
-template <class S>
+template <class T, class S>
 union GramMemory {
     typename S::Stage buffers[2];
+    typename Sums<T, S>::Strip strips[S::warps];
     double scratch[S::warps];
 };
 
 // One block per tile: sum of W left^T right.
 template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, double* partial) {
-    GramMemory<S>& memory = shared<GramMemory<S>>();
+    GramMemory<T, S>& memory = shared<GramMemory<T, S>>();
     const Pair place = tile_at(g, blockIdx.x, S::side);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     Sums<T, S> sums;
@@ -97,7 +98,7 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, double* part
         ClassRows<T, S> rows(g, from, to, row0, col0);
         run_stages(rows, int(to - from + S::depth - 1) / S::depth, memory.buffers,
                    [&](const typename S::Stage& stage) { sums.template add<tensor>(stage); });
-        sums.each([&](T& v, int r, int c) {
+        sums.template each_through<false>(memory.strips, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
                 total += count * double(unlift<T>(g.left_lift, n)) * double(unlift<T>(g.right_lift, m)) *
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, double* part
 // The same for a softmax: products += p p'^T, sum of W s s'^T with s = p (1 - p), sum of W q q'^T with q = p^2.
 template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, double* partial) {
-    GramMemory<S>& memory = shared<GramMemory<S>>();
+    GramMemory<T, S>& memory = shared<GramMemory<T, S>>();
     using Part = Sums<T, S>;
     const Pair place = tile_at(g, blockIdx.x, S::side);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
@@ -134,22 +135,23 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, doub
                 [&](T v, int e) { return v - right_inverse[e] * (v * v); });
             q.template add<tensor>(stage, [](T v, int) { return v * v; }, [](T v, int) { return v * v; });
         });
-#pragma unroll
-        for (int i = 0; i < S::row_parts; ++i)
-#pragma unroll
-            for (int j = 0; j < S::col_parts; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const i64 n = row0 + Part::row_of(2 * i + e / 2);
-                    const i64 m = col0 + Part::template col_of<false>(2 * j + e % 2);
-                    const double count = times(g, n, m);
-                    if (count == 0) continue;
-                    const double down = double(unlift<T>(g.left_lift, n)) * double(unlift<T>(g.right_lift, m));
-                    const double w = count * down * double(g.weight[n * g.cols + m]);
-                    g.products[n * g.cols + m] += down * double(p.value[i][j][e]);
-                    on += w * double(s.value[i][j][e]);
-                    squares += w * down * double(q.value[i][j][e]);
-                }
+        const auto down = [&](i64 n, i64 m) {
+            return double(unlift<T>(g.left_lift, n)) * double(unlift<T>(g.right_lift, m));
+        };
+        p.template each_through<false>(memory.strips, [&](T v, int r, int c) {
+            const i64 n = row0 + r, m = col0 + c;
+            if (times(g, n, m) != 0) g.products[n * g.cols + m] += down(n, m) * double(v);
+        });
+        s.template each_through<false>(memory.strips, [&](T v, int r, int c) {
+            const i64 n = row0 + r, m = col0 + c;
+            if (const double count = times(g, n, m); count != 0)
+                on += count * down(n, m) * double(g.weight[n * g.cols + m]) * double(v);
+        });
+        q.template each_through<false>(memory.strips, [&](T v, int r, int c) {
+            const i64 n = row0 + r, m = col0 + c;
+            if (const double count = times(g, n, m); count != 0)
+                squares += count * down(n, m) * down(n, m) * double(g.weight[n * g.cols + m]) * double(v);
+        });
         p.clear(), s.clear(), q.clear();
     }
     on = block_sum<S::threads>(on, memory.scratch);
@@ -210,10 +212,10 @@ template <class T, bool tensor>
 void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, Stream stream) {
     using S = GramShape<T>;
     if (g.products)
-        HESSEXT_LAUNCH((softmax_gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<S>), stream, g,
+        HESSEXT_LAUNCH((softmax_gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<T, S>), stream, g,
                        partial);
     else
-        HESSEXT_LAUNCH((gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<S>), stream, g, partial);
+        HESSEXT_LAUNCH((gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<T, S>), stream, g, partial);
 }
 
 }  // namespace

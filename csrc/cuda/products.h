@@ -183,7 +183,7 @@ __device__ __forceinline__ void write(const Job<T>& job, i64 t, Pair pair, i64 r
 template <class T, class S>
 union TileMemory {
     typename S::Stage buffers[2];
-    T strips[S::warps][16][S::cols + 1];
+    typename Sums<T, S>::Strip strips[S::warps];
     double scratch[S::warps];
 };
 
@@ -223,21 +223,13 @@ __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
         if (threadIdx.x == 0) job.partial[t * job.tiles + tile] = squares;
         return;
     }
-    // Through shared memory, strip by strip: a warp then writes neighbours in the result, mirrored or not.
-    const int warp = int(threadIdx.x) / warp_size, lane = int(threadIdx.x) % warp_size;
-#pragma unroll
-    for (int i = 0; i < S::row_parts; ++i) {
-        sums.each_of(i, [&](T& v, int r, int c) { memory.strips[warp][r][c] = v; });
-        __syncwarp();
-        const i64 r0 = row0 + S::first_row() + 16 * i, c0 = col0 + S::first_col();
-#pragma unroll 1
-        for (int e = lane; e < 16 * S::cols; e += warp_size) {
-            write(job, t, pair, r0 + e / S::cols, c0 + e % S::cols, false,
-                  memory.strips[warp][e / S::cols][e % S::cols]);
-            write(job, t, pair, r0 + e % 16, c0 + e / 16, true, memory.strips[warp][e % 16][e / 16]);
-        }
-        __syncwarp();
-    }
+    const Dense<T>& dense = job.outline.dense;
+    if (dense.direct)
+        sums.template each_through<false>(
+            memory.strips, [&](T v, int r, int c) { write(job, t, pair, row0 + r, col0 + c, false, v); });
+    if (dense.mirror)
+        sums.template each_through<true>(memory.strips,
+                                         [&](T v, int r, int c) { write(job, t, pair, row0 + r, col0 + c, true, v); });
 }
 
 // One block per job: adds its slots in order.

@@ -36,21 +36,33 @@ struct Sums {
         each([](T& v, int, int) { v = 0; });
     }
 
-    // f(value, row, column) for this thread's entries
+    // A warp's 16 x cols entries on their way through shared memory.
+    using Strip = T[16][S::cols + 1];
+
+    // f(value, row, column) for this thread's entries, in any order.
     template <class F>
     __device__ __forceinline__ void each(const F& f) {
 #pragma unroll
         for (int i = 0; i < S::row_parts; ++i)
             each_of(i, [&](T& v, int r, int c) { f(v, S::first_row() + 16 * i + r, S::first_col() + c); });
     }
-    // The same for part i of the rows; row and column are those in the warp's 16 x cols entries.
-    template <class F>
-    __device__ __forceinline__ void each_of(int i, const F& f) {
-        const Lane lane;
+    // The same for all entries of the warp, neighbouring lanes having neighbours: in a row, or in a column. The loop
+    // stays a loop, so that what f does with addresses takes few registers.
+    template <bool columns, class F>
+    __device__ __forceinline__ void each_through(Strip* strips, const F& f) {
+        const int lane = int(threadIdx.x) % warp_size;
+        Strip& strip = strips[int(threadIdx.x) / warp_size];
 #pragma unroll
-        for (int j = 0; j < S::col_parts; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) f(value[i][j][e], lane.g + 8 * (e / 2), 2 * lane.t + 8 * j + e % 2);
+        for (int i = 0; i < S::row_parts; ++i) {
+            each_of(i, [&](T& v, int r, int c) { strip[r][c] = v; });
+            __syncwarp();
+#pragma unroll 1
+            for (int e = lane; e < 16 * S::cols; e += warp_size) {
+                const int r = columns ? e % 16 : e / S::cols, c = columns ? e / 16 : e % S::cols;
+                f(strip[r][c], S::first_row() + 16 * i + r, S::first_col() + c);
+            }
+            __syncwarp();
+        }
     }
 
     // Adds the product of one stage, of its values as they are, or of left_of(value, e) and right_of(value, e): e
@@ -82,6 +94,16 @@ struct Sums {
     }
 
   private:
+    // Of part i of the rows; row and column are those in the warp's 16 x cols entries.
+    template <class F>
+    __device__ __forceinline__ void each_of(int i, const F& f) {
+        const Lane lane;
+#pragma unroll
+        for (int j = 0; j < S::col_parts; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) f(value[i][j][e], lane.g + 8 * (e / 2), 2 * lane.t + 8 * j + e % 2);
+    }
+
     template <class Left, class Right>
     __device__ __forceinline__ void add_on_tensor_cores(const typename S::Stage& stage, int k, const Lane& lane,
                                                         const Left& left_of, const Right& right_of) {
