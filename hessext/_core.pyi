@@ -1,4 +1,6 @@
 # Stubs of the compiled core (csrc/bindings.cpp). Integers named like tensors are their addresses, 0 for None.
+from collections.abc import Callable
+from typing import overload
 
 __version__: str
 build: str
@@ -26,6 +28,14 @@ class Curvature:
         residual: int,
     ) -> None: ...
 
+class Where:
+    """Threads of the CPU; or a CUDA stream, and what gives workspace: bytes -> address, valid until the next call."""
+
+    @overload
+    def __init__(self, threads: int) -> None: ...
+    @overload
+    def __init__(self, device: int, stream: int, allocate: Callable[[int], int]) -> None: ...
+
 def dense(
     float64: bool,
     part: int,
@@ -38,7 +48,7 @@ def dense(
     axes: list[int],
     direct: bool,
     mirror: bool,
-    threads: int,
+    where: Where,
 ) -> None: ...
 def pairs(
     float64: bool,
@@ -52,9 +62,9 @@ def pairs(
     blocks: int,
     transposed: bool,
     norms: int,
-    threads: int,
+    where: Where,
 ) -> None: ...
-def softmax_top(float64: bool, probs: int, samples: int, classes: int, top: int, rest: int, threads: int) -> None: ...
+def softmax_top(float64: bool, probs: int, samples: int, classes: int, top: int, rest: int, where: Where) -> None: ...
 def label_residual(
     float64: bool,
     probs: int,
@@ -65,7 +75,10 @@ def label_residual(
     samples: int,
     classes: int,
     out: int,
-    threads: int,
+    where: Where,
+) -> None: ...
+def softmax_product(
+    float64: bool, probs: int, scale: int, top: int, v: int, samples: int, classes: int, out: int, where: Where
 ) -> None: ...
 def softmax_shift(
     float64: bool,
@@ -76,7 +89,7 @@ def softmax_shift(
     classes: int,
     units: int,
     shift: int,
-    threads: int,
+    where: Where,
 ) -> None: ...
 def curvature_entries(
     float64: bool, part: int, curvature: Curvature, pairs: int, pair_count: int, out: int, threads: int
@@ -90,7 +103,7 @@ def softmax_scan(
     largest: int,
     top: int,
     others: int,
-    threads: int,
+    where: Where,
 ) -> None: ...
 def softmax_others(
     float64: bool,
@@ -102,7 +115,7 @@ def softmax_others(
     top: int,
     others: int,
     lift: int,
-    threads: int,
+    where: Where,
 ) -> None: ...
 def gram_sums(
     float64: bool,
@@ -119,7 +132,7 @@ def gram_sums(
     left_lift: int,
     right_lift: int,
     sums: int,
-    threads: int,
+    where: Where,
 ) -> None: ...
 def gram_tops(
     float64: bool,
@@ -133,8 +146,9 @@ def gram_tops(
     left: list[int],
     right: list[int],
     sums: int,
-    threads: int,
+    where: Where,
 ) -> None: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...
+def set_tensor_cores(allowed: bool) -> None: ...

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ._problem import Problem
 
 _SQUARES = 192 << 20  # bytes of the N x N tensors in hand
+_SQUARES_ON_GPU = 320 << 20  # there N = 4096 samples at once cost less than logits formed three times
 _KEPT = 256 << 20  # bytes of probabilities kept between passes, and of curvature entries in hand
 _TILE = 32 << 20  # bytes of a tile of classes where they are not kept
 _EXPONENTS = {torch.float32: 120, torch.float64: 1000}  # of the largest unit
@@ -29,8 +30,9 @@ _CANCELLED = {torch.float32: 1e-9, torch.float64: 1e-6}
 class SamplePairs:
     """Blocks of samples (a, b), a <= b, that cover all pairs."""
 
-    def __init__(self, samples: int, bytes_each: int) -> None:
-        most = max(1, int((_SQUARES / bytes_each) ** 0.5))
+    def __init__(self, samples: int, bytes_each: int, device: torch.device) -> None:
+        limit = _SQUARES if device.type == "cpu" else _SQUARES_ON_GPU
+        most = max(1, int((limit / bytes_each) ** 0.5))
         count = -(-samples // most)
         step = -(-samples // count)
         self.blocks = [slice(n, min(samples, n + step)) for n in range(0, samples, step)]
@@ -130,7 +132,7 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
     phi = _FeatureProducts(problem.features_of(B._row), B._row.ones, B.dtype)
     scale_unit = _unit(problem.scale)
     scale = problem.scale / scale_unit
-    pairs = SamplePairs(len(scale), 8 + 4 * scale.element_size())
+    pairs = SamplePairs(len(scale), 8 + 4 * scale.element_size(), B.device)
     kept = min(_KEPT, problem.classes * len(scale) * scale.element_size())
     _checks.memory(pairs.bytes + kept + _TILE, "the ratio in the Gram form", B.device)
     P = _OtherClasses(problem)
@@ -190,7 +192,7 @@ class PairSquares:
         self._psi = problem.features_of(col)
         self._left = _FeatureProducts(problem.features_of(row), row.ones, torch.float64)
         self._right = self._left if row == col else _FeatureProducts(self._psi, col.ones, torch.float64)
-        self._pairs = SamplePairs(len(problem.x), 16)
+        self._pairs = SamplePairs(len(problem.x), 16, problem.x.device)
         _checks.memory(self._pairs.bytes, "norms in the Gram form", problem.x.device)
         self._first: Tensor | None = None
         self._least = _CANCELLED[B.dtype]

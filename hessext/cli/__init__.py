@@ -18,7 +18,7 @@ from . import _check, _figure, _ratios
 
 def _info(_: argparse.Namespace) -> int:
     """Print versions, how the core was built, what it runs on, and which extras are there."""
-    devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     extras = {"plot": "matplotlib", "figures": "sklearn", "cifar": "torchvision", "test": "hypothesis", "bench": "tqdm"}
     rows = {
         "hessext": __version__,
@@ -26,7 +26,7 @@ def _info(_: argparse.Namespace) -> int:
         "instruction sets": f"{', '.join(_core.isas())} (in use: {_core.isa()})",
         "threads": torch.get_num_threads(),
         "CUDA kernels": "built" if _core.cuda else "not built",
-        "GPUs": ", ".join(devices) or "none seen by torch",
+        "GPUs": ", ".join(f"{d.name} (sm_{d.major}{d.minor})" for d in devices) or "none seen by torch",
         "Python": sys.version.split()[0],
         "torch": torch.__version__,
         "numpy": metadata.version("numpy"),
