@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <climits>
 
 #include "products.h"
 
@@ -57,35 +58,41 @@ class AssemblyRun {
     Job<T> job_;
     i64 side_, batch_, jobs_;  // entries of a tile's side; pairs in a batch, jobs in a launch
     bool covariance_;
+    bool sparse_;  // weights may be zero, as of inactive units
+    bool slots_;   // sums are kept in float64, between spans or for several blocks
 
   public:
     AssemblyRun(const Assembly<T>& request, Stream stream)
         : stream_(stream), job_(Outline<T>(request, choose_outer(request))) {
         const Outline<T>& o = job_.outline;
         const Curvature<T>& q = o.r.curvature;
+        if (std::max({q.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)
+            throw std::runtime_error("CUDA: expected fewer than 2^31 samples, classes and features");
         const Features<T> classes{q.probs, q.classes, q.classes, false};
         job_.left = o.outer == Outer::features ? classes : o.r.left;
         job_.right = o.outer == Outer::features ? classes : o.r.right;
         job_.triangle = o.r.symmetric;
         job_.curvature_column = o.outer == Outer::mixed;
+        sparse_ = o.r.part != Part::output || o.outer == Outer::features;
         covariance_ = o.r.part == Part::hidden && q.gauss_newton && q.probs;
 
         const i64 rows = job_.left.size(), cols = job_.right_size(), processors = multiprocessors(stream);
-        side_ = choose_side(rows, cols, processors);
+        side_ = choose_side(rows, cols);
         job_.row_tiles = blocks_for(rows, side_), job_.col_tiles = blocks_for(cols, side_);
         job_.tiles = job_.triangle ? job_.row_tiles * (job_.row_tiles + 1) / 2 : job_.row_tiles * job_.col_tiles;
 
         const i64 all = o.pair_count() * job_.tiles;
-        job_.splits = std::max<i64>(1, std::min(2 * processors / std::max<i64>(all, 1), q.samples / least_split));
-        const bool slots = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > span);
-        const i64 slot_bytes = slots ? job_.splits * side_ * side_ * i64(sizeof(double)) : 0;
+        const i64 resident = (side_ == 128 ? 2 : 4) * processors;  // blocks at a time, about
+        job_.splits = std::max<i64>(1, std::min(resident / std::max<i64>(all, 1), q.samples / least_split));
+        slots_ = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > span);
+        const i64 slot_bytes = slots_ ? job_.splits * side_ * side_ * i64(sizeof(double)) : 0;
 
-        const i64 list_bytes =
-            q.samples * i64(sizeof(int) + sizeof(T) * (1 + o.extra + covariance_ + 2 * job_.curvature_column));
+        const i64 list_bytes = q.samples * i64(sparse_ * sizeof(int) +
+                                               sizeof(T) * (1 + o.extra + covariance_ + 2 * job_.curvature_column));
         const i64 pair_bytes = list_bytes + i64(sizeof(i64)) + (o.r.norms ? job_.tiles * i64(sizeof(double)) : 0);
         batch_ = std::clamp<i64>(workspace_bytes / 2 / pair_bytes, 1, std::min(o.pair_count(), most_jobs));
         jobs_ = std::min(batch_ * job_.tiles, most_jobs / job_.splits);
-        if (slots) jobs_ = std::clamp<i64>(workspace_bytes / 2 / slot_bytes, 1, jobs_);
+        if (slots_) jobs_ = std::clamp<i64>(workspace_bytes / 2 / slot_bytes, 1, jobs_);
     }
 
     // Bytes of workspace; with one, its pieces are assigned.
@@ -95,18 +102,17 @@ class AssemblyRun {
         Pieces pieces(workspace);
         const i64 entries = batch_ * job_.samples;
         Lists<T>& lists = job_.lists;
-        lists.index = pieces.take<int>(entries);
+        lists.index = pieces.take<int>(sparse_ ? entries : 0);
         lists.weight = pieces.take<T>(entries);
         lists.extra = pieces.take<T>(o.extra ? entries : 0);
         lists.at_top = pieces.take<T>(job_.curvature_column ? entries : 0);
         lists.shift = pieces.take<T>(job_.curvature_column ? entries : 0);
-        lists.count = pieces.take<i64>(batch_);
+        lists.count = pieces.take<i64>(sparse_ ? batch_ : 0);
         T* covariance = pieces.take<T>(covariance_ ? entries : 0);
         T* columns = pieces.take<T>(job_.curvature_column ? q.classes * q.units : 0);
         job_.covariance = covariance, job_.weight_columns = columns;
         job_.partial = pieces.take<double>(o.r.norms ? batch_ * job_.tiles : 0);
-        const bool slots = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > span);
-        job_.slots = pieces.take<double>(slots ? jobs_ * job_.splits * side_ * side_ : 0);
+        job_.slots = pieces.take<double>(slots_ ? jobs_ * job_.splits * side_ * side_ : 0);
         if (!workspace) return pieces.used();
 
         if (columns)
@@ -123,8 +129,7 @@ class AssemblyRun {
 
   private:
     // Small tiles waste less at the edges and fill the GPU sooner; large ones load less for each product.
-    static i64 choose_side(i64 rows, i64 cols, i64 processors) {
-        (void)processors;
+    static i64 choose_side(i64 rows, i64 cols) {
         const bool symmetric = rows == cols;
         i64 best = 32;
         double least_cost = 2 * area(rows, cols, 32, symmetric);
@@ -142,8 +147,12 @@ class AssemblyRun {
         if (covariance)
             HESSEXT_LAUNCH((covariances<T>), job_.pairs * blocks_for(job_.samples, covariance_threads),
                            covariance_threads, 0, stream_, o, job_.first_pair, covariance);
-        HESSEXT_LAUNCH((list_samples<T>), job_.pairs, list_threads, list_threads / warp_size * sizeof(int), stream_,
-                       job_);
+        if (sparse_)
+            HESSEXT_LAUNCH((list_samples<T>), job_.pairs, list_threads, list_threads / warp_size * sizeof(int), stream_,
+                           job_);
+        else
+            HESSEXT_LAUNCH((weigh_pairs<T>), blocks_for(job_.pairs * job_.samples, weight_threads), weight_threads, 0,
+                           stream_, o, job_.first_pair, job_.pairs, covariance, job_.lists.weight);
     }
 
     void multiply() {

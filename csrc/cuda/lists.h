@@ -69,6 +69,16 @@ __device__ __forceinline__ T pair_extra(const Outline<T>& o, i64 n, Pair p) {
     return slope * q.residual[n * q.classes + p.second];
 }
 
+// Weights out[t, n] of the pairs from `first` on, where all samples are taken; covariance [pairs, N] may be out itself.
+constexpr int weight_threads = 256;
+template <class T>
+__global__ void weigh_pairs(Outline<T> outline, i64 first, i64 count, const T* covariance, T* out) {
+    const i64 e = i64(blockIdx.x) * weight_threads + threadIdx.x, samples = outline.r.curvature.samples;
+    if (e >= count * samples) return;
+    out[e] =
+        pair_weight(outline, e % samples, pair_at(outline, first + e / samples), covariance ? covariance[e] : T(0));
+}
+
 // One block per pair; samples in order, so that sums over a list are always in the same order.
 template <class T>
 __global__ void __launch_bounds__(list_threads) list_samples(Job<T> job) {

@@ -111,8 +111,8 @@ template <class T, class S, class Right>
 class Operands {
     const FeatureColumns<T> left_;
     Right right_;
-    const int* index_;  // of the list, from `begin` on
-    const int count_;
+    const int* index_;  // of the list, from `begin` on; null: samples from `begin_` on
+    const int begin_, count_;
     int next_[S::stage_rows];
     T value_[S::stage_rows][S::lane_cols];
 
@@ -120,14 +120,15 @@ class Operands {
     __device__ __forceinline__ Operands(const Job<T>& job, i64 list, Pair pair, i64 begin, i64 end, i64 row0, i64 col0)
         : left_(job.left, row0 + Row<S>::lane()),
           right_(job, list + begin, pair, col0 + Row<S>::lane()),
-          index_(job.lists.index + list + begin),
+          index_(job.lists.index ? job.lists.index + list + begin : nullptr),
+          begin_(int(begin)),
           count_(int(end - begin)) {}
 
     __device__ __forceinline__ void prepare(int stage) {
 #pragma unroll
         for (int i = 0; i < S::stage_rows; ++i) {
             const int k = stage * S::depth + Row<S>::of(i);
-            next_[i] = k < count_ ? index_[k] : 0;  // beyond the end: weight zero
+            next_[i] = k >= count_ ? 0 : index_ ? index_[k] : begin_ + k;  // beyond the end: weight zero
             right_.prepare(i, k, k < count_);
         }
     }
@@ -195,7 +196,7 @@ __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
     const i64 t = (job.first_job + at) / job.tiles, tile = (job.first_job + at) % job.tiles;
     const Pair pair = pair_at(job.outline, job.first_pair + t), place = tile_at(job, tile);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
-    const i64 count = job.lists.count[t], share = (count + job.splits - 1) / job.splits;
+    const i64 count = job.lists.count ? job.lists.count[t] : job.samples, share = (count + job.splits - 1) / job.splits;
     const i64 begin = least(split * share, count), end = least(begin + share, count);
 
     Sums<T, S> sums;

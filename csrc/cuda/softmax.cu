@@ -90,15 +90,6 @@ __global__ void __launch_bounds__(row_threads)
         out[n * classes + c] = scale[n] * (p[c] * ((from[c] - at_top) - shift));
 }
 
-template <class T>
-__global__ void pair_entries(Outline<T> outline, i64 count, T* out) {
-    const i64 e = i64(blockIdx.x) * item_threads + threadIdx.x, samples = outline.r.curvature.samples;
-    if (e >= count * samples) return;
-    const Pair pair = pair_at(outline, e / samples);
-    const i64 n = e % samples;
-    out[e] = pair_weight(outline, n, pair, outline.r.part == Part::hidden ? out[e] : T(0));
-}
-
 // e^x for x <= 0, 0 below the normal range: what is left can be scaled up to 1.
 __device__ __forceinline__ float exp_negative(float x) { return x < -87.f ? 0.f : exp(x); }
 __device__ __forceinline__ double exp_negative(double x) { return x < -708. ? 0. : exp(x); }
@@ -195,11 +186,12 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
     request.pair_count = pair_count;
     const Outline<T> outline(request, Outer::blocks);
     const i64 samples = curvature.samples;
-    if (part == Part::hidden && curvature.probs && curvature.gauss_newton)
+    const bool covariance = part == Part::hidden && curvature.probs && curvature.gauss_newton;
+    if (covariance)
         HESSEXT_LAUNCH((covariances<T>), pair_count * blocks_for(samples, covariance_threads), covariance_threads, 0,
                        stream, outline, 0, out);
-    HESSEXT_LAUNCH((pair_entries<T>), blocks_for(pair_count * samples, item_threads), item_threads, 0, stream, outline,
-                   pair_count, out);
+    HESSEXT_LAUNCH((weigh_pairs<T>), blocks_for(pair_count * samples, weight_threads), weight_threads, 0, stream,
+                   outline, 0, pair_count, covariance ? out : nullptr, out);
 }
 
 template <class T>
