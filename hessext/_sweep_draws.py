@@ -112,11 +112,11 @@ def compute(task: Task) -> list[Row]:
     g = torch.Generator().manual_seed(_stream(task))
 
     def normal(rows: int, cols: int, variance: float = 1.0) -> Tensor:
-        return torch.randn(rows, cols, generator=g).mul_(variance**0.5).to(dtype)
+        return torch.randn(rows, cols, generator=g, device="cpu").mul_(variance**0.5).to(dtype)
 
     if case.network:
         W, V = normal(m, d, 1 / d), normal(C, m, 1 / m)
-        H = one_hidden(W, V, normal(N, d), torch.randint(C, (N,), generator=g), loss=case.loss)
+        H = one_hidden(W, V, normal(N, d), torch.randint(C, (N,), generator=g, device="cpu"), loss=case.loss)
     else:
         H = linear(normal(C, d, 1 / d), normal(N, d), loss=case.loss)  # no label enters this Hessian
     if case.paired:

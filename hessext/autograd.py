@@ -134,7 +134,7 @@ class _Truth:
         """Flat indices (blocks, block size) of a layer or parameter: one row per neuron, its bias last."""
         starts, position = {}, 0
         for key, p in self.parameters.items():
-            starts[key] = torch.arange(position, position + p.numel()).view(p.shape[0], -1)
+            starts[key] = torch.arange(position, position + p.numel(), device="cpu").view(p.shape[0], -1)
             position += p.numel()
         if name in starts:
             return starts[name]
@@ -242,7 +242,7 @@ def check(
     complete = truth.size * truth.size * 8 <= max_bytes
     compare = _compare_all if complete else _compare_sample
     found = compare(H, truth, max_bytes, samples, torch.Generator().manual_seed(seed))
-    whole = torch.tensor([norm for *_, norm in found], dtype=torch.float64).norm().item()
+    whole = torch.tensor([norm for *_, norm in found], dtype=torch.float64, device="cpu").norm().item()
     parts = []
     for layers, blocks, worst, difference, norm in found:
         scale = norm or whole
@@ -266,12 +266,12 @@ def _compare_all(H: Any, truth: _Truth, *_: Any) -> list[tuple]:
 
 def _compare_sample(H: Any, truth: _Truth, max_bytes: int, samples: int, generator: torch.Generator) -> list[tuple]:
     """The same from sampled rows of every layer and sampled blocks in each of them."""
-    _checks.memory(4 * truth.work * truth.dtype.itemsize, "one row of the Hessian by autograd")
+    _checks.memory(4 * truth.work * truth.dtype.itemsize, "one row of the Hessian by autograd", truth.device)
     layers = {name: truth.layer(name) for name in H.layers}
     found = []
     for r, rows in layers.items():
         count = max(1, min(samples, max_bytes // (truth.size * truth.dtype.itemsize)))
-        chosen = torch.randint(rows.numel(), (count,), generator=generator)
+        chosen = torch.randint(rows.numel(), (count,), generator=generator, device="cpu")
         lines = torch.empty(count, truth.size, dtype=truth.dtype, device=truth.device)
         truth.rows(rows.flatten()[chosen].to(truth.device), None, lines)
         for c, cols in layers.items():
@@ -279,7 +279,7 @@ def _compare_sample(H: Any, truth: _Truth, max_bytes: int, samples: int, generat
             per_row = max(1, min(samples, max_bytes // (a * b * 8)))
             outs, expected = [], []
             for line, k in zip(lines, chosen.tolist(), strict=True):
-                j = torch.randint(len(cols), (per_row,), generator=generator)
+                j = torch.randint(len(cols), (per_row,), generator=generator, device="cpu")
                 j[0] = k // a if r == c else j[0]
                 j = j.unique()
                 pairs = torch.stack([torch.full_like(j, k // a), j], 1)

@@ -30,8 +30,10 @@ def test_the_default_device_does_not_matter(case):
     """Whatever is made inside is made on the inputs' device: the default one here has no memory to mix with."""
     inputs = make_inputs(case, torch.float64)
     with torch.device("meta"):
-        for result in everything(inputs.hessian()):
+        H = inputs.hessian()
+        for result in everything(H):
             assert result.device.type == "cpu"
+        assert hessext.autograd.check(H).passed
 
 
 def test_other_devices_are_refused():
