@@ -75,11 +75,21 @@ struct Where {
     }
 };
 
+// Lets Python's signal handlers run in the midst of a call: whether one has raised (KeyboardInterrupt).
+bool signal_raised() {
+    const py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+}
+
 // Calls f with a zero of the element type.
 template <class F>
 void by_type(bool float64, F f) {
-    const py::gil_scoped_release release;
-    float64 ? f(double{}) : f(float{});
+    try {
+        const py::gil_scoped_release release;
+        float64 ? f(double{}) : f(float{});
+    } catch (const cpu::Interrupted&) {
+        throw py::error_already_set();  // what the handler has raised
+    }
 }
 
 // The same operation of the CPU or of the GPU.
@@ -251,6 +261,7 @@ PYBIND11_MODULE(HESSEXT_MODULE, m, py::mod_gil_not_used()) {
     m.attr("__version__") = HESSEXT_VERSION;
     m.attr("build") = HESSEXT_BUILD;
     m.attr("cuda") = cuda::built();
+    cpu::set_interrupted(&signal_raised);
 
     // Local: the emulated module, for tests, has the same ones.
     py::class_<FeaturesArg>(m, "Features", py::module_local())
@@ -283,6 +294,7 @@ PYBIND11_MODULE(HESSEXT_MODULE, m, py::mod_gil_not_used()) {
         if (!cpu::set_isa(name.c_str())) throw py::value_error("set_isa: '" + name + "' is not available here");
     });
     m.def("set_tensor_cores", &cuda::set_tensor_cores);
+    m.def("set_limits", &cuda::set_limits);
 #ifdef HESSEXT_EMULATED
     m.def("set_order", &emulator::set_order);
     m.def("executed", &emulator::executed);

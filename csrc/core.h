@@ -169,6 +169,11 @@ void gram_sums(const Gram<T>& request, double* sums, int threads);
 template <class T>
 void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums, int threads);
 
+// Long calls ask every 50 ms or so, in the calling thread, whether to give up (in Python: whether a signal has come).
+// They then throw Interrupted, and what they were to write is undefined. Null: never. Process-wide.
+struct Interrupted {};
+void set_interrupted(bool (*asked)());
+
 // Instruction sets built in and usable here, best first; the one in use; choosing one (for tests). Process-wide.
 const char* const* isas(int* count);
 const char* isa();
@@ -185,10 +190,13 @@ struct Stream {
     void* handle;  // cudaStream_t
 };
 
-bool built();                         // whether this build has CUDA kernels
-void set_tensor_cores(bool allowed);  // for tests: products without them, as before sm_80. Process-wide.
+bool built();  // whether this build has CUDA kernels
+// For tests, process-wide: products without tensor cores, and work in small pieces (0: as usual), see cuda/device.h.
+void set_tensor_cores(bool allowed);
+void set_limits(i64 span, i64 workspace, i64 blocks);
 
-// Bytes of workspace that these need; of `assemble` at most 512 MiB, but for single pairs of very many samples.
+// Bytes of workspace that these need; of `assemble` at most 512 MiB and V, but for
+// single pairs of very many samples.
 template <class T>
 i64 assemble_workspace(const Assembly<T>& request, Stream stream);
 template <class T>

@@ -7,6 +7,7 @@ what it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
@@ -68,6 +69,11 @@ _library.define(
     "Tensor(a!) sums) -> ()"
 )
 _library.define(f"curvature_entries(int part, Tensor pairs, int classes, {_CURVATURE}) -> Tensor")
+
+
+if hasattr(os, "register_at_fork"):
+    # A child has none of OpenMP's threads, and would wait for them for ever in torch and here; loader workers do this.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class _Workspace:
@@ -209,15 +215,28 @@ def _fake_curvature_entries(part, pairs, classes, *curvature):
     return curvature[1].new_empty(pairs.shape[0], curvature[1].shape[0])
 
 
+def _first(arguments: tuple) -> Tensor:
+    """The first tensor; every operator has one among its first two arguments."""
+    return arguments[0] if isinstance(arguments[0], Tensor) else arguments[1]
+
+
 def _operator(name: str, real: Callable, fake: Callable) -> Callable:
     """Register an operator; return the function to call it by, which spares eager calls the dispatcher's 5 us."""
+
+    def on_gpu(*arguments):
+        # The tensors' GPU is the current one meanwhile; torch's guard wakes no other one up when it leaves.
+        with torch.cuda.device_of(_first(arguments)):
+            return real(*arguments)
+
     _library.impl(name, real, "CPU")
-    _library.impl(name, real, "CUDA")
+    _library.impl(name, on_gpu, "CUDA")
     torch.library.register_fake(f"hessext::{name}", fake, lib=_library)
     operator = getattr(torch.ops.hessext, name).default
 
     def call(*arguments):
-        return operator(*arguments) if torch.compiler.is_compiling() else real(*arguments)
+        if torch.compiler.is_compiling():
+            return operator(*arguments)
+        return (on_gpu if _first(arguments).is_cuda else real)(*arguments)
 
     return call
 

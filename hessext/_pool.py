@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from ._checks import count
+
 if TYPE_CHECKING:
     from . import BlockMatrix, Hessian
 
@@ -32,13 +34,13 @@ class Side:
         self.starts = []  # per layer: the first entry of each cell
         self.ends = [0]  # cells at which layers begin, and the end
         self.borders = []  # cells at which blocks inside a layer begin
-        for _, count, size in layers:
+        for _, blocks, size in layers:
             if size >= pool:
-                starts = (np.arange(count)[:, None] * size + np.arange(0, size, pool)).ravel()
+                starts = (np.arange(blocks)[:, None] * size + np.arange(0, size, pool)).ravel()
                 if size > 1:
-                    self.borders += list(self.ends[-1] + len(starts) // count * np.arange(1, count))
+                    self.borders += list(self.ends[-1] + len(starts) // blocks * np.arange(1, blocks))
             else:
-                starts = np.arange(0, count * size, pool)
+                starts = np.arange(0, blocks * size, pool)
             self.starts.append(starts)
             self.ends.append(self.ends[-1] + len(starts))
 
@@ -47,8 +49,7 @@ class Cells:
     """How a matrix of layers is divided into an image of about max_pixels at most, `pool` entries to a cell's side."""
 
     def __init__(self, rows: Sequence[Layer], cols: Sequence[Layer], max_pixels: int) -> None:
-        if max_pixels < 1:
-            raise ValueError(f"max_pixels: expected at least 1, got {max_pixels}")
+        max_pixels = count("max_pixels", max_pixels)
         self.pool = -(-max(sum(layer.count * layer.size for layer in side) for side in (rows, cols)) // max_pixels)
         self.down, self.across = Side(rows, self.pool), Side(cols, self.pool)
 
@@ -114,7 +115,7 @@ def layout(H: Hessian | BlockMatrix | torch.Tensor) -> tuple[list[Layer], list[L
     """Layers along rows and columns, part(i, j) of two of them, and whether the matrix is symmetric by construction."""
     if isinstance(H, torch.Tensor):
         if H.ndim != 2 or not H.numel():
-            raise ValueError(f"H: expected a matrix with entries, got shape {tuple(H.shape)}")
+            raise ValueError(f"H: expected a matrix with entries; got shape {tuple(H.shape)}")
         rows, cols = ([Layer("", 1, size)] for size in H.shape)
         return rows, cols, lambda i, j: H, False
     if not hasattr(H, "layers"):

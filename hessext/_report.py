@@ -57,4 +57,6 @@ class CheckReport:
 
 
 def _largest(values: Iterable[float]) -> float:
-    return torch.tensor(list(values), dtype=torch.float64, device="cpu").max().item()  # unlike the builtin, max keeps NaN
+    return (
+        torch.tensor(list(values), dtype=torch.float64, device="cpu").max().item()
+    )  # unlike the builtin, max keeps NaN

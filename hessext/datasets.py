@@ -101,7 +101,8 @@ def cifar100(
     """CIFAR-100's training images: x (50000, 3072), channel by channel, and 100 classes; samples: that many of them.
 
     Every channel has mean 0 and standard deviation 1 over all images. The folder is torchvision's root, which holds
-    cifar-100-python. Raises ImportError without torchvision, FileNotFoundError, ValueError, TypeError.
+    cifar-100-python. Raises ImportError without torchvision, FileNotFoundError, OSError where files are damaged,
+    ValueError, TypeError.
     """
     folder = Path(folder)
     datasets = _torchvision()
@@ -110,7 +111,10 @@ def cifar100(
             f"folder: no CIFAR-100 (cifar-100-python) in {folder}; name the folder that holds it, or let torchvision "
             "download 169 MB into this one: download=True (--download)"
         )
-    images = datasets.CIFAR100(str(folder), train=True, download=download)
+    try:
+        images = datasets.CIFAR100(str(folder), train=True, download=download)
+    except RuntimeError as error:
+        raise OSError(f"folder: CIFAR-100 in {folder} is incomplete or damaged: {error}") from error
     kept = _chosen(samples, len(images.data), seed, dtype)
     pixels = torch.from_numpy(images.data).movedim(3, 1)  # (n, 3, 32, 32)
     x = pixels[kept].double()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DECADES = 4  # of the colour scale at most, where no limits are given
 ZERO_COLOR = "0.8"  # of entries that are exactly zero
+BORDERS = 127  # between blocks along a side at most: closer lines make patterns of their own
 NAMED_SHARE = 0.08  # of a side: a narrower layer has no room for its name
 SYMBOLS = {"classes": "$C$", "samples": "$N$", "features": "$d$", "hidden": "$m$", "gamma": r"$\gamma = d / N$"}
 TICK_SHARE = 0.08  # of an axis: sizes that lie closer together have no room for both their numbers
@@ -42,7 +43,7 @@ def _draw(
     from matplotlib.figure import Figure
 
     if limits is not None and not 0 < limits[0] < limits[1] < np.inf:
-        raise ValueError(f"limits: expected 0 < low < high, got {limits}")
+        raise ValueError(f"limits: expected 0 < low < high; got {limits}")
     down, across = cells.down, cells.across
     if limits is None:
         seen = image[np.isfinite(image) & (image > 0)]
@@ -56,12 +57,13 @@ def _draw(
         np.ma.masked_where(image == 0, np.clip(image, *limits)),
         norm=LogNorm(*limits),
         cmap=colormaps[COLOR_MAP].with_extremes(bad=ZERO_COLOR),
-        interpolation="nearest",
+        interpolation="antialiased",  # on fewer dots colours are blended, none is left out
+        interpolation_stage="rgba",
         extent=(0, across.ends[-1], down.ends[-1], 0),
     )
     for side, line, axis in ((down, ax.axhline, ax.yaxis), (across, ax.axvline, ax.xaxis)):
         width = min(0.4, 16 / max(1, len(side.borders)))  # many borders must not hide what is between them
-        for position in side.borders:
+        for position in side.borders if len(side.borders) <= BORDERS else ():
             line(position, color="white", linewidth=width, alpha=0.7)
         for position in side.ends[1:-1]:
             line(position, color="white", linewidth=1.5)
@@ -111,14 +113,15 @@ def heat_map(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """|H| on a logarithmic colour scale, thin lines between blocks, thick ones between layers.
+    """|H| on a logarithmic colour scale, thin lines between up to 128 blocks, thick ones between layers.
 
     H: a Hessian (all pairs of layers, each neuron by neuron), a BlockMatrix, or a matrix (R, S). Where it has more
     than max_pixels rows or columns, a pixel is the *largest* of the entries that it covers, or with pooling="mean"
     their mean. pooled: pool(H, ...) with the same max_pixels, where it is there already; H then gives the borders and
     names only. limits: ends of the scale (default: the largest and the smallest pixel, at most four decades below);
-    what lies beyond has the end's colour and an arrow at the scale, exact zeros are grey. ax: where to draw; default a
-    new figure. Raises ImportError without matplotlib, and what pool raises.
+    what lies beyond has the end's colour and an arrow at the scale, exact zeros are grey. A picture of fewer dots than
+    max_pixels blends colours of neighbours and leaves none out. ax: where to draw; default a new figure.
+    Raises ImportError without matplotlib, and what pool raises.
     """
     rows, cols, part, symmetric = layout(H)
     cells = Cells(rows, cols, max_pixels)
@@ -226,7 +229,7 @@ def _label_sizes(ax: Axes, sizes: np.ndarray, room: float) -> None:
     for size in sizes:
         labels.append(f"{size:g}" if size >= room * last else "")
         last = size if labels[-1] else last
-    ax.set_xticks(sizes, labels)
+    ax.set_xticks(sizes, labels, fontsize="small")
     ax.xaxis.set_minor_locator(NullLocator())
 
 

@@ -48,23 +48,33 @@ def memory(request, monkeypatch):
         monkeypatch.setattr(_gram, "_TILE", 1000)
 
 
-# How CUDA kernels are run: order of the threads of a block between barriers, and whether on tensor cores.
-EMULATED = {"tensor cores": (1, True), "tensor cores, shuffled again": (2, True), "plain": (3, False)}
-GPU = {"gpu": True, "gpu, plain": False} if torch.cuda.is_available() and _core.cuda else {}
+SMALL = 64, 1 << 14, 5  # span, workspace and blocks of a launch: several of all of them
+# How CUDA kernels are run: order of the threads of a block between barriers, whether on tensor cores, sizes of pieces.
+EMULATED = {
+    "tensor cores": (1, True, ()),
+    "tensor cores, shuffled again": (2, True, ()),
+    "plain": (3, False, ()),
+    "small pieces": (4, True, SMALL),
+}
+GPU = {"gpu": (True, ()), "gpu, plain": (False, ()), "gpu, small pieces": (True, SMALL)}
+if not (torch.cuda.is_available() and _core.cuda):
+    GPU = {}
 
 
 @pytest.fixture(params=[*EMULATED, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU)])
 def cuda(request, monkeypatch):
     """The device whose tensors are given to CUDA kernels: a GPU, or the CPU with the kernels emulated on it."""
     if request.param in GPU:
-        core, products = _core, GPU[request.param]
+        core, (products, limits) = _core, GPU[request.param]
     else:
         from hessext import _emulated as core  # built by scripts/env
 
-        order, products = EMULATED[request.param]
+        order, products, limits = EMULATED[request.param]
         core.set_order(order)
         monkeypatch.setattr(_ops, "_core", core)
         monkeypatch.setattr(_ops, "_where", lambda t: core.Where(0, 0, _ops._Workspace(t.device)))
     core.set_tensor_cores(products)
+    core.set_limits(*(limits or (0, 0, 0)))
     yield "cuda" if request.param in GPU else "cpu"
     core.set_tensor_cores(True)
+    core.set_limits(0, 0, 0)

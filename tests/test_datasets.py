@@ -129,10 +129,17 @@ def test_cifar100(torchvision, tmp_path):
     assert len(set(labels.tolist())) == 8 and torch.equal(part, x[labels])  # the scale is that of all images
 
 
-def test_missing_cifar100(torchvision, tmp_path):
+def test_missing_or_damaged_cifar100(torchvision, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"^folder: no CIFAR-100 .* download=True \(--download\)"):
         datasets.cifar100(tmp_path)
     datasets.cifar100(tmp_path, download=True)
+
+    def damaged(*_, **options):
+        raise RuntimeError("Dataset not found or corrupted.")
+
+    monkeypatch.setattr(sys.modules["torchvision"].datasets, "CIFAR100", damaged)
+    with pytest.raises(OSError, match=r"^folder: CIFAR-100 in .* is incomplete or damaged: Dataset not found"):
+        datasets.cifar100(tmp_path, download=True)
 
 
 @pytest.mark.parametrize(

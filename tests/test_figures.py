@@ -39,9 +39,9 @@ def slope(rows, quantity):
 
 
 def test_4_is_block_diagonal(tmp_path):
-    drawing = found("4", tmp_path, classes=[2, 9, 30], features=20, draws=3)
+    drawing = found("4", tmp_path, classes=[2, 9, 30], features=15, draws=3)
     assert all(row["off_diagonal"] == 0 < row["diagonal"] for row in drawing.rows)
-    image = drawing.arrays["output_C30"].reshape(30, 20, 30, 20)
+    image = drawing.arrays["output_C30"].reshape(30, 15, 30, 15)
     own = np.eye(30, dtype=bool)[:, None, :, None]
     assert (image[np.broadcast_to(own, image.shape)] > 0).all() and not image[np.broadcast_to(~own, image.shape)].any()
     for row in drawing.rows:  # exact at finite N = C and d
@@ -153,8 +153,8 @@ def test_files_and_caption(tmp_path):
     caption = (tmp_path / "figure5.md").read_text()
     for text in (
         "# Figure 5: |H| of linear models",
-        "(--quick; with another classes, features, draws, seed). classes 3,6, features 8, draws 2, seed 7, dtype",
-        "$C = 6$: 6 x 6 blocks of 8: |H| colours from ",
+        "(--quick; but for classes, features, draws, seed). classes 3,6, features 8, draws 2, seed 7, dtype",
+        "- $C = 6$: 6 x 6 blocks of 8: |H|; colours from ",
         "**The paper says.** Equations (5), (6)",
         "- output, C = 6: mean ||H_ij||_F^2 / mean ||H_ii||_F^2 = ",
         "`hessext figure 5 --quick --classes 3,6 --features 8 --draws 2 --seed 7`",
@@ -262,6 +262,15 @@ def test_command(tmp_path, capsys):
         main(["figure", "none"])
 
 
+def test_missing_packages_are_named_without_a_traceback(tmp_path, capsys, monkeypatch):
+    def missing():
+        raise ImportError("hessext.plot needs matplotlib: pip install matplotlib")
+
+    monkeypatch.setattr(figures.plot, "check_matplotlib", missing)
+    assert main(["figure", "5", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "hessext figure: hessext.plot needs matplotlib: pip install matplotlib\n"
+
+
 def test_all_figures_are_tried_and_failures_reported(tmp_path, capsys, monkeypatch):
     def seen(run):
         from matplotlib.figure import Figure as Picture
@@ -277,3 +286,6 @@ def test_all_figures_are_tried_and_failures_reported(tmp_path, capsys, monkeypat
     assert "hessext figure 1: data_folder: expected a folder" in printed.err
     assert "draws 3" in printed.out and printed.out.rstrip().endswith(f"of {len(NAMES)} figures drawn; not 1")
     assert (tmp_path / "figure2.md").exists()
+    assert main(["figure", "all", "--classes", "0", "--out", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "hessext figure: classes: expected at least 2; got 0\n" and not printed.out

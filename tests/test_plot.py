@@ -5,9 +5,11 @@ import pytest
 import torch
 from cases import Case, make_inputs
 
-from hessext import BlockMatrix, _pool, plot
+from hessext import BlockMatrix, _pool, linear, plot
 
 pytest.importorskip("matplotlib")
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 CASE = Case(31, 17, 5, 4, bias="ho")
 
@@ -37,6 +39,21 @@ def test_no_entry_is_lost_to_pooling(shape):
         assert shown[r * shown.shape[0] // shape[0], c * shown.shape[1] // shape[1]] == 1
 
 
+@pytest.mark.parametrize("row", [100, 333, 777])
+def test_no_row_is_lost_on_a_picture_of_fewer_dots(row):
+    matrix = torch.full((1000, 1000), 1e-3)
+    matrix[row] = 1.0
+    figure = plot.heat_map(matrix)
+    figure.set_dpi(20)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    dots = np.asarray(canvas.buffer_rgba()).astype(int)[::-1, :, :3]  # from below, as matplotlib counts
+    (left, bottom), (right, top) = figure.axes[0].get_window_extent().get_points().round().astype(int)
+    column = dots[bottom + 2 : top - 2, (left + right) // 2]
+    assert 50 < len(column) < 120
+    assert np.ptp(column, 0).max() > 10
+
+
 def test_hessian_is_laid_out_layer_by_layer():
     H = make_inputs(CASE, torch.float64).hessian()
     figure = plot.heat_map(H, limits=(1e-12, 10.0))
@@ -54,6 +71,12 @@ def test_pixels_do_not_cross_blocks():
     assert np.array_equal(image(figure), blocks.reshape(4, 5, 4, 4, 5, 4).amax((2, 5)).reshape(20, 20))
     assert lines(figure, 0) == [5, 10, 15]
     assert "largest of 4 x 4" in figure.axes[1].get_ylabel()
+
+
+@pytest.mark.parametrize("blocks", [128, 129])
+def test_borders_that_lie_too_close_are_not_drawn(blocks):
+    H = linear(torch.ones(blocks, 2), torch.ones(1, 2), loss="mse")
+    assert len(lines(plot.heat_map(H["output"]), 0)) == (127 if blocks == 128 else 0)
 
 
 @pytest.mark.parametrize("pooling", ["max", "mean"])

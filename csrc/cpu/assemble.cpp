@@ -1,8 +1,21 @@
 // The entry point of assembly on the CPU.
+#include <atomic>
+
 #include "products.h"
 #include "tiles.h"
 
 namespace hessext::cpu {
+namespace {
+
+std::atomic<bool (*)()> asked{nullptr};
+
+}  // namespace
+
+void set_interrupted(bool (*function)()) { asked.store(function); }
+bool interrupted() {
+    const auto function = asked.load();
+    return function && function();
+}
 
 template <class T>
 void assemble(const Assembly<T>& request, int threads) {

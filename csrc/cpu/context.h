@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include "interrupt.h"
 #include "memory.h"
 #include "plan.h"
 #include "sink.h"
@@ -25,6 +26,7 @@ class Context : protected Outline<T> {
     const Kernels<T>& k;
     const Plan plan;
     const int threads;
+    mutable Interrupt interrupt;
 
     Context(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
         : Outline<T>(request, plan.outer), k(kernel), plan(plan), threads(threads) {}
@@ -62,7 +64,8 @@ class Context : protected Outline<T> {
     void fill(const PairBatch& batch, const WeightView<T>& view, WeightScratch<T>& scratch) const {
 #pragma omp for schedule(static)
         for (i64 n = 0; n < q.samples; n += weight_step)
-            fill_weights(k, r, plan.outer, batch, n, std::min(weight_step, q.samples - n), scratch, view);
+            if (!interrupt.raised())
+                fill_weights(k, r, plan.outer, batch, n, std::min(weight_step, q.samples - n), scratch, view);
     }
 
     void reserve(std::vector<WeightScratch<T>>& scratch, const PairBatch& batch) const {

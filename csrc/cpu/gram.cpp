@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "interrupt.h"
 #include "memory.h"
 #include "plan.h"
 
@@ -63,12 +64,15 @@ void for_tiles(const Gram<T>& g, double* sums, int threads, const Job& job) {
                 tiles.push_back(
                     {r0, c0, std::min(gram_rows, g.rows - r0), std::min(gram_cols, g.cols - c0), g.triangle});
     std::vector<double> partial(2 * tiles.size());
+    Interrupt interrupt;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const FlushDenormals flush;
 #pragma omp for schedule(dynamic)
-        for (i64 t = 0; t < i64(tiles.size()); ++t) job(tiles[t], omp_get_thread_num(), &partial[2 * t]);
+        for (i64 t = 0; t < i64(tiles.size()); ++t)
+            if (!interrupt.raised()) job(tiles[t], omp_get_thread_num(), &partial[2 * t]);
     }
+    interrupt.check();
     for (std::size_t t = 0; t < tiles.size(); ++t)
         for (i64 e = 0; e < 2; ++e) sums[e] += partial[2 * t + e];
 }

@@ -9,7 +9,7 @@ namespace hessext::cpu {
 template <class T>
 class ProductAssembly : Context<T> {
     using Base = Context<T>;
-    using Base::dense, Base::k, Base::q, Base::r, Base::threads;
+    using Base::dense, Base::interrupt, Base::k, Base::q, Base::r, Base::threads;
 
     static constexpr i64 item_rows = 252;  // feature pairs of a row tile
     static constexpr i64 group_tiles = 4;  // column tiles that share one packed row tile
@@ -104,6 +104,7 @@ class ProductAssembly : Context<T> {
                 Places &direct = places.get()[2 * me], &mirror = places.get()[2 * me + 1];
 #pragma omp for schedule(dynamic)
                 for (i64 job = 0; job < jobs; ++job) {
+                    if (interrupt.raised()) continue;
                     const i64 at = job % row_tiles, r0 = at * item_rows, count = std::min(item_rows, items - r0);
                     const i64 t0 = job / row_tiles * group, pairs = std::min(group, batch.count() - t0);
                     multiply(view, r0, count, t0, pairs, left, values, total, tile_size);
@@ -123,6 +124,7 @@ class ProductAssembly : Context<T> {
                     }
                 }
             }
+            interrupt.check();
             if (r.norms) this->add_up(partial, row_tiles, batch.count(), done);
             done += batch.count();
         }
@@ -134,7 +136,7 @@ class ProductAssembly : Context<T> {
                   i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows;
         LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * tile_size);
-        for (i64 n = 0; n < q.samples; n += chunk) {
+        for (i64 n = 0; n < q.samples && !interrupt.raised(); n += chunk) {
             if (n && n % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, q.samples - n);
             k.pack_products(depth, r.left, r.right, n, first.data() + r0, second.data() + r0, runs.data() + r0, count,

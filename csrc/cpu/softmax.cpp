@@ -1,6 +1,7 @@
 // What the softmax gives before any block: top classes, residual, shifts, and single entries of Q_n.
 #include <omp.h>
 
+#include "interrupt.h"
 #include "memory.h"
 #include "plan.h"
 
@@ -53,11 +54,15 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
     const Kernels<T>& k = kernels<T>();
     threads = team(threads, double(samples) * double(classes) * double(units));
     const std::vector<T> columns = transposed(weight, classes, units);
+    Interrupt interrupt;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (i64 n = 0; n < samples; ++n)
+    for (i64 n = 0; n < samples; ++n) {
+        if (interrupt.raised()) continue;
         for (i64 i = 0; i < units; ++i)
             shift[n * units + i] =
                 k.shift(probs + n * classes, columns.data() + i * classes, classes, weight[top[n] * units + i]);
+    }
+    interrupt.check();
 }
 
 template <class T>
@@ -102,14 +107,17 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
     for (auto& s : scratch)
         if (part == Part::hidden) reserve_scratch(k, curvature, batch, s);
     const WeightView<T> view{out, nullptr, curvature.samples, 0};
+    Interrupt interrupt;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const FlushDenormals flush;  // as in assembly: diagonal() and dense() agree
 #pragma omp for schedule(static)
         for (i64 n = 0; n < curvature.samples; n += weight_step)
-            fill_weights(k, request, Outer::blocks, batch, n, std::min(weight_step, curvature.samples - n),
-                         scratch[omp_get_thread_num()], view);
+            if (!interrupt.raised())
+                fill_weights(k, request, Outer::blocks, batch, n, std::min(weight_step, curvature.samples - n),
+                             scratch[omp_get_thread_num()], view);
     }
+    interrupt.check();
 }
 
 #define HESSEXT_INSTANTIATE(T)                                                                                   \

@@ -10,7 +10,8 @@ namespace hessext::cpu {
 template <class T>
 class TileAssembly : Context<T> {
     using Base = Context<T>;
-    using Base::dense, Base::extra, Base::k, Base::plan, Base::q, Base::r, Base::replicated, Base::threads;
+    using Base::dense, Base::extra, Base::interrupt, Base::k, Base::plan, Base::q, Base::r, Base::replicated,
+        Base::threads;
 
     // One side of the product.
     struct Operand {
@@ -105,6 +106,7 @@ class TileAssembly : Context<T> {
                 }
 #pragma omp for schedule(dynamic)
                 for (i64 job = 0; job < all; ++job) {
+                    if (interrupt.raised()) continue;
                     const i64 t = order[job / jobs()], at = job % jobs(), from = t * q.samples;
                     const Samples samples{counts.get()[t], lists.get() + from, view.data + from,
                                           extra ? view.extra + from : nullptr};
@@ -113,6 +115,7 @@ class TileAssembly : Context<T> {
                     if (r.norms) partial[t * jobs() + at] = squares;
                 }
             }
+            interrupt.check();
             if (r.norms) this->add_up(partial, jobs(), batch.count(), done);
             done += batch.count();
         }
@@ -165,7 +168,7 @@ class TileAssembly : Context<T> {
                   const Workspace& work) const {
         const i64 rows = round_up(tile.rows, k.rows);
         LongSum<T> sum(work.values, work.total, rows * tile_ld);
-        for (i64 k0 = 0; k0 < s.count; k0 += chunk) {
+        for (i64 k0 = 0; k0 < s.count && !interrupt.raised(); k0 += chunk) {
             if (k0 && k0 % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, s.count - k0);
             pack(true, a, s, k0, depth, r0, tile.rows, work.left);
@@ -282,12 +285,14 @@ class TileAssembly : Context<T> {
         Buffer<T> copies(threads * length);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
         for (i64 row = 0; row < blocks * size; ++row) {
+            if (interrupt.raised()) continue;
             T* to = dense.out + rows.at(row / size, row % size) * dense.ld + cols.start;
             T* copy = copies.get() + omp_get_thread_num() * length;
             std::copy_n(to, length, copy);
             for (i64 j = 0; j < q.classes; ++j)
                 for (i64 a = 0; a < step; ++a) to[j * step + a] = copy[a * q.classes + j];
         }
+        interrupt.check();
     }
 };
 

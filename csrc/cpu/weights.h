@@ -84,7 +84,8 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
             if (q.gauss_newton) {
                 const T* slope = q.slope + n * q.units;
                 const T factor = q.scale[n] * slope[i] * slope[l];
-                w = factor * (softmax ? scratch.covariance[t * kernel.lanes + s] : q.gram[i * q.units + l]);
+                const T inner = softmax ? scratch.covariance[t * kernel.lanes + s] : q.gram[i * q.units + l];
+                w = factor == T(0) ? T(0) : factor * inner;  // where inner overflows, too
             }
             if (i == l && q.bend) w += q.bend[n * q.units + i];
             to[n * view.stride()] = w;

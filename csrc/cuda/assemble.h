@@ -8,8 +8,7 @@
 
 namespace hessext::cuda {
 
-constexpr i64 workspace_bytes = i64(256) << 20;  // for the lists of a batch of pairs, and for float64 sums
-constexpr i64 most_jobs = i64(1) << 30;          // of one launch
+constexpr i64 least_split = 512;  // samples of a part, where one tile is shared by several blocks
 
 // Consecutive pieces of a workspace, each aligned.
 class Pieces {
@@ -52,18 +51,25 @@ Outer choose_outer(const Assembly<T>& r) {
     return Outer::blocks;
 }
 
+template <class T, class S, class R, bool tensor>
+struct TileKernel {
+    using Shape = S;
+    static constexpr auto multiply = multiply_tiles<T, S, R, tensor>;
+};
+
 template <class T>
 class AssemblyRun {
     Stream stream_;
     Job<T> job_;
     i64 side_, batch_, jobs_;  // entries of a tile's side; pairs in a batch, jobs in a launch
+    bool tensor_;
     bool covariance_;
     bool sparse_;  // weights may be zero, as of inactive units
     bool slots_;   // sums are kept in float64, between spans or for several blocks
 
   public:
     AssemblyRun(const Assembly<T>& request, Stream stream)
-        : stream_(stream), job_(Outline<T>(request, choose_outer(request))) {
+        : stream_(stream), job_(Outline<T>(request, choose_outer(request))), tensor_(tensor_cores(stream)) {
         const Outline<T>& o = job_.outline;
         const Curvature<T>& q = o.r.curvature;
         if (std::max({q.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)
@@ -73,29 +79,82 @@ class AssemblyRun {
         job_.right = o.outer == Outer::features ? classes : o.r.right;
         job_.triangle = o.r.symmetric;
         job_.curvature_column = o.outer == Outer::mixed;
+        job_.span = span(tensor_);
         sparse_ = o.r.part != Part::output || o.outer == Outer::features;
         covariance_ = o.r.part == Part::hidden && q.gauss_newton && q.probs;
 
-        const i64 rows = job_.left.size(), cols = job_.right_size(), processors = multiprocessors(stream);
-        side_ = choose_side(rows, cols);
+        const i64 rows = job_.left.size(), cols = job_.right_size();
+        side_ = choose_side(rows, cols, job_.triangle);
         job_.row_tiles = blocks_for(rows, side_), job_.col_tiles = blocks_for(cols, side_);
         job_.tiles = job_.triangle ? job_.row_tiles * (job_.row_tiles + 1) / 2 : job_.row_tiles * job_.col_tiles;
-
-        const i64 all = o.pair_count() * job_.tiles;
-        const i64 resident = (side_ == 128 ? 2 : 4) * processors;  // blocks at a time, about
-        job_.splits = std::max<i64>(1, std::min(resident / std::max<i64>(all, 1), q.samples / least_split));
-        slots_ = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > span);
-        const i64 slot_bytes = slots_ ? job_.splits * side_ * side_ * i64(sizeof(double)) : 0;
 
         const i64 list_bytes = q.samples * i64(sparse_ * sizeof(int) +
                                                sizeof(T) * (1 + o.extra + covariance_ + 2 * job_.curvature_column));
         const i64 pair_bytes = list_bytes + i64(sizeof(i64)) + (o.r.norms ? job_.tiles * i64(sizeof(double)) : 0);
-        batch_ = std::clamp<i64>(workspace_bytes / 2 / pair_bytes, 1, std::min(o.pair_count(), most_jobs));
-        jobs_ = std::min(batch_ * job_.tiles, most_jobs / job_.splits);
-        if (slots_) jobs_ = std::clamp<i64>(workspace_bytes / 2 / slot_bytes, 1, jobs_);
+        const i64 pairs = std::min(o.pair_count(), limits().blocks);
+        batch_ = std::max<i64>(1, std::min(limits().workspace / pair_bytes, pairs));
+
+        // Few tiles are shared by several blocks, until there are two rounds of them.
+        i64 resident = multiprocessors(stream);
+        visit([&](auto kernel) {
+            using K = decltype(kernel);
+            resident *= resident_blocks(K::multiply, K::Shape::threads, sizeof(TileMemory<T, typename K::Shape>));
+        });
+        job_.splits = std::max<i64>(1, std::min(2 * resident / (batch_ * job_.tiles), q.samples / least_split));
+        slots_ = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > job_.span);
+        jobs_ = std::min(batch_ * job_.tiles, limits().blocks / job_.splits);
+        if (slots_) jobs_ = std::min(jobs_, limits().workspace / (job_.splits * side_ * side_ * i64(sizeof(double))));
+        jobs_ = std::max<i64>(1, jobs_);
     }
 
-    // Bytes of workspace; with one, its pieces are assigned.
+    // Bytes of workspace.
+    i64 bytes() { return lay_out(nullptr); }
+
+    void run(void* workspace) {
+        const Outline<T>& o = job_.outline;
+        const Curvature<T>& q = o.r.curvature;
+        lay_out(workspace);
+        if (job_.curvature_column)
+            HESSEXT_LAUNCH((transpose<T>), blocks_for(q.classes * q.units, transpose_threads), transpose_threads, 0,
+                           stream_, q.weight, q.classes, q.units, job_.weight_columns);
+        const i64 pairs = o.pair_count();
+        for (job_.first_pair = 0; job_.first_pair < pairs; job_.first_pair += batch_) {
+            job_.pairs = std::min(batch_, pairs - job_.first_pair);
+            list();
+            multiply();
+        }
+    }
+
+  private:
+    // Small tiles waste less at the edges and fill the GPU sooner; large ones load less for each product.
+    static i64 choose_side(i64 rows, i64 cols, bool triangle) {
+        i64 best = 32;
+        double least_cost = 2 * area(rows, cols, 32, triangle);
+        const auto consider = [&](i64 side, double factor) {
+            const double cost = factor * area(rows, cols, side, triangle);
+            if (cost < least_cost) best = side, least_cost = cost;
+        };
+        consider(64, 1.25);
+        if (sizeof(T) == sizeof(float)) consider(128, 1);
+        return best;
+    }
+
+    // f(TileKernel<...>{}) for the kernel in use.
+    template <class F>
+    void visit(const F& f) const {
+        if constexpr (sizeof(T) == sizeof(float))
+            if (side_ == 128) return visit_right<Shape<T, 128, 2, 4>>(f);
+        side_ == 64 ? visit_right<Shape<T, 64, 2, 2>>(f) : visit_right<Shape<T, 32, 2, 2>>(f);
+    }
+    template <class S, class F>
+    void visit_right(const F& f) const {
+        job_.curvature_column ? visit_tensor<S, CurvatureColumn<T, S>>(f) : visit_tensor<S, WeightedFeatures<T, S>>(f);
+    }
+    template <class S, class R, class F>
+    void visit_tensor(const F& f) const {
+        tensor_ ? f(TileKernel<T, S, R, true>{}) : f(TileKernel<T, S, R, false>{});
+    }
+
     i64 lay_out(void* workspace) {
         const Outline<T>& o = job_.outline;
         const Curvature<T>& q = o.r.curvature;
@@ -108,62 +167,39 @@ class AssemblyRun {
         lists.at_top = pieces.take<T>(job_.curvature_column ? entries : 0);
         lists.shift = pieces.take<T>(job_.curvature_column ? entries : 0);
         lists.count = pieces.take<i64>(sparse_ ? batch_ : 0);
-        T* covariance = pieces.take<T>(covariance_ ? entries : 0);
-        T* columns = pieces.take<T>(job_.curvature_column ? q.classes * q.units : 0);
-        job_.covariance = covariance, job_.weight_columns = columns;
+        job_.covariance = pieces.take<T>(covariance_ ? entries : 0);
+        job_.weight_columns = pieces.take<T>(job_.curvature_column ? q.classes * q.units : 0);
         job_.partial = pieces.take<double>(o.r.norms ? batch_ * job_.tiles : 0);
         job_.slots = pieces.take<double>(slots_ ? jobs_ * job_.splits * side_ * side_ : 0);
-        if (!workspace) return pieces.used();
-
-        if (columns)
-            HESSEXT_LAUNCH((transpose<T>), blocks_for(q.classes * q.units, 256), 256, 0, stream_, q.weight, q.classes,
-                           q.units, columns);
-        const i64 pairs = o.pair_count();
-        for (job_.first_pair = 0; job_.first_pair < pairs; job_.first_pair += batch_) {
-            job_.pairs = std::min(batch_, pairs - job_.first_pair);
-            list(covariance);
-            multiply();
-        }
         return pieces.used();
     }
 
-  private:
-    // Small tiles waste less at the edges and fill the GPU sooner; large ones load less for each product.
-    static i64 choose_side(i64 rows, i64 cols) {
-        const bool symmetric = rows == cols;
-        i64 best = 32;
-        double least_cost = 2 * area(rows, cols, 32, symmetric);
-        const auto consider = [&](i64 side, double factor) {
-            const double cost = factor * area(rows, cols, side, symmetric);
-            if (cost < least_cost) best = side, least_cost = cost;
-        };
-        consider(64, 1.25);
-        if (sizeof(T) == sizeof(float)) consider(128, 1);
-        return best;
-    }
-
-    void list(T* covariance) {
+    void list() {
         const Outline<T>& o = job_.outline;
-        if (covariance)
-            HESSEXT_LAUNCH((covariances<T>), job_.pairs * blocks_for(job_.samples, covariance_threads),
-                           covariance_threads, 0, stream_, o, job_.first_pair, covariance);
+        const i64 entries = job_.pairs * job_.samples;
+        if (covariance_)
+            HESSEXT_LAUNCH((covariances<T>), blocks_for(entries, covariance_threads), covariance_threads, 0, stream_, o,
+                           job_.first_pair, job_.pairs, job_.covariance);
         if (sparse_)
             HESSEXT_LAUNCH((list_samples<T>), job_.pairs, list_threads, list_threads / warp_size * sizeof(int), stream_,
                            job_);
         else
-            HESSEXT_LAUNCH((weigh_pairs<T>), blocks_for(job_.pairs * job_.samples, weight_threads), weight_threads, 0,
-                           stream_, o, job_.first_pair, job_.pairs, covariance, job_.lists.weight);
+            HESSEXT_LAUNCH((weigh_pairs<T>), blocks_for(entries, weight_threads), weight_threads, 0, stream_, o,
+                           job_.first_pair, job_.pairs, job_.covariance, job_.lists.weight);
     }
 
     void multiply() {
         const i64 all = job_.pairs * job_.tiles;
         for (job_.first_job = 0; job_.first_job < all; job_.first_job += jobs_) {
             const i64 count = std::min(jobs_, all - job_.first_job);
-            if constexpr (sizeof(T) == sizeof(float)) {
-                if (side_ == 128) multiply<Shape<T, 128, 2, 4>>(count);
-            }
-            if (side_ == 64) multiply<Shape<T, 64, 2, 2>>(count);
-            if (side_ == 32) multiply<Shape<T, 32, 2, 2>>(count);
+            visit([&](auto kernel) {
+                using K = decltype(kernel);
+                using S = typename K::Shape;
+                static_assert(sizeof(TileMemory<T, S>) <= most_shared);
+                HESSEXT_LAUNCH((K::multiply), count * job_.splits, S::threads, sizeof(TileMemory<T, S>), stream_, job_);
+                if (slots_)
+                    HESSEXT_LAUNCH((finish_tiles<T, S>), count, S::threads, S::warps * sizeof(double), stream_, job_);
+            });
         }
         const Outline<T>& o = job_.outline;
         if (o.outer == Outer::features)
@@ -171,36 +207,18 @@ class AssemblyRun {
                            warp_size * diagonal_strips, diagonal_strips * warp_size * sizeof(double), stream_, job_);
         if (job_.partial) HESSEXT_LAUNCH((add_squares<T>), blocks_for(job_.pairs, 128), 128, 0, stream_, job_);
     }
-
-    template <class S>
-    void multiply(i64 count) {
-        if (job_.curvature_column)
-            multiply<S, CurvatureColumn<T, S>>(count);
-        else
-            multiply<S, WeightedFeatures<T, S>>(count);
-        if (job_.slots)
-            HESSEXT_LAUNCH((finish_tiles<T, S>), count, S::threads, S::warps * sizeof(double), stream_, job_);
-    }
-    template <class S, class Right>
-    void multiply(i64 count) {
-        constexpr std::size_t bytes = sizeof(TileMemory<T, S>);
-        if (tensor_cores(stream_))
-            HESSEXT_LAUNCH((multiply_tiles<T, S, Right, true>), count * job_.splits, S::threads, bytes, stream_, job_);
-        else
-            HESSEXT_LAUNCH((multiply_tiles<T, S, Right, false>), count * job_.splits, S::threads, bytes, stream_, job_);
-    }
 };
 
 template <class T>
 i64 assemble_workspace(const Assembly<T>& request, Stream stream) {
-    const OnDevice device(stream);
-    return AssemblyRun<T>(request, stream).lay_out(nullptr);
+    use_device(stream);
+    return AssemblyRun<T>(request, stream).bytes();
 }
 
 template <class T>
 void assemble(const Assembly<T>& request, void* workspace, Stream stream) {
-    const OnDevice device(stream);
-    AssemblyRun<T>(request, stream).lay_out(workspace);
+    use_device(stream);
+    AssemblyRun<T>(request, stream).run(workspace);
 }
 
 }  // namespace hessext::cuda

@@ -5,9 +5,6 @@
 
 namespace hessext::cuda {
 
-constexpr i64 span = 8192;        // samples summed in float32; sums of spans are added in float64
-constexpr i64 least_split = 512;  // samples of a part, where one tile is shared by several blocks
-
 // An outer pair and, for each, the samples of nonzero weight in order.
 struct Pair {
     i64 first, second;
@@ -33,11 +30,12 @@ struct Job {
     bool curvature_column =
         false;  // right side w_n (B_n V)[j, i] + extra_n r_n[j] over classes j, of unit i = pair.first
     Lists<T> lists{};
-    const T* weight_columns = nullptr;  // V^T [m, C]
-    const T* covariance = nullptr;      // (V^T B_n V)[i, l] / c_n of a batch, [pairs, N], for the hidden part
+    T* weight_columns = nullptr;  // V^T [m, C]
+    T* covariance = nullptr;      // (V^T B_n V)[i, l] / c_n of a batch, [pairs, N], for the hidden part
     i64 row_tiles = 0, col_tiles = 0, tiles = 0;
     i64 first_pair = 0, pairs = 0;  // of the batch
     i64 first_job = 0;              // of the launch; a job is (pair, tile), pair-major
+    i64 span = 0;                   // samples summed in T
     i64 splits = 1;                 // blocks that share a job
     double* slots = nullptr;        // [jobs, splits, side, side] where sums are kept in float64 between spans, or null
     double* partial = nullptr;      // squared norms [pairs of the batch, tiles]

@@ -52,11 +52,6 @@ inline i64 blocks_for(i64 items, i64 each) { return (items + each - 1) / each; }
 
 #ifdef HESSEXT_EMULATED
 
-class OnDevice {
-  public:
-    explicit OnDevice(Stream) {}
-};
-
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std::size_t shared, Stream,
             A... arguments) {
@@ -73,22 +68,6 @@ inline void check(cudaError_t error, const char* what) {
     throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error) + hint);
 }
 
-// Makes the stream's device the current one, as long as this lives.
-class OnDevice {
-    int before_ = 0, device_;
-
-  public:
-    explicit OnDevice(Stream stream) : device_(stream.device) {
-        check(cudaGetDevice(&before_), "cudaGetDevice");
-        if (before_ != device_) check(cudaSetDevice(device_), "cudaSetDevice");
-    }
-    ~OnDevice() {
-        if (before_ != device_) cudaSetDevice(before_);
-    }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-};
-
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std::size_t shared, Stream stream,
             A... arguments) {
@@ -98,16 +77,52 @@ void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std
     config.blockDim = dim3(unsigned(threads));
     config.dynamicSmemBytes = shared;
     config.stream = static_cast<cudaStream_t>(stream.handle);
-    check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), name);
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+    cudaGetLastError();  // cleared, so that the next launch does not report it
+    check(error, name);
     check(cudaGetLastError(), name);
 }
 
 #endif
 
 // HESSEXT_LAUNCH((kernel<T>), blocks, threads, shared bytes, stream, arguments...)
+#ifdef HESSEXT_EMULATED  // where it stands says which T
+#define HESSEXT_LAUNCH(kernel, ...) \
+    launch((std::string(#kernel " ") + __PRETTY_FUNCTION__).c_str(), kernel, __VA_ARGS__)
+#else
 #define HESSEXT_LAUNCH(kernel, ...) launch(#kernel, kernel, __VA_ARGS__)
+#endif
 
+constexpr std::size_t most_shared = 48 << 10;  // that a block gets without asking
+
+// Makes the stream's device the current one; the caller restores it.
+void use_device(Stream stream);
 int multiprocessors(Stream stream);
 bool tensor_cores(Stream stream);  // whether products run on them; see set_tensor_cores
+const void* any_kernel();          // of this build, to ask what its code was compiled for
+
+// Blocks of a kernel that a multiprocessor holds at a time.
+template <class Kernel>
+int resident_blocks(Kernel kernel, int threads, std::size_t shared) {
+#ifdef HESSEXT_EMULATED
+    (void)kernel, (void)threads, (void)shared;
+    return 2;
+#else
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared), "occupancy");
+    return blocks;
+#endif
+}
+
+// Sizes of the pieces that work is done in; small ones for tests.
+struct Limits {
+    i64 span = 8192;                 // samples (or classes) summed in float32; in float64 beyond
+    i64 workspace = i64(256) << 20;  // bytes for lists, and as much for sums in float64
+    i64 blocks = i64(1) << 30;       // of a launch
+};
+const Limits& limits();
+
+// Tensor cores add eight terms at a time, other sums one after the other, which loses more.
+inline i64 span(bool tensor) { return tensor ? limits().span : (limits().span + 3) / 4; }
 
 }  // namespace hessext::cuda

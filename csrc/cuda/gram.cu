@@ -87,7 +87,7 @@ union GramMemory {
 
 // One block per tile: sum of W left^T right.
 template <class T, class S, bool tensor>
-__global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, double* partial) {
+__global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, double* partial) {
     GramMemory<T, S>& memory = shared<GramMemory<T, S>>();
     const Pair place = tile_at(g, blockIdx.x, S::side);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, double* part
 
 // The same for a softmax: products += p p'^T, sum of W s s'^T with s = p (1 - p), sum of W q q'^T with q = p^2.
 template <class T, class S, bool tensor>
-__global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, double* partial) {
+__global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 span, double* partial) {
     GramMemory<T, S>& memory = shared<GramMemory<T, S>>();
     using Part = Sums<T, S>;
     const Pair place = tile_at(g, blockIdx.x, S::side);
@@ -211,14 +211,18 @@ void add(const double* partial, i64 count, double* sums, Stream stream) {
 template <class T, bool tensor>
 void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, Stream stream) {
     using S = GramShape<T>;
+    static_assert(sizeof(GramMemory<T, S>) <= most_shared);
     if (g.products)
         HESSEXT_LAUNCH((softmax_gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<T, S>), stream, g,
-                       partial);
+                       span(tensor), partial);
     else
-        HESSEXT_LAUNCH((gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<T, S>), stream, g, partial);
+        HESSEXT_LAUNCH((gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<T, S>), stream, g, span(tensor),
+                       partial);
 }
 
 }  // namespace
+
+const void* any_kernel() { return reinterpret_cast<const void*>(add_partial); }
 
 template <class T>
 i64 gram_workspace(i64 rows, i64 cols) {
@@ -227,7 +231,7 @@ i64 gram_workspace(i64 rows, i64 cols) {
 
 template <class T>
 void gram_sums(const Gram<T>& g, double* sums, void* workspace, Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     double* partial = static_cast<double*>(workspace);
     const i64 tiles = tile_count<T>(g.rows, g.cols, g.triangle);
     tensor_cores(stream) ? launch_tiles<T, true>(g, tiles, partial, stream)
@@ -238,7 +242,7 @@ void gram_sums(const Gram<T>& g, double* sums, void* workspace, Stream stream) {
 template <class T>
 void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, void* workspace,
                Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     double* partial = static_cast<double*>(workspace);
     const i64 blocks = std::min(blocks_for(g.rows * g.cols, 8 * tops_threads), most_top_blocks);
     HESSEXT_LAUNCH((gram_top_pairs<T>), blocks, tops_threads, tops_threads / warp_size * sizeof(double), stream, g,

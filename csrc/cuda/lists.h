@@ -7,6 +7,7 @@ namespace hessext::cuda {
 
 constexpr int list_threads = 512;
 constexpr int covariance_threads = 128;
+constexpr int transpose_threads = 256;
 
 // (V^T (diag p_n - p_n p_n^T) V)[i, l] = sum_c p_n[c] u[c, i] u[c, l], u[c, i] = V[c, i] - E_p V[., i], centred at the
 // top class first. In T within 256 classes and in float64 across them.
@@ -27,13 +28,15 @@ __device__ T covariance(const Curvature<T>& q, i64 n, i64 i, i64 l) {
     return T(total);
 }
 
-// out[t, n] of the pairs from `first` on; neighbouring threads have neighbouring samples.
+// out[t, n] of `count` pairs from `first` on. Neighbouring threads have neighbouring pairs: they share the
+// probabilities and often a unit.
 template <class T>
-__global__ void covariances(Outline<T> outline, i64 first, T* out) {
-    const i64 samples = outline.r.curvature.samples, strips = (samples + blockDim.x - 1) / blockDim.x;
-    const i64 t = i64(blockIdx.x) / strips, n = i64(blockIdx.x) % strips * blockDim.x + threadIdx.x;
+__global__ void covariances(Outline<T> outline, i64 first, i64 count, T* out) {
+    const i64 samples = outline.r.curvature.samples;
+    const i64 e = i64(blockIdx.x) * covariance_threads + threadIdx.x, t = e % count, n = e / count;
+    if (n >= samples) return;
     const Pair pair = pair_at(outline, first + t);
-    if (n < samples) out[t * samples + n] = covariance(outline.r.curvature, n, pair.first, pair.second);
+    out[t * samples + n] = covariance(outline.r.curvature, n, pair.first, pair.second);
 }
 
 // Q_n[i, j] of the hidden part, whose covariance is at hand: act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i]

@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
     double* slot = job.slots ? job.slots + i64(blockIdx.x) * S::side * S::side : nullptr;
     i64 from = begin;
     do {
-        const i64 to = slot ? least(from + span, end) : end;
+        const i64 to = slot ? least(from + job.span, end) : end;
         Operands<T, S, Right> operands(job, t * job.samples, pair, from, to, row0, col0);
         run_stages(operands, int(to - from + S::depth - 1) / S::depth, memory.buffers,
                    [&](const typename S::Stage& stage) { sums.template add<tensor>(stage); });

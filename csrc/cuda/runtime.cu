@@ -1,4 +1,4 @@
-// What the GPU is, and which way products go on it.
+// What the GPU is, and how work goes on it.
 #include <atomic>
 
 #include "device.h"
@@ -7,28 +7,47 @@ namespace hessext::cuda {
 
 namespace {
 std::atomic<bool> tensor_cores_allowed{true};
-}
+Limits current_limits;
+}  // namespace
 
 bool built() { return true; }
 
 void set_tensor_cores(bool allowed) { tensor_cores_allowed = allowed; }
 
+const Limits& limits() { return current_limits; }
+void set_limits(i64 span, i64 workspace, i64 blocks) {
+    const Limits usual;
+    current_limits = {span ? span : usual.span, workspace ? workspace : usual.workspace,
+                      blocks ? blocks : usual.blocks};
+}
+
 #ifdef HESSEXT_EMULATED
+
+void use_device(Stream) {}
 int multiprocessors(Stream) { return 4; }
 bool tensor_cores(Stream) { return tensor_cores_allowed; }
-#else
-namespace {
-int attribute(cudaDeviceAttr which, Stream stream) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, stream.device), "cudaDeviceGetAttribute");
-    return value;
-}
-}  // namespace
 
-int multiprocessors(Stream stream) { return attribute(cudaDevAttrMultiProcessorCount, stream); }
-bool tensor_cores(Stream stream) {
-    return tensor_cores_allowed && attribute(cudaDevAttrComputeCapabilityMajor, stream) >= 8;
+#else
+
+void use_device(Stream stream) {
+    int current = -1;
+    check(cudaGetDevice(&current), "cudaGetDevice");
+    if (current != stream.device) check(cudaSetDevice(stream.device), "cudaSetDevice");
 }
+
+int multiprocessors(Stream stream) {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, stream.device), "cudaDeviceGetAttribute");
+    return count;
+}
+
+// Not by the device: older PTX runs on newer ones, too, without their instructions.
+bool tensor_cores(Stream) {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, any_kernel()), "cudaFuncGetAttributes");
+    return tensor_cores_allowed && attributes.ptxVersion >= 80;
+}
+
 #endif
 
 }  // namespace hessext::cuda

@@ -146,7 +146,7 @@ __global__ void softmax_other_classes(T* logits, i64 classes, i64 samples, i64 f
 
 template <class T>
 void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     HESSEXT_LAUNCH((softmax_tops<T>), samples, row_threads,
                    row_threads / warp_size * (sizeof(Most<T>) + sizeof(double)), stream, probs, classes, top, rest);
 }
@@ -154,7 +154,7 @@ void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, St
 template <class T>
 void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
                     i64 classes, T* out, Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     HESSEXT_LAUNCH((label_residuals<T>), blocks_for(samples * classes, item_threads), item_threads, 0, stream, probs,
                    scale, label, top, rest, samples, classes, out);
 }
@@ -162,7 +162,7 @@ void label_residual(const T* probs, const T* scale, const i64* label, const i64*
 template <class T>
 void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
                    Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     HESSEXT_LAUNCH((softmax_shifts<T>), samples * blocks_for(units, warp_size), warp_size * shift_lanes,
                    shift_lanes * warp_size * sizeof(double), stream, probs, top, weight, classes, units, shift);
 }
@@ -170,7 +170,7 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
 template <class T>
 void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
                      Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     HESSEXT_LAUNCH((softmax_products<T>), samples, row_threads, row_threads / warp_size * sizeof(double), stream, probs,
                    scale, top, v, classes, out);
 }
@@ -178,7 +178,7 @@ void softmax_product(const T* probs, const T* scale, const i64* top, const T* v,
 template <class T>
 void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
                        Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     Assembly<T> request{};
     request.part = part;
     request.curvature = curvature;
@@ -188,8 +188,8 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
     const i64 samples = curvature.samples;
     const bool covariance = part == Part::hidden && curvature.probs && curvature.gauss_newton;
     if (covariance)
-        HESSEXT_LAUNCH((covariances<T>), pair_count * blocks_for(samples, covariance_threads), covariance_threads, 0,
-                       stream, outline, 0, out);
+        HESSEXT_LAUNCH((covariances<T>), blocks_for(pair_count * samples, covariance_threads), covariance_threads, 0,
+                       stream, outline, 0, pair_count, out);
     HESSEXT_LAUNCH((weigh_pairs<T>), blocks_for(pair_count * samples, weight_threads), weight_threads, 0, stream,
                    outline, 0, pair_count, covariance ? out : nullptr, out);
 }
@@ -197,7 +197,7 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
 template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
                   Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     HESSEXT_LAUNCH((softmax_scans<T>), blocks_for(samples, warp_size), warp_size * scan_lanes,
                    scan_lanes * warp_size * sizeof(Scan<T>), stream, logits, classes, samples, first, largest, top,
                    others);
@@ -206,7 +206,7 @@ void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* large
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
                     const double* others, const double* lift, Stream stream) {
-    const OnDevice device(stream);
+    use_device(stream);
     HESSEXT_LAUNCH((softmax_other_classes<T>), blocks_for(classes * samples, item_threads), item_threads, 0, stream,
                    logits, classes, samples, first, largest, top, others, lift);
 }

@@ -7,6 +7,7 @@ namespace hessext::cuda {
 
 bool built() { return false; }
 void set_tensor_cores(bool) {}
+void set_limits(i64, i64, i64) {}
 
 #define HESSEXT_MISSING(result, name, ...)                                             \
     template <class T>                                                                 \

@@ -40,17 +40,21 @@ void multiply_16x8x8(T sum[4], const T left[4], const T right[2]) {
 
 __device__ __forceinline__ void multiply_16x8x8(float sum[4], const float left[4], const float right[2]) {
 #if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(__float_as_uint(left[0])), "r"(__float_as_uint(left[1])), "r"(__float_as_uint(left[2])),
           "r"(__float_as_uint(left[3])), "r"(__float_as_uint(right[0])), "r"(__float_as_uint(right[1])));
+#else
+    __trap();  // `tensor_cores` says no
 #endif
 }
 
 __device__ __forceinline__ void multiply_16x8x8(double sum[4], const double left[4], const double right[2]) {
 #if __CUDA_ARCH__ >= 900
-    asm("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+d"(sum[0]), "+d"(sum[1]), "+d"(sum[2]), "+d"(sum[3])
         : "d"(left[0]), "d"(left[1]), "d"(left[2]), "d"(left[3]), "d"(right[0]), "d"(right[1]));
@@ -59,17 +63,20 @@ __device__ __forceinline__ void multiply_16x8x8(double sum[4], const double left
     for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int k = 0; k < 2; ++k)
-            asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
-                : "+d"(sum[2 * half]), "+d"(sum[2 * half + 1])
-                : "d"(left[2 * k + half]), "d"(right[k]));
+            asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                         : "+d"(sum[2 * half]), "+d"(sum[2 * half + 1])
+                         : "d"(left[2 * k + half]), "d"(right[k]));
+#else
+    __trap();
 #endif
 }
 
 #endif
 
-// high + low = v up to float32 rounding, each what TF32 keeps (the unit ignores the 13 lowest bits of `low`).
+// high + low = v up to float32 rounding, each what TF32 keeps (the unit ignores the 13 lowest bits of `low`). A NaN
+// stays one: rounded up, a GPU's own (0x7FFFFFFF) would carry into the sign.
 __device__ __forceinline__ void split(float v, float& high, float& low) {
-    high = __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xFFFFE000u);
+    high = v == v ? __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xFFFFE000u) : v;
     low = __uint_as_float(__float_as_uint(v - high) + 0x1000u);
 }
 
@@ -97,7 +104,8 @@ struct Fragment<float, n> : Split<n> {
 };
 
 // sum += left right. The unit truncates its float32 sums, so each product starts from zero and is added by a rounded
-// addition; what is left out, low times low, is below the rounding of float32.
+// addition. Low times low is left out: at most 2^-22 of a term, of random sign because parts are rounded, not
+// truncated.
 __device__ __forceinline__ void multiply_add(float sum[4], const Fragment<float, 4>& left,
                                              const Fragment<float, 2>& right) {
     float part[4] = {0, 0, 0, 0};

@@ -14,6 +14,7 @@
 #include <stdexcept>
 
 #include "cuda_on_host.h"
+#include "stacks.h"
 
 namespace hessext::emulator {
 
@@ -21,7 +22,6 @@ thread_local Thread self;
 
 namespace {
 
-constexpr std::size_t stack_bytes = 128 << 10;
 constexpr unsigned warp_size = 32;
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
@@ -32,7 +32,8 @@ struct Fiber {
     unsigned round = 0;  // of warp exchanges
     bool started = false;
     ucontext_t entry{};
-    std::unique_ptr<unsigned char[]> stack{new unsigned char[stack_bytes]};
+    std::unique_ptr<unsigned char[]> memory{new unsigned char[stack_bytes]};
+    Stack stack{memory.get(), stack_bytes};
 };
 
 struct Warp {
@@ -47,6 +48,7 @@ class Machine {  // of one host thread
     std::vector<std::unique_ptr<Fiber>> fibers_;
     std::vector<Warp> warps_;
     jmp_buf scheduler_;
+    Stack own_;  // of the host thread
     const std::function<void()>* body_ = nullptr;
     Fiber* current_ = nullptr;
     std::mt19937_64 random_;
@@ -58,6 +60,7 @@ class Machine {  // of one host thread
     }
 
     static void enter() {  // a fiber runs one thread of a block after the other
+        mine()->own_.left_for(mine()->current_->stack);
         for (;;) {
             Machine& m = *mine();
             (*m.body_)();
@@ -68,11 +71,12 @@ class Machine {  // of one host thread
     void resume(unsigned t, unsigned first_x) {
         current_ = fibers_[t].get();
         self.index = {first_x + t, 0, 0};
-        if (_setjmp(scheduler_)) return;
+        own_.leave_for(current_->stack);
+        if (_setjmp(scheduler_)) return current_->stack.left_for(own_);
         if (current_->started) _longjmp(current_->context, 1);
         current_->started = true;
         getcontext(&current_->entry);
-        current_->entry.uc_stack.ss_sp = current_->stack.get();
+        current_->entry.uc_stack.ss_sp = current_->memory.get();
         current_->entry.uc_stack.ss_size = stack_bytes;
         current_->entry.uc_link = nullptr;
         makecontext(&current_->entry, &Machine::enter, 0);
@@ -132,12 +136,14 @@ class Machine {  // of one host thread
 
     void leave(State state) {
         current_->state = state;
+        current_->stack.leave_for(own_);
         if (!_setjmp(current_->context)) _longjmp(scheduler_, 1);
+        own_.left_for(current_->stack);
     }
 
     const unsigned char* exchange(const void* value, std::size_t size) {
         unsigned char* values = warps_[self.index.x / warp_size].values[current_->round++ % 2];
-        std::memcpy(values + lane() * stride, value, size);
+        if (size) std::memcpy(values + lane() * stride, value, size);
         leave(State::at_warp_barrier);
         return values;
     }

@@ -14,12 +14,13 @@ import torch
 from hessext import __version__, _core
 
 from . import _check, _figure, _ratios
+from ._options import FAILURES
 
 
 def _info(_: argparse.Namespace) -> int:
     """Print versions, how the core was built, what it runs on, and which extras are there."""
     devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    extras = {"plot": "matplotlib", "figures": "sklearn", "cifar": "torchvision", "test": "hypothesis", "bench": "tqdm"}
+    extras = {"plot": "matplotlib", "figures": "sklearn", "cifar": "torchvision", "test": "hypothesis", "bench": "jax"}
     rows = {
         "hessext": __version__,
         "built with": _core.build,
@@ -59,6 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, MemoryError, OSError) as error:
+    except FAILURES as error:
         print(f"hessext {args.command}: {error}", file=sys.stderr)
         return 2

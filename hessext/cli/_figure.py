@@ -11,11 +11,9 @@ from typing import Any
 
 from hessext import figures
 from hessext.figures import FIGURES, NAMES, Figure
-from hessext.figures._parameters import PARAMETERS, text_of
+from hessext.figures._parameters import PARAMETERS, checked, text_of
 
-from ._options import list_of
-
-FAILURES = (ValueError, TypeError, ImportError, OSError, MemoryError)  # of one figure: the others are drawn
+from ._options import FAILURES, list_of
 
 
 def _listing() -> str:
@@ -44,12 +42,18 @@ def _one(figure: Figure, args: argparse.Namespace, parameters: dict[str, Any]) -
 
 
 def _all(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    """Draw every figure, each with those of the parameters that it has; 1 if one could not be drawn."""
+    """Draw every figure, each with those of the parameters that it has; 1 if one could not be drawn.
+
+    Raises ValueError, TypeError for a bad parameter, before anything is drawn.
+    """
+    defaults = {name: FIGURES[name].parameters(args.quick) for name in NAMES}
+    taken = {name: {key: value for key, value in given.items() if key in defaults[name]} for name in NAMES}
+    for name in NAMES:
+        checked(taken[name], defaults[name], f"figure {name}")  # before hours are spent on those where it is good
     missing = []
     for name in NAMES:
-        has = FIGURES[name].parameters()
         try:
-            _one(FIGURES[name], args, {key: value for key, value in given.items() if key in has})
+            _one(FIGURES[name], args, taken[name])
         except FAILURES as error:
             print(f"hessext figure {name}: {error}", file=sys.stderr)
             missing.append(name)
@@ -70,7 +74,7 @@ def _figure(args: argparse.Namespace) -> int:
             return _all(args, given)
         _one(FIGURES[args.name], args, given)
     except KeyboardInterrupt as stopped:
-        print(f"\nhessext figure: stopped; the same command continues. {stopped}".rstrip(), file=sys.stderr)
+        print(f"\nhessext figure: {str(stopped) or 'stopped; the same command continues'}", file=sys.stderr)
         return 130
     return 0
 

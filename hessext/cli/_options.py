@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+FAILURES = (ValueError, TypeError, ImportError, MemoryError, OSError)  # said in a line, without a traceback
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

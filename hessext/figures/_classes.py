@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from hessext import Hessian, datasets, linear, one_hidden, plot
 from hessext._norms import BlockRatio
@@ -14,6 +15,8 @@ from hessext._random import lecun
 from hessext._sweep_report import moments, standard_error
 
 from ._frame import Drawing, Figure, Run
+
+PIXELS = 520  # of a heat map, at most about
 
 
 class Model(NamedTuple):
@@ -27,36 +30,46 @@ class Model(NamedTuple):
         """Names of the layers."""
         return ("hidden", "output") if self.network else ("output",)
 
-    def draw(self, run: Run, classes: int, number: int) -> tuple[Hessian, dict[str, BlockRatio]]:
-        """Draw weights and one sample per class; the expectation of ratio() at these weights, or over them."""
+    def weights(self, run: Run, classes: int, number: int) -> list[Tensor]:
+        """Of one draw."""
+        p = run.parameters
+        shapes = [(p.hidden, p.features), (classes, p.hidden)] if self.network else [(classes, p.features)]
+        return lecun(*shapes, **_options(run, number))
+
+    def hessian(self, run: Run, classes: int, number: int) -> Hessian:
+        """At these weights, on one sample per class."""
+        x, y = datasets.gaussian(classes, run.parameters.features, classes, balanced=True, **_options(run, number))
+        return (one_hidden if self.network else linear)(*self.weights(run, classes, number), x, y, loss=self.loss)
+
+    def expected(self, run: Run, classes: int, number: int) -> dict[str, BlockRatio]:
+        """Of each layer's ratio() in the theory: of a network at these weights, of a linear model over all weights."""
         from hessext import theory  # scipy takes a second to load
 
-        p = run.parameters
-        options = {"seed": (p.seed << 32) + number, "dtype": run.dtype}
-        x, y = datasets.gaussian(classes, p.features, classes, balanced=True, **options)
         if self.network:
-            W, V = lecun((p.hidden, p.features), (classes, p.hidden), **options)
-            expected = theory.given_weights(W, V, classes, loss=self.loss, points=256, seed=number)._asdict()
-            return one_hidden(W, V, x, y, loss=self.loss), expected
-        (W,) = lecun((classes, p.features), **options)
+            W, V = self.weights(run, classes, number)
+            return theory.given_weights(W, V, classes, loss=self.loss, points=256, seed=number)._asdict()
+        sizes = {"N": classes, "d": run.parameters.features}
         if self.loss == "mse":
-            expected = theory.linear_mse(None, N=classes, d=p.features)
-        else:
-            expected = theory.linear_ce(None, classes, N=classes, d=p.features)
-        return linear(W, x, y, loss=self.loss), {"output": expected}
+            return {"output": theory.linear_mse(None, **sizes)}
+        return {"output": theory.linear_ce(None, classes, **sizes)}
+
+
+def _options(run: Run, number: int) -> dict[str, Any]:
+    """Of the random numbers of a draw."""
+    return {"seed": (run.parameters.seed << 32) + number, "dtype": run.dtype}
 
 
 def _numbers(model: Model, run: Run, classes: int) -> dict[str, Any]:
     """Pooled |H| of each layer in the first draw; (draws, 4) norms of all draws and their expectations."""
     found: dict[str, Any] = {f"{layer}_norms": [] for layer in model.layers}
     for number in run.progress(range(run.parameters.draws), f"C = {classes}"):
-        H, expected = model.draw(run, classes, number)
+        H, expected = model.hessian(run, classes, number), model.expected(run, classes, number)
         for layer in model.layers:
             scale = 1 / run.parameters.features if layer == "hidden" or not model.network else 1.0  # as in theory
             measured = (scale * square for square in H[layer].ratio()[:2])
             found[f"{layer}_norms"].append([*measured, *expected[layer][:2]])
             if number == 0:
-                found[layer] = plot.pool(H[layer])
+                found[layer] = plot.pool(H[layer], max_pixels=PIXELS)
     return found
 
 
@@ -90,21 +103,21 @@ def _draw(model: Model, run: Run) -> Drawing:
 
     p = run.parameters
     columns, rows, arrays = len(p.classes), [], {}
-    size = (4.6 * columns, 4.2 * len(model.layers) + 0.4)
+    size = (5.2 * columns, 4.8 * len(model.layers) + 0.4)
     units = f", $m = {p.hidden}$" if model.network else ""
     picture = matplotlib.figure.Figure(figsize=size, layout="compressed")
     picture.get_layout_engine().set(w_pad=0.12)
     picture.suptitle(f"{run.figure.title}: $d = {p.features}${units}, one sample per class")
     axes = picture.subplots(len(model.layers), columns, squeeze=False)
     for column, classes in enumerate(run.progress(p.classes)):
-        found = run.cached(f"C{classes}", lambda C=classes: _numbers(model, run, C), classes=classes)
-        H, _ = model.draw(run, classes, 0)
+        found = run.cached(f"C{classes}", lambda C=classes: _numbers(model, run, C), classes=classes, pixels=PIXELS)
+        H = model.hessian(run, classes, 0)
         for ax, layer in zip(axes[:, column], model.layers, strict=True):
             arrays[f"{layer}_C{classes}"] = found[layer]
             rows.append(_row(layer, classes, found[f"{layer}_norms"]))
             (K, _), (s, _) = H[layer].grid, H[layer].block_shape
-            name = f"{layer} layer, " * model.network
-            plot.heat_map(H[layer], pooled=found[layer], ax=ax, title=f"{name}$C = {classes}$: {K} x {K} blocks of {s}")
+            title = f"{layer} layer, " * model.network + f"$C = {classes}$: {K} x {K} blocks of {s}"
+            plot.heat_map(H[layer], pooled=found[layer], max_pixels=PIXELS, ax=ax, title=title)
     by_layer = {layer: [row for row in rows if row["layer"] == layer] for layer in model.layers}
     seen = [text for layer, part in by_layer.items() for text in _seen(layer, part)]
     note = f"Maps: the first draw; numbers: {p.draws} draws of data and weights, norms of d x d blocks times 1/d."
@@ -121,7 +134,8 @@ _READING = (
 
 def _figure(name: str, model: Model, title: str, paper: str) -> Figure:
     defaults = _NETWORK if model.network else _LINEAR
-    return Figure(name, title, paper, partial(_draw, model), defaults, _QUICK, _READING)
+    draw = partial(_draw, model)
+    return Figure(name=name, title=title, paper=paper, draw=draw, defaults=defaults, quick=_QUICK, reading=_READING)
 
 
 FIGURES = [

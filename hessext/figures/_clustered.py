@@ -13,9 +13,7 @@ from hessext._norms import BlockRatio
 from hessext._random import lecun
 from hessext._sweep_report import moments, standard_error
 
-from ._forces import COLORS
-from ._frame import Drawing, Figure, Run
-from ._training import LOSSES
+from ._frame import COLORS, LOSSES, Drawing, Figure, Run
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -62,7 +60,7 @@ def _draw(loss: str, layers: tuple[str, ...], run: Run) -> Drawing:
     p = run.parameters
     points = [(classes, clusters) for clusters in [*p.clusters, GAUSSIAN] for classes in p.classes]
     found = {}
-    for classes, clusters in run.progress(points):
+    for classes, clusters in run.timed(points, "points", sample=len(p.classes)):
         found[classes, clusters] = run.cached(
             f"C{classes}-k{clusters}",
             lambda point=(classes, clusters): _numbers(run, loss, layers, *point),
@@ -140,7 +138,7 @@ def _seen(layers: tuple[str, ...], rows: list[dict[str, Any]]) -> Iterator[str]:
 def _figure(name: str, loss: str, layers: tuple[str, ...], more: str) -> Figure:
     return Figure(
         name=name,
-        title=f"k-clustered data on the unit sphere, few classes against many, {LOSSES[loss]}",
+        title=f"Clustered data on the unit sphere, few classes against many, {LOSSES[loss]}",
         paper="Also on k-clustered data, as in Li et al. (2019), the block-diagonal form comes with a large number of "
         "classes, not with that of clusters.",
         draw=partial(_draw, loss, layers),

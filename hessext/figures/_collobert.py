@@ -10,9 +10,8 @@ from torch import Tensor
 from hessext import plot
 from hessext._losses import resolve
 
-from ._forces import COLORS
-from ._frame import Drawing, Figure, Run
-from ._training import LOSSES, Task, Trained, trained
+from ._frame import COLORS, LOSSES, Drawing, Figure, Run
+from ._training import Task, Trained, trained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +50,7 @@ def _draw(run: Run) -> Drawing:
     rows, arrays, seen = [], {}, []
     for loss, axes in zip(("binary_cross_entropy", "mse"), picture.subplots(2, 4), strict=True):
         network = trained(run, Task.of(run, loss, classes=1))
-        found = [_row(network, step) for step in run.progress(sorted(network.weights), f"Hessians, {loss}")]
+        found = [_row(network, step) for step in run.progress(sorted(network.weights), f"Hessians, {LOSSES[loss]}")]
         for ax, step, when in ((axes[0], 0, "before"), (axes[1], p.steps, "after")):
             B = network.hessian(step)["hidden"]
             image = arrays[f"{loss}_{when}"] = plot.pool(B, max_pixels=PIXELS)
@@ -72,10 +71,10 @@ def _curves(loss: str, rows: list[dict[str, Any]], sizes: Axes, ratio: Axes) -> 
         ("curvature", r"mean $d^2 \ell_n / df^2$: $p (1 - p)$, or 2", ":"),
     ):
         sizes.plot(steps, [row[name] for row in rows], line, label=label, color=COLORS[len(sizes.lines)])
-    sizes.set(title=f"{loss}: blocks", yscale="log", xlabel="step")
+    sizes.set(title=f"{loss}: norms of blocks", yscale="log", xlabel="step")
     sizes.legend(fontsize="small")
     ratio.plot(steps, [row["ratio"] for row in rows], color=COLORS[0])
-    ratio.set(title=f"{loss}: off-diagonal over diagonal", xlabel="step", ylim=(0, 1))
+    ratio.set(title=f"{loss}: ratio of the means", xlabel="step", ylim=(0, 1))
     for ax in (sizes, ratio):
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(0, steps[-1])
@@ -94,13 +93,13 @@ def _seen(rows: list[dict[str, Any]]) -> list[str]:
 FIGURES = [
     Figure(
         name="10",
-        title="binary classification with one output, as in Collobert's thesis",
+        title="Binary classification with one output, as in Collobert's thesis",
         paper="Collobert put the block-diagonal form down to cross-entropy: p (1 - p) in the off-diagonal blocks, (1), "
         "goes to 0 in training. The diagonal blocks have the same factor, with v_i^2 in place of v_i v_j: (1) cannot "
         "tell them apart.",
         draw=_draw,
-        defaults={"samples": 1000, "features": 100, "hidden": 8, "steps": 5000, "learning_rate": 1e-3},
-        quick={},
+        defaults={"samples": 1000, "features": 100, "hidden": 8, "steps": 5000, "learning_rate": 5e-3},
+        quick={"steps": 2000},
         reading="x ~ N(0, I), labels at random; ReLU without biases, W ~ N(0, 1/d), V ~ N(0, 1/m). Targets 0 and 1, "
         "under MSE -1 and 1. Adam on all samples at once, the learning rate on half a cosine. The sizes are ours.",
     )

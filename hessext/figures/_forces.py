@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hessext import BlockMatrix, Hessian
 
-from ._frame import Drawing, Figure, Run
-from ._training import LOSSES, PAPER, QUICK, READING, Task, Trained, trained
+from ._frame import COLORS, LOSSES, Drawing, Figure, Run
+from ._training import PAPER, QUICK, READING, Task, Trained, trained
 
 
 class Forces(NamedTuple):
@@ -84,7 +84,7 @@ def at_initialization(task: Task) -> Forces:
 def measured(run: Run, network: Trained) -> dict[int, Forces]:
     """Forces before every step whose weights are kept."""
     found = {}
-    for step in run.progress(sorted(network.weights), f"Hessians, {network.task.loss}"):
+    for step in run.timed(sorted(network.weights), f"Hessians, {LOSSES[network.task.loss]}"):
         numbers = run.cached(
             f"{network.task.loss}-step{step}",
             lambda step=step: {"forces": np.array(forces(network.hessian(step)))},
@@ -94,7 +94,6 @@ def measured(run: Run, network: Trained) -> dict[int, Forces]:
     return found
 
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of lines; from the palette of Okabe and Ito
 # Quantities of one panel: name, label, colour, line.
 _STATIC = (("hidden", "$H_{ww}$", COLORS[0], "-"), ("output", "$H_{vv}$", COLORS[1], "--"))
 _DYNAMIC = (
@@ -102,14 +101,20 @@ _DYNAMIC = (
     ("residual", "their residual term", COLORS[1], "--"),
     ("gauss_newton", "their Gauss-Newton term", COLORS[0], ":"),
 )
-_STRIPES = (("columns", "share of $H_{wv}$", COLORS[2], "-"),)
+_STRIPES = (("columns", "in predicted columns", COLORS[2], "-"),)
+_LABELS = (
+    "static force:\nmean $||H_{ij}||_F^2$ / mean $||H_{ii}||_F^2$",
+    "dynamic force:\nshare of $||H||_F^2$",
+    "periodic stripes:\nshare of $||H_{wv}||_F^2$",
+)
 
 
 def _draw(run: Run) -> Drawing:
     import matplotlib.figure
 
-    picture = matplotlib.figure.Figure(figsize=(11, 12), layout="constrained")
-    picture.suptitle("diamonds: theory at initialization")
+    p = run.parameters
+    picture = matplotlib.figure.Figure(figsize=(11, 10), layout="constrained")
+    picture.suptitle(f"Gaussian data: $N = {p.samples}$, $d = {p.features}$, $C = {p.classes}$, $m = {p.hidden}$")
     rows, arrays, seen = [], {}, []
     axes = picture.subplots(4, 2, sharex=True, height_ratios=[2, 3, 3, 2])
     for row in axes[1:]:
@@ -124,15 +129,17 @@ def _draw(run: Run) -> Drawing:
         for ax, quantities in ((static, _STATIC), (dynamic, _DYNAMIC), (stripes, _STRIPES)):
             for name, label, color, line in quantities:
                 values = np.array([getattr(one, name) for one in found.values()])
-                if values.any():  # H_vv is exactly block-diagonal under MSE
-                    ax.plot(steps, values, line, color=color, label=label)
+                zero = not values.any()  # H_vv is exactly block-diagonal under MSE
+                ax.plot(*((), ()) if zero else (steps, values), line, color=color, label=label + ": exactly 0" * zero)
+                if not zero:
                     ax.plot(0, getattr(expected, name), "D", color=color, fillstyle="none", clip_on=False)
-        static.set(ylabel="static force:\nmean $||H_{ij}||_F^2$ / mean $||H_{ii}||_F^2$", yscale="log")
-        dynamic.set(ylabel="dynamic force:\nshare of $||H||_F^2$", yscale="log")
-        stripes.axhline(1 / network.task.hidden, color="0.5", linestyle=":", label="$1 / m$: no stripes")
-        stripes.set(ylabel="periodic stripes:\nshare in predicted columns", ylim=(0, 1.03), xlabel="step")
+        for ax in (static, dynamic):
+            ax.plot((), (), "D", color="0.4", fillstyle="none", label="theory at initialization")
+            ax.set_yscale("log")
+        stripes.axhline(1 / p.hidden, color="0.5", linestyle=":", label="$1 / m$: no stripes")
+        stripes.set(ylim=(0, 1.03), xlabel="step")
         stripes.set_xscale("symlog", linthresh=1)
-        stripes.set_xlim(0, network.task.steps)
+        stripes.set_xlim(0, p.steps)
         for ax in column:
             ax.grid(alpha=0.3)
             if ax is not top:
@@ -140,6 +147,8 @@ def _draw(run: Run) -> Drawing:
         losses, arrays[f"{loss}_theory"] = network.losses, np.array(expected)
         rows += [{"training": loss, "step": k, "loss": float(losses[k]), **one._asdict()} for k, one in found.items()]
         seen += [f"{LOSSES[loss]}, {text}" for text in _seen(list(found.values()), expected)]
+    for ax, label in zip(axes[1:, 0], _LABELS, strict=True):
+        ax.set_ylabel(label)
     note = (
         "Diamonds: theory at initialization, of H_ww and H_vv at the same weights, of the terms of (11) and (18) to "
         "leading order in C as N, d grow. Labels are random: what the network cannot fit stays in the residual."
@@ -164,7 +173,7 @@ def _seen(found: list[Forces], expected: Forces) -> list[str]:
 FIGURES = [
     Figure(
         name="forces",
-        title="static and dynamic force along training",
+        title="Static and dynamic force along training",
         paper="Architecture makes H_ww and H_vv block-diagonal from initialization on (static force); training makes "
         "the blocks between layers vanish (dynamic force). It has snapshots only, no curves.",
         draw=_draw,

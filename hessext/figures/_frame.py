@@ -8,8 +8,10 @@ import io
 import json
 import shlex
 import sys
+import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +23,17 @@ import torch
 from tqdm import tqdm
 
 from hessext import __version__, _core, _files
+from hessext._sweep import duration
 
 from ._parameters import COMMON, text_of
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-
 DPI = 160  # of pictures in pixels
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of lines; from the palette of Okabe and Ito
+LOSSES = {"mse": "MSE", "cross_entropy": "cross-entropy", "binary_cross_entropy": "cross-entropy, one logit"}
+_LONG = 10.0  # seconds: what takes longer is announced
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Run:
                 return dict(file)
         except FileNotFoundError:
             pass
-        except (zipfile.BadZipFile, ValueError, EOFError):
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError):
             self.say(f"{path} is damaged: computed again")
         arrays = {name: np.asarray(value) for name, value in compute().items()}
         _files.replace(path, _npz(arrays))
@@ -125,8 +130,23 @@ class Run:
             steps, f"{self.figure.stem}: {text}" if text else self.figure.stem, disable=disable, leave=False, **options
         )
 
+    def timed(self, steps: Sequence, text: str, *, sample: int = 1, **options: Any) -> Iterator:
+        """The steps, with a bar. Every `sample` of them give an expected time; the first that is long is told.
+
+        Steps that are on disk take no time, and say nothing about the others.
+        """
+        said, start = False, time.monotonic()
+        for number, step in enumerate(self.progress(steps, text, **options), 1):
+            yield step
+            if not said and number % sample == 0:
+                now, rest = time.monotonic(), len(steps) - number
+                seconds, start = (now - start) / sample * rest, now
+                if seconds > _LONG:
+                    self.say(f"{text}: {rest} of {len(steps)} to go, about {duration(seconds)}")
+                    said = True
+
     def say(self, text: str) -> None:
-        """Tell the user something, on stderr: the expected time, for example."""
+        """Tell the user something, on stderr."""
         if self.shown:
             tqdm.write(f"{self.figure.stem}: {text}", file=sys.stderr)
 
@@ -175,7 +195,7 @@ def _caption(run: Run, drawing: Drawing, files: Sequence[str]) -> str:
     figure = run.figure
     changed = {k: v for k, v in vars(run.parameters).items() if v != figure.parameters(run.quick)[k]}
     size = "--quick" if run.quick else "the paper's sizes, where it states them"
-    size += f"; with another {', '.join(changed)}" if changed else ""
+    size += f"; but for {', '.join(changed)}" if changed else ""
     setup = ", ".join(f"{name} {text_of(value)}" for name, value in vars(run.parameters).items() if value is not None)
     scales = [text for name, picture in drawing.pictures.items() for text in _scales(name, picture)]
     words = ["hessext", "figure", figure.name, *["--quick"] * run.quick]
@@ -199,7 +219,10 @@ def _caption(run: Run, drawing: Drawing, files: Sequence[str]) -> str:
 
 
 def _scales(name: str, picture: matplotlib.figure.Figure) -> list[str]:
-    """Title and colour bar of every image: quantity, limits, pooling."""
-    bars = [(ax.get_title(), image.colorbar) for ax in picture.axes for image in ax.images if image.colorbar]
-    texts = (f"{title}: {bar.ax.get_ylabel()}" for title, bar in bars)
-    return [" ".join(f"{name} {text}".split()) for text in texts]
+    """Colour bars, quantity, limits and pooling, after the titles of the images that they hold for."""
+    titles: dict[str, list[str]] = {}
+    for ax in picture.axes:
+        for image in ax.images:
+            if image.colorbar:
+                titles.setdefault(image.colorbar.ax.get_ylabel().replace("\n", "; "), []).append(ax.get_title())
+    return [f"{name} {'; '.join(shown)}: {text}".strip() for text, shown in titles.items()]

@@ -9,9 +9,9 @@ from torch import Tensor
 from hessext import Hessian, datasets, one_hidden, plot
 from hessext._random import lecun
 
-from ._frame import Drawing, Figure, Run
+from ._frame import LOSSES, Drawing, Figure, Run
 
-LOSSES = {"cross_entropy": "cross-entropy", "mse": "MSE"}
+PIXELS = 600  # of a heat map, at most about
 CIFAR = {"features": 3072, "classes": 100}
 SOURCES = {
     "cifar100": "CIFAR-100",
@@ -40,7 +40,8 @@ def _data(run: Run) -> tuple[Tensor, Tensor, int]:
 
 def _numbers(H: Hessian) -> dict[str, Any]:
     """Pooled |H| and |H_vv|, and the norms of all blocks."""
-    return {"hessian": plot.pool(H), "output": plot.pool(H["output"]), "norms": H.norms()}
+    pooled = {"hessian": plot.pool(H, max_pixels=PIXELS), "output": plot.pool(H["output"], max_pixels=PIXELS)}
+    return pooled | {"norms": H.norms()}
 
 
 def _draw(run: Run) -> Drawing:
@@ -55,16 +56,19 @@ def _draw(run: Run) -> Drawing:
     picture.suptitle(f"{source}: {len(x)} samples, {p.hidden} hidden units, {classes} classes, at initialization")
     axes = picture.subplots(2, 3)
     rows, arrays, seen = [], {}, []
-    for (loss, name), (whole, hidden, output) in zip(run.progress(LOSSES.items()), axes, strict=True):
+    for loss, (whole, hidden, output) in zip(run.progress(("cross_entropy", "mse")), axes, strict=True):
+        name = LOSSES[loss]
         H = one_hidden(W, V, x, y, loss=loss)
-        found = run.cached(loss, lambda H=H: _numbers(H), loss=loss, data_folder=None, download=None)
+        found = run.cached(loss, lambda H=H: _numbers(H), loss=loss, data_folder=None, download=None, pixels=PIXELS)
         arrays |= {f"{loss}_{part}": array for part, array in found.items()}
         norms, m = found["norms"], p.hidden
-        plot.heat_map(H, pooled=found["hessian"], ax=whole, title=f"{name}: |H|, {H.shape[0]:,} parameters")
+        title, options = f"{name}: |H|, {H.shape[0]:,} parameters", {"max_pixels": PIXELS}
+        plot.heat_map(H, pooled=found["hessian"], ax=whole, title=title, **options)
         blocks = f"{m} x {m} blocks of {x.shape[1]}"
         plot.block_norm_map(H["hidden"], norms=norms[:m, :m], ax=hidden, title=f"{name}: hidden layer, {blocks}")
         blocks = f"{classes} x {classes} blocks of {m}"
-        plot.heat_map(H["output"], pooled=found["output"], ax=output, title=f"{name}: output layer, {blocks}")
+        title = f"{name}: output layer, {blocks}"
+        plot.heat_map(H["output"], pooled=found["output"], ax=output, title=title, **options)
         squares = norms.astype(float) ** 2
         cross = 2 * squares[:m, m:].sum() / squares.sum()
         for layer in H.layers:

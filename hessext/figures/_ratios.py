@@ -45,14 +45,15 @@ def _draw(case: int, run: Run) -> Drawing:
 def _figure(name: str, title: str, paper: str, hidden: dict[str, int], quick_draws: int) -> Figure:
     defaults = {"classes": CLASSES, "samples": 1000, "features": 500, **hidden, "draws": 1000, "workers": None}
     return Figure(
-        name,
-        title,
-        paper,
-        partial(_draw, CASES[name]),
-        defaults,
-        {"draws": quick_draws},
-        "x ~ N(0, I), weights N(0, 1/fan-in); norms of d x d blocks times 1/d; squared norms, and the ratio of their "
-        "means. The sizes N = 1000, d = 500 are our reading. Bars: standard errors; dashed: the limits C -> inf.",
+        name=name,
+        title=title,
+        paper=paper,
+        draw=partial(_draw, CASES[name]),
+        defaults=defaults,
+        quick={"draws": quick_draws},
+        reading="x ~ N(0, I), weights N(0, 1/fan-in); norms of d x d blocks times 1/d; squared norms, and the ratio of "
+        "their means. The sizes N = 1000, d = 500 are our reading. Bars: standard errors; dashed: the limits "
+        "C -> inf.",
     )
 
 

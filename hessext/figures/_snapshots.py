@@ -10,9 +10,9 @@ import torch
 
 from hessext import Hessian, plot
 
-from ._forces import COLORS, Forces, forces
-from ._frame import Drawing, Figure, Run
-from ._training import LOSSES, PAPER, QUICK, READING, Task, snapshots, trained
+from ._forces import Forces, forces
+from ._frame import COLORS, LOSSES, Drawing, Figure, Run
+from ._training import PAPER, QUICK, READING, Task, snapshots, trained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,6 +78,11 @@ def _draw(loss: str, run: Run) -> Drawing:
         f"about 1 / m = {1 / p.hidden:.3g}); off/diag is at most {max(row['hidden'] for row in rows):.2g} in H_ww and "
         f"{max(row['output'] for row in rows):.2g} in H_vv."
     )
+    if loss == "mse" and last["columns"] > 0.5:  # the logarithm shows what the paper's colours do not
+        seen.append(
+            f"Unlike in the paper's picture, H_wv has stripes, {last['columns']:.0%} of it at the end; but it holds "
+            f"{last['cross']:.1g} of ||H||_F^2."
+        )
     note = (
         f"Above: one colour scale. Below, with another one: H_wv, its rows pooled (largest of about "
         f"{-(-p.features // CELLS)}), the columns of the first {min(CLASSES, p.classes)} classes one by one. "
@@ -135,7 +140,7 @@ _FINDINGS = {
 def _figure(name: str, loss: str) -> Figure:
     return Figure(
         name=name,
-        title=f"the Hessian along training, {LOSSES[loss]}, Gaussian data",
+        title=f"The Hessian along training, {LOSSES[loss]}, Gaussian data",
         paper=_FINDINGS[loss],
         draw=partial(_draw, loss),
         defaults=PAPER,
@@ -148,7 +153,7 @@ FIGURES = [
     *(_figure(name, loss) for name, loss in _SHOWN.items()),
     Figure(
         name="13",
-        title="losses of the trainings of Figures 2 and 3",
+        title="Losses of the trainings of Figures 2 and 3",
         paper="Both trainings converge.",
         draw=_draw_losses,
         defaults=PAPER,

@@ -12,7 +12,7 @@ from torch import Tensor
 from hessext import datasets, linear, one_hidden
 from hessext._random import lecun
 
-from ._frame import Drawing, Figure, Run
+from ._frame import COLORS, LOSSES, Drawing, Figure, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +40,8 @@ class Column(NamedTuple):
     @property
     def title(self) -> str:
         """Name in the picture."""
-        model, loss = "hidden" if self.network else "linear", {"mse": "MSE"}.get(self.loss, "cross-entropy")
-        return f"{model}, {loss}" + f", $C = {self.classes}$" * (self.network or self.loss != "mse")
+        model = "hidden" if self.network else "linear"
+        return f"{model}, {LOSSES[self.loss]}" + f", $C = {self.classes}$" * (self.network or self.loss != "mse")
 
 
 def _unit(column: Column, j: int, weights: list[Tensor]) -> float:
@@ -57,7 +57,7 @@ def _unit(column: Column, j: int, weights: list[Tensor]) -> float:
 def _quotient(column: Column, j: int) -> str:
     """H_1j over its unit."""
     if column.loss == "mse":
-        return f"$H_{{1{j + 1}}}" + (r" / \sum_c v_{c1}" + ("^2", "v_{c2}")[j]) * column.network + "$"
+        return f"$H_{{1{j + 1}}}" + (r" / \Sigma_c\, v_{c1}" + ("^2", "v_{c2}")[j]) * column.network + "$"
     if column.network:
         return f"$H_{{1{j + 1}}}$"
     return "$C H_{11}$" if j == 0 else "$-C^2 H_{12}$"
@@ -130,8 +130,8 @@ def _show(ax: Axes, values: np.ndarray, edges: np.ndarray, density: np.ndarray, 
 
     bins = edges[::FINER]
     heights = np.histogram(values[values != 0], bins)[0] / len(values) / np.diff(bins)
-    ax.stairs(heights, bins, fill=True, color="C0", alpha=0.45, label="eigenvalues")
-    ax.plot((edges[1:] + edges[:-1]) / 2, density, color="C1", label="limiting law")
+    ax.stairs(heights, bins, fill=True, color=COLORS[0], alpha=0.45, label="eigenvalues")
+    ax.plot((edges[1:] + edges[:-1]) / 2, density, color=COLORS[1], label="limiting law")
     ax.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.15 * max(heights.max(), np.quantile(density, 0.99))))
     ax.xaxis.set_major_locator(MaxNLocator(4))
     if atom:
@@ -188,21 +188,25 @@ def _draw(run: Run) -> Drawing:
             seen.append(_seen(rows[-1]))
     picture.axes[0].legend(fontsize="small")
     picture.axes[0].set_ylabel("density")
-    note = f"Beyond the {SHOWN:.0%} quantiles eigenvalues are outside of the picture, not of the numbers."
-    return Drawing({"": picture}, seen, rows, arrays, [note])
+    notes = [
+        f"Beyond the {SHOWN:.0%} quantiles eigenvalues are outside of the picture, not of the numbers.",
+        "Under cross-entropy with many classes a few samples carry the mean square (log-normal tails): of one draw, it "
+        "may be far off.",
+    ]
+    return Drawing({"": picture}, seen, rows, arrays, notes)
 
 
 FIGURES = [
     Figure(
-        "spectra",
-        "Spectra of H_11 and H_12 with their limiting densities",
-        "The eigenvalues of the blocks follow generalized Marchenko-Pastur laws as N, d -> inf, d / N -> gamma: (37) "
-        "with the laws of p_1 (1 - p_1) and p_1 p_2 for linear models (55), (56), of lam_ij for hidden layers under "
-        "cross-entropy (81), (82), and Marchenko-Pastur laws under MSE (97).",
-        _draw,
-        {"classes": [2, 10, 100], "features": 1000, "samples": 2000, "hidden": 8, "dtype": "float64"},
-        {"features": 500, "samples": 1000},
-        "One draw of data and weights. Hidden layer under cross-entropy: the law at the drawn weights; under MSE: at "
-        "the share of samples that are active, to which it tends. The sizes are ours.",
+        name="spectra",
+        title="Spectra of H_11 and H_12 with their limiting densities",
+        paper="The eigenvalues of the blocks follow generalized Marchenko-Pastur laws as N, d -> inf, d / N -> gamma: "
+        "(37) with the laws of p_1 (1 - p_1) and p_1 p_2 for linear models (55), (56), of lam_ij for hidden layers "
+        "under cross-entropy (81), (82), and Marchenko-Pastur laws under MSE (97).",
+        draw=_draw,
+        defaults={"classes": [2, 10, 100], "features": 1000, "samples": 2000, "hidden": 8, "dtype": "float64"},
+        quick={"features": 500, "samples": 1000},
+        reading="One draw of data and weights. Hidden layer under cross-entropy: the law at the drawn weights; under "
+        "MSE: at the share of samples that are active, to which it tends. The sizes are ours.",
     )
 ]

@@ -7,7 +7,7 @@ import math
 import pickle
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +16,10 @@ from torch import Tensor
 from hessext import Hessian, _files, datasets, one_hidden
 from hessext._losses import resolve
 from hessext._random import lecun
-from hessext._sweep import duration
 
-if TYPE_CHECKING:
-    from ._frame import Run
+from ._frame import LOSSES, Run
 
 MOMENTS = 60  # of a training at which its weights are kept, the snapshots aside; in geometric progression
-LOSSES = {"mse": "MSE", "cross_entropy": "cross-entropy", "binary_cross_entropy": "cross-entropy, one logit"}
 # Section 3.1; the steps are those of the paper's public code.
 PAPER = {"classes": 500, "samples": 5000, "features": 500, "hidden": 8, "steps": 50000, "learning_rate": 1e-4}
 QUICK = {"classes": 100, "samples": 1000, "features": 100, "steps": 4000, "learning_rate": 1e-3}
@@ -31,8 +28,7 @@ READING = (
     "the learning rate on half a cosine down to 0; MSE is the mean over samples of ||f - y||^2."
 )
 _SAVED = 10.0  # seconds of training that a kill may cost
-_TIMED = 20  # steps after which the expected time is stated, where it is long
-_LONG = 10.0  # seconds
+_SAMPLE = 100  # steps after which the expected time is stated
 
 Weights = tuple[Tensor, Tensor]
 
@@ -120,13 +116,9 @@ def _train(run: Run, task: Task, x: Tensor, y: Tensor, path: Path) -> tuple[Tens
     if "adam" in state:
         adam.load_state_dict(state["adam"])
 
-    kept, first, start = set(moments(steps)), state["step"], time.monotonic()
-    saved = start
-    for step in run.progress(range(first, steps + 1), f"training, {loss}", initial=first, total=steps + 1):
-        if step == first + _TIMED:
-            left = (time.monotonic() - start) / _TIMED * (steps - step)
-            if left > _LONG:
-                run.say(f"{steps - step} steps of training with {loss} to go, about {duration(left)}")
+    kept, todo, saved = set(moments(steps)), range(state["step"], steps + 1), time.monotonic()
+    bar = {"initial": todo.start, "total": steps + 1}
+    for step in run.timed(todo, f"steps of training, {LOSSES[loss]}", sample=_SAMPLE, **bar):
         if step in kept:
             state["weights"][step] = W.detach().clone(), Vt.detach().T.clone(memory_format=torch.contiguous_format)
         error = criterion.value(torch.relu(x @ W.T) @ Vt, y)

@@ -1,0 +1,38 @@
+// How a long call is given up: the calling thread asks now and then, and the threads of its team skip what is left.
+#pragma once
+
+#include <omp.h>
+
+#include <atomic>
+#include <chrono>
+
+#include "../core.h"
+
+namespace hessext::cpu {
+
+bool interrupted();  // asks what set_interrupted was given
+
+class Interrupt {
+    using Clock = std::chrono::steady_clock;
+    static constexpr std::chrono::milliseconds pause{50};
+
+    std::atomic<bool> raised_{false};
+    Clock::time_point next_ = Clock::now() + pause;  // of the calling thread alone
+
+  public:
+    // For any thread of the team, between pieces of work: whether to skip the rest.
+    bool raised() {
+        if (omp_get_thread_num() == 0 && !raised_.load(std::memory_order_relaxed) && Clock::now() >= next_) {
+            raised_.store(interrupted(), std::memory_order_relaxed);
+            next_ = Clock::now() + pause;
+        }
+        return raised_.load(std::memory_order_relaxed);
+    }
+
+    // For the calling thread, outside of parallel regions, from which no exception may escape.
+    void check() const {
+        if (raised_.load(std::memory_order_relaxed)) throw Interrupted();
+    }
+};
+
+}  // namespace hessext::cpu
