@@ -1,62 +1,134 @@
-"""The cases as data: what is computed, on which sizes, and how many flops it must cost."""
+"""The cases as data: what is computed, on which sizes, and the flops and bytes it must cost."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 KINK_MARGIN = 1e-4  # pre-activations keep this far from ReLU's kink: float32 and float64 agree on who is active
 
+Part = Literal["all", "hidden", "output", "cross"]
+Quantity = Literal["dense", "blocks", "diagonal blocks", "norms", "ratio", "product"]
+
+
+class Sizes(NamedTuple):
+    """Samples, features, classes and hidden units (0: a linear model)."""
+
+    N: int
+    d: int
+    C: int
+    m: int = 0
+
+    def __str__(self) -> str:
+        return " ".join(f"{letter}={size}" for letter, size in self._asdict().items() if size)
+
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time.
-
-    `part` is "dense" (the whole Hessian), "hidden" (that layer's matrix alone) or "ratio" (mean squared norms of the
-    diagonal and the off-diagonal blocks of a linear model, two numbers).
-    """
+    """One thing to compute: a quantity of one part of the Hessian of a linear model or of one ReLU layer."""
 
     name: str
+    group: str  # what it is about, and with which cases it is shown
     title: str
-    samples: int
-    features: int
-    classes: int
-    units: int = 0  # hidden units; 0 is a linear model
+    sizes: Sizes
+    small: Sizes | None  # with --quick; None leaves the case out
+    part: Part = "all"  # of a linear model "output"
+    quantity: Quantity = "dense"
     loss: str = "cross_entropy"
-    part: str = "dense"
-    small: tuple[int, int, int, int] | None = None  # --quick: (samples, features, classes, units)
-
-    @property
-    def size(self) -> int:
-        """Rows of the square result."""
-        if self.part == "ratio":
-            return 2
-        hidden = self.units * self.features
-        output = self.classes * (self.units or self.features)
-        return hidden if self.part == "hidden" else hidden + output
+    pairs: int = 0  # of quantity "blocks"
+    varied: str = ""  # of a growth curve: N, d, C or m
+    methods: tuple[str, ...] = ()  # only these; all if empty
 
     def quick(self) -> Case:
         """Return the small variant that `--quick` runs."""
-        if self.small is None:
-            return self
-        samples, features, classes, units = self.small
-        return replace(self, samples=samples, features=features, classes=classes, units=units)
+        return replace(self, sizes=self.small or self.sizes)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each layer, in torch's order."""
+        _, d, C, m = self.sizes
+        return ({"hidden": m * d} if m else {}) | {"output": C * (m or d)}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Block rows and block columns of the part; of the whole Hessian those of the output layer."""
+        kinds = ("hidden", "output") if self.part == "cross" else (self.part, self.part)
+        return tuple(self.sizes.m if kind == "hidden" else self.sizes.C for kind in kinds)
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of what every method returns."""
+        size = self.parameters
+        rows = sum(size.values()) if self.part == "all" else size["hidden" if self.part == "cross" else self.part]
+        cols = size["output"] if self.part == "cross" else rows
+        block = rows // self.grid[0], cols // self.grid[1]
+        return {
+            "dense": (rows, cols),
+            "blocks": (self.pairs, *block),
+            "diagonal blocks": (self.grid[0], *block),
+            "norms": self.grid,
+            "ratio": (2,),
+            "product": (rows,),
+        }[self.quantity]
 
 
-CASES = {
-    case.name: case
-    for case in (
-        Case("paper-ce", "dense, one hidden layer", 5000, 500, 500, 8, small=(600, 60, 50, 8)),
-        Case("paper-mse", "dense, one hidden layer", 5000, 500, 500, 8, loss="mse", small=(600, 60, 50, 8)),
-        Case("linear-ce", "dense, linear model", 4096, 64, 64, small=(512, 16, 16, 0)),
-        Case("wide-ce", "hidden part, wide layer", 4096, 64, 10, 256, part="hidden", small=(512, 32, 10, 32)),
-        Case("tiny-ce", "dense, whole Python call", 32, 8, 3, 4),
-        Case("ratio-1k", "ratio, linear model", 1000, 500, 1000, part="ratio", small=(200, 50, 100, 0)),
-        Case("ratio-32k", "ratio, linear model", 2048, 1024, 32000, part="ratio", small=(256, 64, 2000, 0)),
-    )
-}
+PAPER, PAPER_SMALL = Sizes(5000, 500, 500, 8), Sizes(600, 60, 50, 8)
+GROWTH = Sizes(1000, 64, 64, 8)
+GROWTH_METHODS = ("hessext", "careful", "plain", "torch.func.hessian")
+VARIED = {"N": (250, 500, 2000, 4000), "d": (16, 32, 128, 256), "C": (16, 32, 128, 256), "m": (1, 4, 16, 32)}
+
+
+def _all() -> Iterator[Case]:
+    """The cases, in the order in which they run."""
+    titles = {"all": "whole Hessian", "hidden": "hidden layer", "output": "output layer", "cross": "cross-layer part"}
+    for loss, short in (("cross_entropy", "ce"), ("mse", "mse")):
+        for part, title in titles.items():
+            name = f"{'dense' if part == 'all' else part}-{short}"
+            yield Case(name, "the paper's size", title, PAPER, PAPER_SMALL, part, loss=loss)
+
+    yield Case("product", "products", "H @ v", PAPER, PAPER_SMALL, quantity="product")
+    full, small = Sizes(4096, 512, 1000), Sizes(512, 64, 100)
+    yield Case("product-linear", "products", "linear model: H @ v", full, small, "output", "product")
+
+    linear = {
+        "linear": ("linear model: whole Hessian", "dense", Sizes(4096, 64, 64), Sizes(512, 16, 16)),
+        "list": ("linear model: 64 blocks of a list", "blocks", Sizes(4096, 256, 1000), Sizes(512, 64, 100)),
+        "diagonal": ("linear model: all diagonal blocks", "diagonal blocks", Sizes(2048, 256, 256), Sizes(512, 64, 32)),
+        "norms": ("linear model: norms of all blocks", "norms", Sizes(1000, 64, 200), Sizes(200, 32, 40)),
+        "ratio-1k": ("linear model: ratio()", "ratio", Sizes(1000, 500, 1000), Sizes(200, 50, 100)),
+        "ratio-32k": ("linear model: ratio()", "ratio", Sizes(2048, 1024, 32000), Sizes(256, 64, 2000)),
+        "ratio-128k": ("linear model: ratio()", "ratio", Sizes(1024, 512, 128256), Sizes(256, 64, 8000)),
+        "narrow": ("linear model: whole Hessian, few features", "dense", Sizes(2000, 4, 512), Sizes(500, 4, 128)),
+    }
+    for name, (title, quantity, full, small) in linear.items():
+        pairs = 64 if quantity == "blocks" else 0
+        yield Case(name, "linear models", title, full, small, "output", quantity, pairs=pairs)
+
+    networks = {
+        "wide": ("hidden layer, many units", "hidden", "dense", Sizes(4096, 64, 10, 128), Sizes(512, 32, 10, 32)),
+        "wide-norms": ("norms of hidden blocks", "hidden", "norms", Sizes(1000, 64, 10, 64), Sizes(200, 32, 10, 32)),
+        "one-unit": ("whole Hessian, m = 1", "all", "dense", Sizes(5000, 1000, 1000, 1), Sizes(500, 100, 100, 1)),
+        "few-samples": ("whole Hessian, N < C", "all", "dense", Sizes(64, 16, 1000, 4), Sizes(32, 16, 100, 4)),
+        "tiny": ("whole Hessian, a call's overhead", "all", "dense", Sizes(32, 8, 3, 4), Sizes(32, 8, 3, 4)),
+    }
+    for name, (title, part, quantity, full, small) in networks.items():
+        yield Case(name, "networks of other shapes", title, full, small, part, quantity)
+
+    yield Case("growth", "growth", "whole Hessian", GROWTH, GROWTH, methods=GROWTH_METHODS)
+    for letter, values in VARIED.items():
+        for value in values:
+            sizes = GROWTH._replace(**{letter: value})
+            small = sizes if value in values[:3:2] else None
+            name = f"growth-{letter}{value}"
+            yield Case(name, "growth", "whole Hessian", sizes, small, varied=letter, methods=GROWTH_METHODS)
+
+
+CASES = {case.name: case for case in _all()}
 
 
 @dataclass(frozen=True)
@@ -68,61 +140,89 @@ class Problem:
     output_weight: Tensor  # V [classes, units or features]
     x: Tensor  # [samples, features]
     y: Tensor  # int64 [samples], or float targets [samples, classes] for mse
+    vector: Tensor | None = None  # of quantity "product"
+    pairs: Tensor | None = None  # (P, 2) int64 of quantity "blocks"
 
     @property
     def tensors(self) -> list[Tensor]:
         """All inputs."""
-        return [t for t in (self.hidden_weight, self.output_weight, self.x, self.y) if t is not None]
+        inputs = (self.hidden_weight, self.output_weight, self.x, self.y, self.vector, self.pairs)
+        return [t for t in inputs if t is not None]
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """Return the same problem with floating-point inputs in `dtype`."""
-        inputs = (self.hidden_weight, self.output_weight, self.x, self.y)
-        cast = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in inputs]
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters by layer, in torch's order."""
+        hidden = {} if self.hidden_weight is None else {"hidden": self.hidden_weight}
+        return hidden | {"output": self.output_weight}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.x.device
+
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Problem:
+        """Return the same problem with floating-point inputs in `dtype`, and on `device` if given."""
+        inputs = (self.hidden_weight, self.output_weight, self.x, self.y, self.vector, self.pairs)
+        cast = [t if t is None else t.to(device, dtype if t.is_floating_point() else None) for t in inputs]
         return Problem(self.case, *cast)
 
 
-def make(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> Problem:
+def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Problem:
     """Draw x ~ N(0, 1) and the weights ~ N(0, 1/fan_in), with uniform labels (one-hot targets for mse).
 
-    Values are drawn in float32 whatever `dtype` is, so every dtype sees the same numbers.
+    Values are drawn in float32 on the CPU whatever dtype and device are, so all see the same numbers.
     """
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.samples, case.features, generator=g)
+    N, d, C, m = case.sizes
+    x = torch.randn(N, d, generator=g)
     hidden = None
-    fan_in = case.features
-    if case.units:
-        hidden = torch.randn(case.units, case.features, generator=g) / case.features**0.5
-        fan_in = case.units
+    if m:
+        hidden = torch.randn(m, d, generator=g) / d**0.5
         while (near := ((x.double() @ hidden.double().T).abs() < KINK_MARGIN).any(1)).any():
-            x[near] = torch.randn(int(near.sum()), case.features, generator=g)
-    output = torch.randn(case.classes, fan_in, generator=g) / fan_in**0.5
-    y = torch.randint(case.classes, (case.samples,), generator=g)
+            x[near] = torch.randn(int(near.sum()), d, generator=g)
+    output = torch.randn(C, m or d, generator=g) / (m or d) ** 0.5
+    y = torch.randint(C, (N,), generator=g)
     if case.loss == "mse":
-        y = torch.nn.functional.one_hot(y, case.classes).float()
-    return Problem(case, hidden, output, x, y).to(dtype)
+        y = torch.nn.functional.one_hot(y, C).float()
+    vector = torch.randn(case.result_shape, generator=g) if case.quantity == "product" else None
+    pairs = torch.randint(C, (case.pairs, 2), generator=g) if case.pairs else None
+    return Problem(case, hidden, output, x, y, vector, pairs).to(dtype, device)
+
+
+def necessary_bytes(problem: Problem) -> int:
+    """Read every input once, write the result once."""
+    result = prod(problem.case.result_shape) * problem.x.element_size()
+    return result + sum(t.numel() * t.element_size() for t in problem.tensors)
 
 
 def necessary_flops(problem: Problem) -> float:
-    """Flops (2 per multiply-add) of the weighted outer products alone, with all that may be saved; or of a ratio.
+    """Flops (2 per multiply-add) of the weighted outer products alone, with all that may be saved.
 
-    Both symmetries (across blocks and inside a block) and, for ReLU, only the samples where the units of
-    a pair are active, counted on this very problem. Forward pass, weights and mirrored writes are left out.
+    Both symmetries (across blocks and inside a block) and, for ReLU, only the samples where the units of a pair are
+    active, counted on this very problem. Forward pass, weights and mirrored writes are left out. Norms: blocks or the
+    Gram form, whichever is less. Ratios: logits, and half of each square of samples. Products: the passes.
     """
     case = problem.case
-    n, d, c = case.samples, case.features, case.classes
-    if case.part == "ratio":  # logits, products of features, and three products of samples: half of each square
-        return 2 * n * d * c + n * n * d + 3 * n * n * c
-    if problem.hidden_weight is None:
-        pairs = c * (c + 1) / 2 if case.loss == "cross_entropy" else 1
-        return pairs * d * (d + 1) / 2 * n * 2
+    N, d, C, m = case.sizes
+    if case.quantity == "product":
+        return N * (6 * m * d + 14 * C * m) if m else 6 * N * C * d
+    if case.quantity == "ratio":
+        return 2 * N * d * C + N * N * d + 3 * N * N * C
+    if case.quantity in ("blocks", "diagonal blocks"):  # each of one layer, and symmetric
+        return float((case.pairs or C) * d * (d + 1) * N)
+    if not m:
+        blocks = d * (d + 1) * N * (C * (C + 1) / 2 if case.loss == "cross_entropy" else 1)
+        return min(blocks, N * N * (C * C / 2 + d)) if case.quantity == "norms" else blocks
 
     active = (problem.x @ problem.hidden_weight.T > 0).double()
     both = active.T @ active  # [m, m] samples where units i and l are active
-    unordered = float(both.triu().sum())
+    unordered, ordered, own = float(both.triu().sum()), float(both.sum()), float(both.diagonal().sum())
     hidden = unordered * d * (d + 1)
-    if case.part == "hidden":
-        return hidden
+    if case.quantity == "norms":
+        return min(hidden, N * N * (d + m * (m + 1) / 2))
     if case.loss == "cross_entropy":
-        return hidden + unordered * c * (c + 1) + float(both.sum()) * d * c * 2
-    # mse: Q is constant, so the output part is one m x m matrix, and only the residual meets every class
-    return hidden + unordered * 2 + float(both.diagonal().sum()) * d * c * 2 + float(both.sum()) * d * 2
+        output, cross = unordered * C * (C + 1), ordered * d * C * 2
+    else:  # Q is constant: the output part is one m x m matrix, and only the residual meets every class
+        output, cross = unordered * 2, own * d * C * 2 + ordered * d * 2
+    parts = {"hidden": hidden, "output": output, "cross": cross}
+    return parts.get(case.part, sum(parts.values()))

@@ -1,161 +1,189 @@
-"""The methods by name. Each takes a problem and returns its dense Hessian, in torch's parameter order."""
+"""The methods by name: hessext, the closed forms in torch, and the peers. All return the same thing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .cases import Problem
-from .torch_forms import careful, plain, plain_ratio
-
-AUTOGRAD_ROWS = 16  # rows that autograd computes where the whole Hessian would take minutes
-AUTOGRAD_WHOLE = 256  # up to this many parameters autograd computes the whole Hessian
+from .careful import careful
+from .cases import Case, Problem
+from .plain import plain
 
 
 @dataclass
 class Method:
     """A prepared method: `call()` returns the result, or only its `rows` where those are given."""
 
-    name: str
     call: Callable[[], Tensor]
     note: str = ""
     rows: Tensor | None = None
     scale: float = 1.0  # measured seconds times this are the seconds of the whole result
+    in_order: Callable[[Tensor], Tensor] = lambda result: result  # to torch's parameter order, outside the clock
 
 
-# ------------------------------------------------------------------------------------------- autograd
+@dataclass(frozen=True)
+class Entry:
+    """A method before it knows its problem."""
+
+    make: Callable[[Problem], Method]
+    applies: Callable[[Case], bool] = lambda case: True
+    threads: int = 0  # of torch and hessext; 0: those of the run
+    weighed: bool = True  # whether its peak memory is measured: not of a sample, nor of a result that is there before
 
 
-def autograd(problem: Problem) -> Method:
-    """torch.func: the whole Hessian where it is small, else a seeded sample of rows, extrapolated."""
-    parts = [problem.output_weight] if problem.hidden_weight is None else [problem.hidden_weight]
-    if problem.case.part == "dense" and problem.hidden_weight is not None:
-        parts.append(problem.output_weight)
-    flat = torch.cat([t.reshape(-1) for t in parts])
-    sizes = [t.numel() for t in parts]
-
-    def loss(parameters: Tensor) -> Tensor:
-        pieces = [s.view(t.shape) for s, t in zip(parameters.split(sizes), parts, strict=True)]
-        if problem.hidden_weight is None:
-            f = problem.x @ pieces[0].T
-        else:
-            v = pieces[1] if len(pieces) == 2 else problem.output_weight
-            f = (problem.x @ pieces[0].T).relu() @ v.T
-        if problem.case.loss == "mse":
-            return (f - problem.y).square().sum() / len(f)
-        return torch.nn.functional.cross_entropy(f, problem.y)
-
-    size = len(flat)
-    if size <= AUTOGRAD_WHOLE:
-        return Method("autograd", lambda: torch.func.hessian(loss)(flat), "torch.func.hessian")
-    rows = torch.randperm(size, generator=torch.Generator().manual_seed(1))[:AUTOGRAD_ROWS].sort().values
-    basis = torch.zeros(len(rows), size, dtype=flat.dtype)
-    basis[torch.arange(len(rows)), rows] = 1
-
-    def sample() -> Tensor:
-        _, pull = torch.func.vjp(torch.func.grad(loss), flat)
-        return torch.func.vmap(lambda e: pull(e)[0])(basis)
-
-    note = f"{len(rows)} of {size} rows, extrapolated"
-    return Method("autograd", sample, note, rows, size / len(rows))
+# ------------------------------------------------------------------------------------------------------------ hessext
 
 
-# -------------------------------------------------------------------------------------------- hessext
-
-
-def hessext_object(problem: Problem):
-    """Return what hessext assembles for this problem: a Hessian, or one of its layers."""
+def hessext_result(problem: Problem, out: Tensor | None = None) -> Tensor:
+    """Ask hessext for what the case is about."""
     import hessext
 
+    case = problem.case
     if problem.hidden_weight is None:
-        return hessext.linear(problem.output_weight, problem.x, problem.y, loss=problem.case.loss)
-    h = hessext.one_hidden(problem.hidden_weight, problem.output_weight, problem.x, problem.y, loss=problem.case.loss)
-    return h["hidden"] if problem.case.part == "hidden" else h
+        h = hessext.linear(problem.output_weight, problem.x, problem.y, loss=case.loss)
+    else:
+        h = hessext.one_hidden(
+            problem.hidden_weight, problem.output_weight, problem.x, problem.y, activation="relu", loss=case.loss
+        )
+    if case.part != "all":
+        h = h["hidden", "output"] if case.part == "cross" else h[case.part]
+    match case.quantity:
+        case "dense":
+            return h.dense(out=out)
+        case "blocks":
+            return h.blocks(problem.pairs)
+        case "diagonal blocks":
+            return h.diagonal_blocks()
+        case "norms":
+            return h.norms()
+        case "ratio":
+            return torch.tensor(h.ratio()[:2], dtype=torch.float64)
+        case "product":
+            return h @ problem.vector
 
 
-def hessext_method(problem: Problem, isa: str | None = None, reuse: bool = False) -> Method:
-    """Use hessext with the instruction set of its own choice, or `isa`; into a new result or a reused one."""
-    out = problem.x.new_empty((problem.case.size,) * 2) if reuse else None
+def _hessext(problem: Problem) -> Method:
+    return Method(lambda: hessext_result(problem))
 
-    def call() -> Tensor:
-        if problem.case.part == "ratio":
-            return torch.tensor(hessext_object(problem)["output"].ratio()[:2], dtype=torch.float64)
-        return hessext_object(problem).dense() if out is None else hessext_object(problem).dense(out=out)
 
-    if isa is None:
-        return Method("hessext" + (" out=" if reuse else ""), call, "reused result" if reuse else "")
+def _hessext_out(problem: Problem) -> Method:
+    out = problem.x.new_empty(problem.case.result_shape)
+    return Method(lambda: hessext_result(problem, out), "into a result that is there")
 
+
+@contextmanager
+def threads_set(threads: int):
+    """Give torch and hessext that many threads; 0 leaves them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _with_threads(threads: int) -> Callable[[Problem], Method]:
+    def make(problem: Problem) -> Method:
+        def call() -> Tensor:
+            with threads_set(threads):
+                return hessext_result(problem)
+
+        return Method(call)
+
+    return make
+
+
+def _with_isa(isa: str) -> Callable[[Problem], Method]:
     from hessext import _core
 
-    def with_isa() -> Tensor:
-        before = _core.isa()
-        _core.set_isa(isa)
-        try:
-            return call()
-        finally:
-            _core.set_isa(before)
+    def make(problem: Problem) -> Method:
+        def call() -> Tensor:
+            before = _core.isa()
+            _core.set_isa(isa)
+            try:
+                return hessext_result(problem)
+            finally:
+                _core.set_isa(before)
 
-    return Method(f"hessext {isa}", with_isa, "this instruction set alone")
+        return Method(call, "this instruction set")
 
-
-def available_isas() -> list[str]:
-    """Instruction sets that this machine can run; empty where hessext is not built."""
-    try:
-        from hessext import _core
-    except ImportError:
-        return []
-    return list(_core.isas())
+    return make
 
 
-_PLAIN = {"ratio": plain_ratio}
-_MATRICES_ONLY = ("hessext out=", "careful", "autograd")
+# ------------------------------------------------------------------------------------------------------------ by name
 
 
-def applies(name: str, part: str) -> bool:
-    """Whether there is such a method for this part."""
-    return part != "ratio" or name not in _MATRICES_ONLY
+def known(device: str = "cpu", threads: tuple[int, ...] = (), isas: bool = False) -> dict[str, Entry]:
+    """All methods that can run on the device: hessext's variants first, then torch's closed forms, then the peers.
 
+    threads: further thread counts for hessext; isas: each of its instruction sets too.
+    """
+    from .peers import PEERS
 
-def known() -> dict[str, Callable[[Problem], Method]]:
-    """All methods by name; hessext only where it can be imported."""
-    table: dict[str, Callable[[Problem], Method]] = {}
-    try:
-        from hessext import linear, one_hidden  # noqa: F401  (a package without its core fails here)
-    except ImportError:
-        pass
-    else:
-        table["hessext"] = hessext_method
-        table["hessext out="] = lambda problem: hessext_method(problem, reuse=True)
-        for isa in available_isas():
-            table[f"hessext {isa}"] = lambda problem, isa=isa: hessext_method(problem, isa)
-    table["careful"] = lambda problem: Method("careful", lambda: careful(problem))
-    table["plain"] = lambda problem: Method("plain", lambda: _PLAIN.get(problem.case.part, plain)(problem))
-    table["autograd"] = autograd
+    def dense(case: Case) -> bool:
+        return case.quantity == "dense"
+
+    def closed(case: Case) -> bool:
+        return case.quantity != "product"
+
+    table = {"hessext": Entry(_hessext), "hessext out=": Entry(_hessext_out, dense, weighed=False)}
+    if device == "cpu":
+        for count in threads:
+            name = f"hessext, {count} thread{'s' * (count > 1)}"
+            table[name] = Entry(_with_threads(count), threads=count, weighed=False)
+        if isas:
+            from hessext import _core
+
+            table |= {f"hessext {isa}": Entry(_with_isa(isa), weighed=False) for isa in _core.isas()}
+    table["careful"] = Entry(lambda problem: Method(lambda: careful(problem)), dense)
+    table["plain"] = Entry(lambda problem: Method(lambda: plain(problem)), closed)
+    for name, peer in PEERS.items():
+        if not peer.missing:
+            table[name] = Entry(peer.make, lambda case, peer=peer: peer.applies(case, device), weighed=False)
     return table
 
 
-def reference(problem: Problem) -> Tensor:
-    """Return the closed form in float64 on the same inputs.
+def missing() -> dict[str, str]:
+    """The peers that cannot run, and why."""
+    from .peers import PEERS
 
-    It is `careful`, because `plain` takes minutes on `wide-ce`. The table proves it: `plain` and `autograd`
-    share none of its assembly and are compared with it.
+    return {name: peer.missing for name, peer in PEERS.items() if peer.missing}
+
+
+# -------------------------------------------------------------------------------------------------------------- truth
+
+
+def reference(problem: Problem) -> Tensor:
+    """Return the closed form in float64 on the same inputs, or double backward for products.
+
+    It is `careful` where there is one, because `plain` takes long for many units. The table proves it: `plain` and
+    the peers share none of its assembly and are compared with it.
     """
-    return _PLAIN.get(problem.case.part, careful)(problem.to(torch.float64))
+    from .peers import PEERS
+
+    wide = problem.to(torch.float64)
+    if problem.case.quantity == "product":
+        return PEERS["double backward"].make(wide).call()
+    return careful(wide) if problem.case.quantity == "dense" else plain(wide)
 
 
 def relative_error(result: Tensor, truth: Tensor, rows: Tensor | None = None, chunk: int = 1024) -> float:
-    """Return ||result - truth||_F / ||truth||_F, summed in float64; `rows` are those of the truth to use."""
+    """Return ||result - truth||_F / ||truth||_F, summed in float64; `rows` are those of the truth to use.
+
+    Of a ratio's two numbers, which differ by orders of magnitude, the larger of their relative errors.
+    """
     if rows is not None:
-        truth = truth[rows]
-    if truth.ndim == 1:  # a few numbers of very different size
-        return float((result / truth - 1).abs().max())
+        truth = truth[rows.to(truth.device)]
     if result.shape != truth.shape:
         return math.inf
+    if len(truth) == 2 and truth.ndim == 1:
+        return float((result.to(truth.device) / truth - 1).abs().max())
     pairs = zip(result.split(chunk), truth.split(chunk), strict=True)
-    error = math.fsum(float((r - t).square().sum()) for r, t in pairs)
+    error = math.fsum(float((r.to(t.device) - t).square().sum()) for r, t in pairs)
     norm = math.fsum(float(t.square().sum()) for t in truth.split(chunk))
     return math.sqrt(error / norm)

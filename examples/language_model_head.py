@@ -2,7 +2,7 @@
 
 Makes hidden states (N, d) and a head (C, d), random as at initialization and peaked as after training, and prints the
 exact mean squared norms of the C diagonal and C (C - 1) off-diagonal blocks, their ratio, the time and the memory.
-With a model of your own, collect the inputs of its last layer: `hessext.linear(head.weight, states)["output"].ratio()`.
+With a model of your own: `hessext.head(model, "lm_head", batches, forward=...)["lm_head"].ratio()`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Exact Hessian blocks of linear models and one-hidden-layer networks, from closed forms."""
 
+import torch  # noqa: F401  # first: the core takes the OpenMP runtime (libgomp.so.1) that torch has loaded
+
 try:
     from . import _core
 except ImportError as error:
@@ -13,6 +15,7 @@ from importlib import import_module
 from . import autograd, datasets, plot
 from ._api import hessian, linear, one_hidden
 from ._blocks import BlockMatrix
+from ._head import head
 from ._hessian import Hessian
 from ._norms import BlockRatio, RowNorms
 from ._sweep import sweep
@@ -34,6 +37,7 @@ __all__ = [
     "autograd",
     "datasets",
     "figures",
+    "head",
     "hessian",
     "linear",
     "one_hidden",

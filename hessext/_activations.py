@@ -25,6 +25,10 @@ class Activation:
     value: Callable[[Tensor], Tensor]
     evaluate: Callable[[Tensor], Derivatives]
     piecewise_linear: bool = False  # a'' is identically zero
+    parameters: tuple[float, ...] = ()  # of leaky_relu and softplus
+
+    def __reduce__(self) -> tuple:
+        return _named, (self.name, *self.parameters)
 
 
 # --- piecewise linear ---------------------------------------------------------------------------------------
@@ -39,7 +43,7 @@ def _leaky_relu(slope: float = 0.01) -> Activation:
     def evaluate(z: Tensor) -> Derivatives:
         return F.leaky_relu(z, slope), torch.full_like(z, slope).masked_fill_(z > 0, 1.0), None
 
-    return Activation("leaky_relu", lambda z: F.leaky_relu(z, slope), evaluate, piecewise_linear=True)
+    return Activation("leaky_relu", lambda z: F.leaky_relu(z, slope), evaluate, True, (slope,))
 
 
 # --- smooth -------------------------------------------------------------------------------------------------
@@ -67,7 +71,7 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
         first.masked_fill_(linear, 1)
         return F.softplus(z, beta, threshold), first, second.mul_(beta).masked_fill_(linear, 0)
 
-    return Activation("softplus", lambda z: F.softplus(z, beta, threshold), evaluate)
+    return Activation("softplus", lambda z: F.softplus(z, beta, threshold), evaluate, False, (beta, threshold))
 
 
 def _normal(z: Tensor) -> Derivatives:
@@ -113,16 +117,48 @@ _BY_NAME = {
     )
 }
 
+
+def _named(name: str, *parameters: float) -> Activation:
+    make = {"leaky_relu": _leaky_relu, "softplus": _softplus}.get(name)
+    return make(*parameters) if make else _BY_NAME[name]
+
+
+def _gelu(approximate: str = "none") -> Activation:
+    return resolve("gelu" if approximate == "none" else f"gelu_{approximate}")
+
+
 _BY_MODULE: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.ReLU: lambda module: _BY_NAME["relu"],
     nn.LeakyReLU: lambda module: _leaky_relu(module.negative_slope),
     nn.Identity: lambda module: _BY_NAME["identity"],
     nn.Tanh: lambda module: _BY_NAME["tanh"],
     nn.Sigmoid: lambda module: _BY_NAME["sigmoid"],
-    nn.GELU: lambda module: resolve("gelu" if module.approximate == "none" else f"gelu_{module.approximate}"),
+    nn.GELU: lambda module: _gelu(module.approximate),
     nn.SiLU: lambda module: _BY_NAME["silu"],
     nn.Softplus: lambda module: _softplus(module.beta, module.threshold),
 }
+
+_BY_CALL: dict[Callable | str, Callable[..., Activation]] = {  # torch's functions and methods, with their arguments
+    **dict.fromkeys((F.relu, torch.relu, "relu"), lambda input, inplace=False: _BY_NAME["relu"]),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), lambda input: _BY_NAME["tanh"]),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), lambda input: _BY_NAME["sigmoid"]),
+    F.leaky_relu: lambda input, negative_slope=0.01, inplace=False: _leaky_relu(negative_slope),
+    F.gelu: lambda input, approximate="none": _gelu(approximate),
+    F.silu: lambda input, inplace=False: _BY_NAME["silu"],
+    F.softplus: lambda input, beta=1.0, threshold=20.0: _softplus(beta, threshold),
+}
+
+
+def of_module(module: nn.Module) -> Activation | None:
+    """Return the Activation of a torch module with its own parameters, None for others and for subclasses."""
+    make = _BY_MODULE.get(type(module))
+    return None if make is None else make(module)
+
+
+def of_call(target: Callable | str, args: tuple, kwargs: dict) -> Activation | None:
+    """Return the Activation of a call of torch's function, or method of this name, None for others."""
+    make = _BY_CALL.get(target)
+    return None if make is None else make(*args, **kwargs)
 
 
 def resolve(activation: str | nn.Module) -> Activation:
@@ -135,7 +171,8 @@ def resolve(activation: str | nn.Module) -> Activation:
         if activation in _BY_NAME:
             return _BY_NAME[activation]
         raise ValueError(f"activation: expected one of {', '.join(_BY_NAME)}; got {activation!r}")
-    if type(activation) in _BY_MODULE:
-        return _BY_MODULE[type(activation)](activation)
+    found = of_module(activation)
+    if found is not None:
+        return found
     modules = ", ".join(f"nn.{module.__name__}" for module in _BY_MODULE)
     raise TypeError(f"activation: expected one of {', '.join(_BY_NAME)} or of {modules}; got {activation!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import _activations, _checks, _losses
+from . import _activations, _checks, _losses, _models
+from ._activations import Activation
 from ._hessian import Hessian
 from ._losses import Loss, LossLike
 from ._problem import Affine, Problem
@@ -21,7 +22,8 @@ def linear(
     Args:
         weight: W (C, d), float32 or float64. It and the bias are copied; a weight above 64 MiB, x and y are not and
             must not be changed in place.
-        x: inputs (N, d), of weight's dtype and device.
+        x: inputs (N, d), of weight's dtype and device; or (N, T, d), as language models have them, with targets (N, T)
+            or (N, T, C): every position is a sample, as in torch's loss of flattened logits and targets.
         y: labels (N,) int64, or class probabilities or regression targets (N, C); None where H does not depend on it.
             Of binary cross-entropy: targets (N,) or (N, 1), or labels 0 and 1 (N,), int64 or bool.
         bias: b (C,).
@@ -32,7 +34,7 @@ def linear(
     Raises:
         ValueError: a shape, device or value; TypeError: not a tensor, or its dtype. The argument is named.
     """
-    return _linear(weight, bias, x, y, loss)
+    return linear_model(weight, bias, x, y, loss)
 
 
 def one_hidden(
@@ -54,9 +56,8 @@ def one_hidden(
         hidden_weight: W (m, d), float32 or float64. Parameters are copied; weights above 64 MiB, x and y are not and
             must not be changed in place.
         output_weight: V (C, m).
-        x: inputs (N, d).
-        y: labels (N,) int64, or class probabilities or regression targets (N, C); for binary cross-entropy as in
-            `linear`.
+        x: inputs (N, d) or (N, T, d).
+        y: targets as in `linear`; they are needed.
         hidden_bias: b (m,).
         output_bias: c (C,).
         activation: "relu", "leaky_relu", "identity", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", or
@@ -66,57 +67,33 @@ def one_hidden(
     Raises:
         ValueError: a shape, device, value or name; TypeError: not a tensor, or its dtype. The argument is named.
     """
+    activation = _activations.resolve(activation)
     return _one_hidden((hidden_weight, hidden_bias), (output_weight, output_bias), x, y, activation, loss)
 
 
 def hessian(model: nn.Module, x: Tensor, y: Tensor | None, loss: LossLike = "cross_entropy") -> Hessian:
-    """Hessian of a module: nn.Linear, alone or in nn.Sequential, or nn.Sequential(nn.Linear, activation, nn.Linear).
+    """Hessian of a module whose forward is nn.Linear, or nn.Linear, activation, nn.Linear, however it is written.
 
+    forward is followed with torch.fx: modules may be nested; torch's functions count as activations (F.relu); changes
+    of shape may come first (nn.Flatten, x.view(...)); Identity and Dropout in evaluation mode may stand anywhere.
     `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
 
     Args:
         model: the module; it is read once, later training does not change the result (above 64 MiB: is an error).
-        x: inputs (N, d), of the model's dtype and device.
+        x: what the module takes, of its dtype and device; its first linear layer then sees (N, d) or (N, T, d).
         y: targets as in `linear`.
         loss: as in `linear`.
 
     Raises:
-        TypeError: a module of another form, with tied parameters or with forward hooks.
-        As `linear` and `one_hidden` otherwise.
+        TypeError: the part of the module that is not supported; dropout in training mode; tied parameters; hooks.
+        ValueError: as `linear` and `one_hidden`.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
-    steps = dict(model.named_children()) if type(model) is nn.Sequential else {"": model}
-    modules = list(steps.values())
-    affine = [(name, module) for name, module in steps.items() if type(module) is nn.Linear]
-    if [module for _, module in affine] != modules[::2] or len(modules) not in (1, 3):
-        inside = ", ".join(type(m).__name__ for m in model.children())
-        raise TypeError(
-            "model: expected nn.Linear, alone or in nn.Sequential, or nn.Sequential(nn.Linear, activation, nn.Linear); "
-            f"got {type(model).__name__}({inside})"
-        )
-    _check_plain(model, affine)
-    if len(modules) == 1:
-        return _linear(modules[0].weight, modules[0].bias, x, y, loss, {"output": affine[0][0]})
-    (hidden, first), (output, last) = affine
-    names = {"hidden": hidden, "output": output}
-    W, V = (first.weight, first.bias), (last.weight, last.bias)
-    return _one_hidden(W, V, x, y, modules[1], loss, names)
-
-
-def _check_plain(model: nn.Module, affine: list[tuple[str, nn.Linear]]) -> None:
-    """Raise TypeError if the parameters or the function are not those of the module's form: tied weights, hooks."""
-    expected = {}
-    for name, module in affine:
-        prefix = f"{name}." if name else ""
-        expected |= {prefix + k: p for k, p in (("weight", module.weight), ("bias", module.bias)) if p is not None}
-    found = dict(model.named_parameters())
-    if found.keys() != expected.keys() or any(found[k] is not p for k, p in expected.items()):
-        raise TypeError(
-            f"model: expected the parameters {', '.join(expected)}; got {', '.join(found)} (tied or replaced?)"
-        )
-    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
-        raise TypeError("model: expected modules without forward hooks, which may change what they compute")
+    form, names = _models.read(model)
+    x = form.features(x)
+    layers = [(layer.weight, layer.bias) for layer in form.affine.values()]
+    if form.activation is None:
+        return linear_model(*layers[0], x, y, loss, names)
+    return _one_hidden(*layers, x, y, form.activation, loss, names)
 
 
 def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
@@ -133,9 +110,10 @@ def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
     return weight, None if bias is None else bias.clone()
 
 
-def _linear(
+def linear_model(
     weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor | None, loss: LossLike, names: dict | None = None
 ) -> Hessian:
+    """Return the Hessian of a linear model whose layer has a name of its own."""
     weight = _checks.matrix("weight", weight)
     bias = None if bias is None else _checks.vector("bias", bias, size=weight.shape[0], like=weight)
     x, y, loss = _data(x, y, loss, weight, weight.shape[0])
@@ -147,7 +125,7 @@ def _one_hidden(
     output: Affine,
     x: Tensor,
     y: Tensor,
-    activation: str | nn.Module,
+    activation: Activation,
     loss: LossLike,
     names: dict | None = None,
 ) -> Hessian:
@@ -155,7 +133,6 @@ def _one_hidden(
     V = _checks.matrix("output_weight", output[0], cols=W.shape[0], like=W)
     b = None if hidden[1] is None else _checks.vector("hidden_bias", hidden[1], size=W.shape[0], like=W)
     c = None if output[1] is None else _checks.vector("output_bias", output[1], size=V.shape[0], like=W)
-    activation = _activations.resolve(activation)
     x, y, loss = _data(x, y, loss, W, V.shape[0])
     if y is None:
         raise ValueError("y: the cross-layer blocks depend on the targets; got None")
@@ -163,9 +140,14 @@ def _one_hidden(
 
 
 def _data(x: Tensor, y: Tensor | None, loss: LossLike, weight: Tensor, classes: int) -> tuple[Tensor, Tensor, Loss]:
-    x = _checks.matrix("x", x, cols=weight.shape[1], like=weight)
+    x = _checks.samples("x", x, weight.shape[1], weight)
     loss = _losses.resolve(loss)
-    y = _checks.targets(y, x.shape[0], classes, loss, x)
+    y = _checks.targets(y, x.shape[:-1], classes, loss, x)
+    if x.ndim > 2:  # every position is a sample
+        last = x.ndim - 2
+        if loss.kind == "binary_cross_entropy":
+            loss = loss.flattened((*x.shape[:-1], 1) if y is None else y.shape, last)
+        x, y = x.flatten(0, last), None if y is None else y.flatten(0, last)
     if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
         x = x.contiguous()
     return x, None if y is None else y.contiguous(), loss

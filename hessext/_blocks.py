@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import _checks, _ops
+from . import _block_diagonal, _checks, _ops, _scipy
 from ._norms import BlockRatio, RowNorms, block_norms, block_ratio, diagonal_entries, row_norms
 from ._problem import Layer, Problem, Term
 from ._product import columns, from_affine, product, to_affine
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 
 class BlockMatrix:
@@ -61,6 +65,11 @@ class BlockMatrix:
     def device(self) -> torch.device:
         """Device of the results."""
         return self._problem.x.device
+
+    @property
+    def T(self) -> BlockMatrix:
+        """The transpose: the part of H between the same layers in the other order."""
+        return BlockMatrix(self._problem, self._term, self._col, self._row)
 
     def __repr__(self) -> str:
         """Layers, grid, block shape, bytes when dense."""
@@ -159,6 +168,31 @@ class BlockMatrix:
             return from_affine(self._row, result[self._row.kind])
 
         return columns(apply, v, self.shape[0], self.dtype)
+
+    def to_scipy(self) -> LinearOperator:
+        """A scipy.sparse.linalg.LinearOperator, for eigsh, svds, ...: products `B @ v` and `B.T @ v`, of B's dtype."""
+        return _scipy.linear_operator(self, self.T)
+
+    # -------------------------------------------------------------------------------------------- block by block
+
+    def solve_block_diagonal(self, v: Tensor, damping: float = 0.0) -> Tensor:
+        """u, like v, (shape[0],) or (shape[0], k), with (H_ii + damping I) u_i = v_i for every block: LU, in pieces.
+
+        A nearly singular block (fewer samples than s, no damping) gives large u, as in torch.linalg.solve. Raises
+        torch.linalg.LinAlgError for a singular block, ValueError for damping < 0 or a part between different layers,
+        MemoryError.
+        """
+        self._within("solve_block_diagonal")
+        v = _checks.multiplied("v", v, self.shape[0], self._problem.x)
+        return _block_diagonal.solve(self, v, _checks.real("damping", damping, 0))
+
+    def eigh_blocks(self) -> torch.return_types.linalg_eigh:
+        """torch.linalg.eigh of every diagonal block: `eigenvalues` (K, s), ascending, and `eigenvectors` (K, s, s).
+
+        Raises ValueError for a part between different layers, MemoryError.
+        """
+        self._within("eigh_blocks")
+        return _block_diagonal.eigh(self)
 
     def _within(self, method: str) -> None:
         if not self.symmetric:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 import operator
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import _core
 from ._losses import Loss
+from ._memory import memory
 
 # --- tensors ------------------------------------------------------------------------------------------------
 
@@ -34,6 +33,12 @@ def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None
     return _floats(name, t, (size,), like)
 
 
+def samples(name: str, t: Tensor, cols: int, like: Tensor) -> Tensor:
+    """Return t detached: finite, non-empty (N, cols) or (N, T, cols), or of more axes, of like's dtype and device."""
+    _tensor(name, t)
+    return _floats(name, t, (*(None,) * max(1, t.ndim - 1), cols), like)
+
+
 def finite(name: str, t: Tensor) -> None:
     """Refuse a (non-empty) tensor that holds NaN or infinity; not seen while a CUDA graph is captured."""
     if t.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -43,36 +48,38 @@ def finite(name: str, t: Tensor) -> None:
         raise ValueError(f"{name}: expected finite values; got {count} that are NaN or infinite")
 
 
-def targets(y: Tensor | None, N: int, C: int, loss: Loss, like: Tensor) -> Tensor | None:
-    """Return y detached: int64 labels (N,) in [0, C) or ignored, or targets (N, C) of like's dtype.
+def targets(y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss, like: Tensor) -> Tensor | None:
+    """Return y detached: labels (N,) or targets (N, C) for samples shaped (N,), labels (N, T) ... for (N, T).
 
+    Labels are int64, in [0, C) or ignored; targets have like's dtype.
     None passes where loss.needs_targets is False. The loss's weights are checked too, and a mean over labels without
-    weight, which is nan in torch, is refused. Binary cross-entropy takes targets (N,), too, and makes labels such.
+    weight, which is nan in torch, is refused. Binary cross-entropy takes targets of the samples' shape, too, and makes
+    labels such.
     """
     if y is None and loss.needs_targets:
         raise ValueError("y: this loss's class weights, ignore_index or pos_weight need targets; got None")
     if loss.kind == "binary_cross_entropy":
         single_logit(C)
-        y = None if y is None else _binary_targets(y, N, loss, like)
+        y = None if y is None else _binary_targets(y, shape, loss, like)
         for name, weight in (("loss.weight", loss.weight), ("loss.pos_weight", loss.pos_weight)):
             if weight is not None:
-                _broadcast(name, weight, (N, 1) if y is None else y.shape, like)
+                _broadcast(name, weight, (*shape, 1) if y is None else y.shape, like)
         return y
     if loss.weight is not None:
         vector("loss.weight", loss.weight, size=C, like=like)
     if y is None:
         return None
     _tensor("y", y)
-    if y.ndim != (2 if y.is_floating_point() else 1):  # labels cast to float, or integer one-hot targets
-        wanted = f"int64 labels ({N},) or {like.dtype} targets ({N}, {C})"
+    wanted = f"int64 labels {_text(shape)} or {like.dtype} targets {_text((*shape, C))}"
+    if y.ndim != len(shape) + y.is_floating_point():  # labels cast to float, or integer one-hot targets
         raise ValueError(f"y: expected {wanted}; got {y.dtype} {_text(y.shape)}")
     if y.is_floating_point():
         if loss.kind == "cross_entropy" and loss.ignore_index >= 0:
-            raise ValueError(f"y: ignore_index={loss.ignore_index} needs int64 labels ({N},); got {y.dtype}")
-        return _floats("y", y, (N, C), like)
+            raise ValueError(f"y: ignore_index={loss.ignore_index} needs int64 labels {_text(shape)}; got {y.dtype}")
+        return _floats("y", y, (*shape, C), like)
     if y.dtype != torch.int64:
-        raise TypeError(f"y: expected int64 labels ({N},) or {like.dtype} targets ({N}, {C}); got {y.dtype}")
-    _layout("y", y, (N,), like)
+        raise TypeError(f"y: expected {wanted}; got {y.dtype}")
+    _layout("y", y, shape, like)
     _labels(y, C, loss, like)
     return y
 
@@ -140,11 +147,11 @@ def _layout(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | 
         raise ValueError(f"{name}: expected a CPU or CUDA tensor; got {t.device}")
 
 
-def _binary_targets(y: Tensor, N: int, loss: Loss, like: Tensor) -> Tensor:
-    """Return the targets of one logit in like's dtype, (N,) or (N, 1): any numbers, or labels 0 and 1."""
+def _binary_targets(y: Tensor, shape: tuple[int, ...], loss: Loss, like: Tensor) -> Tensor:
+    """Return the targets of one logit in like's dtype, of this shape or (*shape, 1): any numbers, or labels 0 and 1."""
     _tensor("y", y)
-    wanted = f"{like.dtype} targets, or int64 or bool labels, ({N},) or ({N}, 1)"
-    if y.shape not in ((N,), (N, 1)):
+    wanted = f"{like.dtype} targets, or int64 or bool labels, {_text(shape)} or {_text((*shape, 1))}"
+    if y.shape not in (shape, (*shape, 1)):
         raise ValueError(f"y: expected {wanted}; got {_text(y.shape)}")
     if y.is_floating_point():
         return _floats("y", y, y.shape, like)
@@ -234,72 +241,12 @@ def count(name: str, value: object, least: int | None = 1) -> int:
     return number
 
 
-# --- memory -------------------------------------------------------------------------------------------------
-
-_ALWAYS_FREE = 64 << 20  # bytes not worth asking the system for
-_MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-
-
-def memory(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> None:
-    """Raise MemoryError if `what` needs more bytes than are free on the device."""
-    if bytes_needed <= _ALWAYS_FREE:
-        return
-    device = torch.device(device)
-    free = _free_on_gpu(device) if device.type == "cuda" else _free_on_host()
-    if bytes_needed > free:
-        gib = 1 << 30
-        raise MemoryError(
-            f"{what} needs {bytes_needed} bytes ({bytes_needed / gib:.1f} GiB), but {free} bytes "
-            f"({free / gib:.1f} GiB) are free on {device}"
-        )
-
-
-def _free_on_gpu(device: torch.device) -> int:
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + reusable
-
-
-def _free_on_host() -> int:
-    return max(0, min((_free_in_system(), *_free_in_cgroups())))
-
-
-def _free_in_system() -> int:
+def real(name: str, value: object, least: float) -> float:
+    """Return value as a finite float >= least."""
     try:
-        return _numbers(_MEMINFO)["MemAvailable:"] * 1024
-    except (OSError, KeyError):
-        pass
-    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
-        try:
-            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            continue
-    return 1 << 62  # unknown: let the allocation itself decide
-
-
-def _free_in_cgroups() -> Iterator[int]:
-    """Yield what each limit on this process or on a group around it leaves; the page cache counts as free."""
-    try:
-        lines = _OWN_CGROUPS.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            root, limit, usage, cache = _CGROUPS, "memory.max", "memory.current", "inactive_file"
-        elif controllers == "memory":  # version 1
-            root, limit, usage = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
-        else:
-            continue
-        own = root / path.lstrip("/")
-        for group in (own, *own.parents):
-            try:
-                free = int((group / limit).read_text()) - int((group / usage).read_text())
-                yield free + _numbers(group / "memory.stat").get(cache, 0)
-            except (OSError, ValueError):  # no limit ("max"), or the group is not mounted here
-                continue
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """Map the first word of every line to the number after it."""
-    return {line.split()[0]: int(line.split()[1]) for line in path.read_text().splitlines()}
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number; got {value!r}") from None
+    if not least <= number < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= {least:g}; got {number}")
+    return number

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
-from . import _checks, _ops
+from . import _checks, _ops, _scipy
 from ._blocks import BlockMatrix
 from ._problem import Layer, Problem, Term
 from ._product import Affine, columns, product
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 
 class Hessian:
@@ -85,6 +91,21 @@ class Hessian:
         size = n * n * self._problem.x.element_size()
         return f"Hessian({layers}; {self.term}, {n:,} parameters, {self.dtype}, dense {size:,} bytes)"
 
+    def to(self, *args: Any, **kwargs: Any) -> Hessian:
+        """The Hessian of the same parameters and data on another device or in another dtype; arguments as Tensor.to's.
+
+        Raises TypeError for a dtype other than float32 and float64, ValueError for a device that is neither a CPU nor
+        a GPU or for values beyond the range of float32, MemoryError.
+        """
+        p = self._problem
+        wanted = torch.empty(1, dtype=self.dtype, device=self.device).to(*args, **kwargs)
+        _checks.vector("to", wanted)
+        if (wanted.dtype, wanted.device) == (self.dtype, self.device):
+            return self
+        numbers = p.x.numel() + p.numel + (0 if p.y is None else p.y.numel())
+        _checks.memory(numbers * wanted.element_size(), "a copy of parameters and data", wanted.device)
+        return Hessian(p.to(wanted.device, wanted.dtype), self.term)
+
     # --------------------------------------------------------------------------------------------------- matrices
 
     def dense(self, out: Tensor | None = None) -> Tensor:
@@ -94,12 +115,13 @@ class Hessian:
         """
         p = self._problem
         out = _checks.out(out, self.shape, p.x)
-        for r, row in enumerate(p.whole):
-            for col in p.whole[r:]:
-                if p.replicated(row, col):
-                    out[row.start :, row.start :].zero_()
-                axes = [n for layer in (row, col) for n in (layer.start, layer.cols, layer.start_bias, 1)]
-                _ops.dense_(out, p.numel, axes, True, True, *p.arguments(row, col, self.term))
+        layers = sorted(p.whole, key=lambda layer: layer.kind)  # the core has hidden rows
+        for row, col in combinations_with_replacement(layers, 2):
+            if p.replicated(row, col):
+                own = slice(row.start, row.start + row.blocks * row.size)
+                out[own, own].zero_()
+            axes = [n for layer in (row, col) for n in (layer.start, layer.cols, layer.start_bias, 1)]
+            _ops.dense_(out, p.numel, axes, True, True, *p.arguments(row, col, self.term))
         return out
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -120,6 +142,10 @@ class Hessian:
         result = product(self._problem, self.term, direction, set(affine))
         parts = [part.reshape(-1) for k, (_, bias) in affine.items() for part in result[k][: 1 if bias is None else 2]]
         return torch.cat(parts)
+
+    def to_scipy(self) -> LinearOperator:
+        """A scipy.sparse.linalg.LinearOperator, for eigsh, cg, ...: its products are `H @ v`, its dtype is H's."""
+        return _scipy.linear_operator(self, self)
 
     def norms(self) -> Tensor:
         """Frobenius norms of all blocks of all `layers`, one square symmetric map, layer by layer."""

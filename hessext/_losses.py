@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -161,6 +161,11 @@ class BinaryCrossEntropy:
     def needs_targets(self) -> bool:
         """Whether the curvature depends on y."""
         return self.pos_weight is not None
+
+    def flattened(self, shape: Sequence[int], last: int) -> BinaryCrossEntropy:
+        """Return the loss of targets of this shape whose axes up to the `last` are made one; its weights broadcast."""
+        weights = (t if t is None else t.expand(shape).flatten(0, last) for t in (self.weight, self.pos_weight))
+        return BinaryCrossEntropy(self.reduction, *weights)
 
     def value(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the scalar loss, differentiable, in the dtype of the logits (N, 1)."""

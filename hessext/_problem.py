@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,9 +36,25 @@ class Layer(NamedTuple):
         return self.cols + self.ones
 
 
-def _version(t: Tensor | None) -> int:
+def version(t: Tensor | None) -> int:
     """torch's count of changes in place; inference tensors have none."""
     return 0 if t is None or t.is_inference() else t._version
+
+
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Change a tensor, or the tensors in a layer or a loss; return anything else as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_map(change, v) for v in value)
+    if isinstance(value, Loss):
+        return replace(value, **{f.name: _map(change, getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def _compact(t: Tensor) -> Tensor:
+    """A tensor that does not keep a larger one: a pickle has all of its memory."""
+    return t.clone() if t.untyped_storage().nbytes() > t.numel() * t.element_size() else t
 
 
 @dataclass(eq=False)
@@ -51,40 +67,59 @@ class Problem:
     output: Affine
     hidden: Affine | None = None
     activation: Activation | None = None
-    names: Mapping[str, str] | None = None  # "hidden", "output" -> the module's name in the user's model
+    names: Mapping[str, str] | None = None  # "hidden", "output", in torch's order -> the module's name in the model
 
     def __post_init__(self) -> None:
         self._watched = {"x": self.x, "y": self.y, **{f"{k}_weight": weight for k, (weight, _) in self.affine.items()}}
-        self._versions = [_version(t) for t in self._watched.values()]
+        self._versions = [version(t) for t in self._watched.values()]
 
     def check_unchanged(self) -> None:
         """Raise RuntimeError if what is not copied (x, y, large weights) was changed in place after this was made."""
-        for (name, t), version in zip(self._watched.items(), self._versions, strict=True):
-            if _version(t) != version:
+        for (name, t), before in zip(self._watched.items(), self._versions, strict=True):
+            if version(t) != before:
                 raise RuntimeError(
                     f"{name} was changed in place after the Hessian was made; pass a copy, {name}.clone()"
                 )
+
+    def __reduce__(self) -> tuple:
+        """Pickle the arguments alone: what is computed from them can be computed again."""
+        self.check_unchanged()
+        return Problem, tuple(_map(_compact, getattr(self, f.name)) for f in fields(self))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Problem:
+        """Return the same problem elsewhere. Raises ValueError where a value is beyond the range of dtype."""
+        self.check_unchanged()
+
+        def move(t: Tensor) -> Tensor:
+            moved = t.to(device, dtype if t.is_floating_point() else t.dtype)
+            if t.is_floating_point():
+                _checks.finite(f"dtype: {dtype} does not hold all values", moved)
+            return moved
+
+        return Problem(*(_map(move, getattr(self, f.name)) for f in fields(self)))
 
     # ------------------------------------------------------------------------------------------------- parameters
 
     @cached_property
     def affine(self) -> dict[str, Affine]:
-        """The layers in torch's order."""
-        return {"output": self.output} if self.hidden is None else {"hidden": self.hidden, "output": self.output}
+        """The layers in torch's order, which is the one in which a model registers them."""
+        layers = {"output": self.output} if self.hidden is None else {"hidden": self.hidden, "output": self.output}
+        return {kind: layers[kind] for kind in self.names or layers}
+
+    def name_of(self, kind: str, part: str = "") -> str:
+        """Name of a layer, "hidden" or "output", or of its "weight" or "bias"."""
+        module = kind if self.names is None else self.names[kind]
+        return ".".join(filter(None, (module, part)))
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
         """Name -> tensor in torch's parameter order."""
         parts = {}
         for kind, (weight, bias) in self.affine.items():
-            parts[self._name(kind, "weight")] = weight
+            parts[self.name_of(kind, "weight")] = weight
             if bias is not None:
-                parts[self._name(kind, "bias")] = bias
+                parts[self.name_of(kind, "bias")] = bias
         return parts
-
-    def _name(self, kind: str, part: str) -> str:
-        module = kind if self.names is None else self.names[kind]
-        return f"{module}.{part}" if module else part
 
     @cached_property
     def whole(self) -> list[Layer]:
@@ -92,8 +127,7 @@ class Problem:
         found, start = [], 0
         for kind, (weight, bias) in self.affine.items():
             rows, cols = weight.shape
-            name = kind if self.names is None else self.names[kind]
-            found.append(Layer(name, kind, rows, cols, bias is not None, start, start + rows * cols))
+            found.append(Layer(self.name_of(kind), kind, rows, cols, bias is not None, start, start + rows * cols))
             start += rows * found[-1].size
         return found
 
@@ -103,10 +137,10 @@ class Problem:
         found = {}
         for layer in self.whole:
             found[layer.name] = layer
-            name = self._name(layer.kind, "weight")
+            name = self.name_of(layer.kind, "weight")
             found[name] = layer._replace(name=name, ones=False)
             if layer.ones:
-                name = self._name(layer.kind, "bias")
+                name = self.name_of(layer.kind, "bias")
                 found[name] = layer._replace(name=name, cols=0)
         return found
 

@@ -69,7 +69,7 @@ def sweep(
     Raises:
         ValueError, TypeError: an argument, or `path` holds something else. FileNotFoundError: its folder is missing.
         BlockingIOError: another run writes to it. MemoryError: a draw's inputs, or its norms, do not fit.
-        KeyboardInterrupt says how to go on.
+        KeyboardInterrupt: says how to go on.
     """
     case = count("case", case, None)
     if case not in CASES:

@@ -70,7 +70,7 @@ class _Truth:
         self.term = "full"
         if isinstance(target, nn.Module):
             if x is None or y is None:
-                raise TypeError("x and y: tensors are needed with a module, got None")
+                raise TypeError("x, y: expected tensors beside a module; got None")
             parameters = dict(target.named_parameters())
             buffers = {k: _lift(b, dtype) for k, b in target.named_buffers()}
             self.logits: Callable[[Mapping[str, Tensor]], Tensor] = lambda p: functional_call(
@@ -78,12 +78,12 @@ class _Truth:
             )
         else:
             if x is not None or y is not None:
-                raise TypeError("x, y: a Hessian object has its own data, pass neither")
+                raise TypeError("x, y: expected None beside a Hessian, which has its own data; got tensors")
             problem = target._problem
             parameters, x, y, loss = problem.parameters, problem.x, problem.y, problem.loss
             self.term = target.term
             activation = _activation_at_own_kinks(problem, dtype)
-            self.logits = lambda p: _forward(p, lifted_x, activation)
+            self.logits = lambda p: _forward(problem, p, lifted_x, activation)
         lifted_x = _lift(x, dtype)
         self.parameters = {k: _lift(p, dtype) for k, p in parameters.items()}
         self.size = sum(p.numel() for p in self.parameters.values())
@@ -145,15 +145,16 @@ def _lift(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.detach().to(dtype) if t.is_floating_point() else t.detach()
 
 
-def _forward(parameters: Mapping[str, Tensor], x: Tensor, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """Logits of one or two linear layers from their parameters in torch's order."""
-    layers: list[list[Tensor]] = []
-    for p in parameters.values():
-        layers.append([p]) if p.ndim == 2 else layers[-1].append(p)
-    if len(layers) == 1:
-        return F.linear(x, *layers[0])
-    assert activation is not None
-    return F.linear(activation(F.linear(x, *layers[0])), *layers[1])
+def _forward(
+    problem: Any, parameters: Mapping[str, Tensor], x: Tensor, activation: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Logits of the problem's one or two linear layers at these parameters."""
+
+    def affine(kind: str, features: Tensor) -> Tensor:
+        weight, bias = (parameters.get(problem.name_of(kind, part)) for part in ("weight", "bias"))
+        return F.linear(features, weight, bias)
+
+    return affine("output", x if activation is None else activation(affine("hidden", x)))
 
 
 def _activation_at_own_kinks(problem: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
@@ -161,8 +162,7 @@ def _activation_at_own_kinks(problem: Any, dtype: torch.dtype) -> Callable[[Tens
     activation = problem.activation
     if activation is None or not activation.piecewise_linear:
         return None if activation is None else activation.value
-    weight, *rest = (p.detach() for p in problem.parameters.values())
-    z = F.linear(problem.x.detach(), weight, rest[0] if rest[0].ndim == 1 else None)
+    z = F.linear(problem.x, *problem.hidden)
     slopes = grad(lambda z: activation.value(z).sum())(z.to(dtype))
     return lambda z: slopes * z
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 from hessext import _activations, _losses, autograd
+from hessext._problem import Problem
 
 CASES = [c for c in LINEAR + HIDDEN + SMALL if c.d * (c.hidden or c.C) + c.C * (c.hidden or 0) < 700]
 
@@ -21,14 +23,14 @@ class StandIn:
 
     def __init__(self, case, dtype, term="full", tamper=None):
         inputs = make_inputs(case, dtype)
-        name = case.activation
         self.term, self.layers = term, ("hidden", "output") if case.hidden else ("output",)
-        self._problem = SimpleNamespace(
-            parameters=inputs.parameters(),
-            x=inputs.x,
-            y=inputs.y,
-            loss=_losses.resolve(inputs.loss),
-            activation=_activations.resolve(ACTIVATIONS[name]) if case.hidden else None,
+        self._problem = Problem(
+            inputs.x,
+            inputs.y,
+            _losses.resolve(inputs.loss),
+            (inputs.output_weight, inputs.output_bias),
+            (inputs.hidden_weight, inputs.hidden_bias) if case.hidden else None,
+            _activations.resolve(ACTIVATIONS[case.activation]) if case.hidden else None,
         )
         self.parts = {k: v.to(dtype, copy=True) for k, v in reference.truth(case, dtype, term).items()}
         if tamper:
@@ -84,7 +86,6 @@ def test_peaked_softmax_keeps_its_digits(case):
 def test_kinks_are_taken_as_the_objects_dtype_takes_them():
     case = Case(4000, 6, 3, 2)
     stand_in = StandIn(SMALL[1], torch.float32)
-    problem = stand_in._problem
     g = torch.Generator().manual_seed(0)
     W = torch.randn(2, 6, generator=g)
     x = torch.randn(case.N, 6, generator=g)
@@ -94,13 +95,13 @@ def test_kinks_are_taken_as_the_objects_dtype_takes_them():
     differ = (F.linear(x, W)[:, 0] > 0) != (F.linear(x.double(), W.double())[:, 0] > 0)
     x = x[differ][:8]
     assert len(x) == 8
-    problem.parameters = {"hidden.weight": W, "output.weight": torch.randn(3, 2, generator=g)}
-    problem.x, problem.y = x, torch.arange(8) % 3
+    weight, y = torch.randn(3, 2, generator=g), torch.arange(8) % 3
+    stand_in._problem = replace(stand_in._problem, x=x, y=y, hidden=(W, None), output=(weight, None))
     signs = (F.linear(x, W) > 0).double()
     out = autograd.hessian(stand_in)
     z = F.linear(x.double(), W.double())
-    V = problem.parameters["output.weight"].double()
-    B, _ = reference.output_curvature("cross_entropy", (signs * z) @ V.T, problem.y)
+    V = weight.double()
+    B, _ = reference.output_curvature("cross_entropy", (signs * z) @ V.T, y)
     Q = torch.einsum("ni,ci,nck,kj,nj->nij", signs, V, B, V, signs)
     expected = reference.matrix(reference.weighted_products(Q, x.double(), x.double()))
     assert (out[:12, :12] - expected).norm() <= 1e-13 * expected.norm()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from hessext import _checks, _losses
-from hessext._checks import block_index, finite, matrix, memory, multiplied, out, pairs, targets, vector
+from hessext import _losses, _memory
+from hessext._checks import block_index, finite, matrix, multiplied, out, pairs, targets, vector
+from hessext._memory import memory
 
 X = torch.ones(4, 3)
 Y = torch.tensor([0, 1, 2, 1])
@@ -107,15 +108,15 @@ def test_bad_factor(v, message):
 
 
 def test_good_targets_pass():
-    assert targets(Y, 4, 3, CE, X) is Y
-    assert targets(Y, 4, 3, MSE, X) is Y
-    assert targets(X, 4, 3, CE, X) is X
-    assert targets(None, 4, 3, CE, X) is None
+    assert targets(Y, (4,), 3, CE, X) is Y
+    assert targets(Y, (4,), 3, MSE, X) is Y
+    assert targets(X, (4,), 3, CE, X) is X
+    assert targets(None, (4,), 3, CE, X) is None
     ignored = torch.tensor([-100, 0, -100, 2])
-    assert targets(ignored, 4, 3, CE, X) is ignored
-    assert targets(Y.where(Y != 1, 255), 4, 3, loss(ignore_index=255), X)[1] == 255
-    assert (targets(torch.full((4,), -100), 4, 3, loss(reduction="sum"), X) == -100).all()
-    assert targets(Y, 4, 3, loss(weight=torch.tensor([1.0, 0.0, 0.0])), X) is Y
+    assert targets(ignored, (4,), 3, CE, X) is ignored
+    assert targets(Y.where(Y != 1, 255), (4,), 3, loss(ignore_index=255), X)[1] == 255
+    assert (targets(torch.full((4,), -100), (4,), 3, loss(reduction="sum"), X) == -100).all()
+    assert targets(Y, (4,), 3, loss(weight=torch.tensor([1.0, 0.0, 0.0])), X) is Y
 
 
 NAMED = "y: expected int64 labels (4,) or torch.float32 targets (4, 3); got "
@@ -167,7 +168,7 @@ BAD_TARGETS = {
 
 @pytest.mark.parametrize(("y", "loss", "error", "message"), BAD_TARGETS.values(), ids=BAD_TARGETS)
 def test_bad_targets(y, loss, error, message):
-    refused(error, message, lambda: targets(y, 4, 3, loss, X))
+    refused(error, message, lambda: targets(y, (4,), 3, loss, X))
 
 
 # --- results ----------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def test_bad_pairs(given, error, message):
 
 
 def test_memory_names_what_is_needed_and_free(monkeypatch):
-    monkeypatch.setattr(_checks, "_free_on_host", lambda: 1 << 30)
+    monkeypatch.setattr(_memory, "_free_on_host", lambda: 1 << 30)
     memory(1 << 30, "a dense Hessian")
     message = "a dense Hessian needs 3221225472 bytes (3.0 GiB), but 1073741824 bytes (1.0 GiB) are free on cpu"
     refused(MemoryError, message, lambda: memory(3 << 30, "a dense Hessian"))
@@ -251,7 +252,7 @@ def test_memory_names_what_is_needed_and_free(monkeypatch):
 
 
 def test_small_requests_do_not_ask_the_system(monkeypatch):
-    monkeypatch.setattr(_checks, "_free_on_host", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(_memory, "_free_on_host", lambda: pytest.fail("asked"))
     memory(64 << 20, "a block")
 
 
@@ -277,15 +278,15 @@ def test_the_tightest_group_counts(line, files, tmp_path, monkeypatch):
         (here / usage).write_text("700\n")
         (here / "memory.stat").write_text(f"anon 1\n{cache} 200\n")
     (tmp_path / "cgroup").write_text("1:cpu:/elsewhere\n" + line)
-    monkeypatch.setattr(_checks, "_OWN_CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(_checks, "_CGROUPS", tmp_path / "sys")
-    assert list(_checks._free_in_cgroups()) == [1000 - 700 + 200]
-    assert _checks._free_on_host() == 500
+    monkeypatch.setattr(_memory, "_OWN_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(_memory, "_CGROUPS", tmp_path / "sys")
+    assert list(_memory._free_in_cgroups()) == [1000 - 700 + 200]
+    assert _memory._free_on_host() == 500
 
 
 def test_without_proc(monkeypatch, tmp_path):
-    monkeypatch.setattr(_checks, "_MEMINFO", tmp_path / "none")
-    monkeypatch.setattr(_checks, "_OWN_CGROUPS", tmp_path / "none")
-    assert _checks._free_on_host() > 0
-    monkeypatch.delattr(_checks.os, "sysconf", raising=False)
+    monkeypatch.setattr(_memory, "_MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(_memory, "_OWN_CGROUPS", tmp_path / "none")
+    assert _memory._free_on_host() > 0
+    monkeypatch.delattr(_memory.os, "sysconf", raising=False)
     memory(1 << 60, "nothing is known here, so nothing is refused")

@@ -5,6 +5,9 @@ HYPOTHESIS_PROFILE=long looks further than the derandomized default of conftest.
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 import torch
 from cases import ACTIVATIONS, DTYPES, LOSSES, Case, Inputs, make_inputs
@@ -23,8 +26,8 @@ def cases(draw):
     """Small cases of any kind; the logits of some are scaled up."""
     loss = draw(st.sampled_from(list(LOSSES)))
     kind, C = LOSSES[loss][1], draw(sizes)
-    fewest = {"class": 3, "prob": 2, "vector": 1}  # ignore_index = 0 or 1 leaves a class
-    shape = draw(sizes), draw(sizes), 1 if kind.startswith("binary") else max(fewest[kind], C)
+    fewest = 3 if loss in ("ce sum ignore", "ce weight smooth") else 1  # ignore_index = 0 or 1 leaves a class
+    shape = draw(sizes), draw(sizes), 1 if kind.startswith("binary") else max(fewest, C)
     if not draw(st.booleans()):
         return Case(*shape, loss=loss, bias=draw(st.sampled_from(["", "o"])))
     kind = draw(st.sampled_from(list(ACTIVATIONS)))
@@ -33,9 +36,13 @@ def cases(draw):
 
 
 def strided(t, way: int):
-    """The same values in another layout."""
+    """The same values in another layout; others in memory that is shared by rows, which only strides can describe."""
     if t is None or way == 0 or t.ndim == 0:
         return t
+    if way == 5:
+        return t[:1].expand_as(t)
+    if way == 6:
+        return t.contiguous().as_strided(t.shape, (1,) * t.ndim)  # overlapping windows
     if way == 1:
         return torch.stack([t, t + 1], -1)[..., 0]
     if way == 2:
@@ -50,7 +57,8 @@ def restride(inputs: Inputs, ways) -> Inputs:
     return Inputs(inputs.case, loss=inputs.loss, **tensors)
 
 
-layouts = st.tuples(*[st.integers(0, 4)] * 6)
+ways = st.integers(0, 6)
+layouts = st.tuples(ways, ways, ways.filter(lambda w: w != 5), ways, ways, ways)  # equal rows of V: all cancels
 terms = st.sampled_from(["full", "gauss_newton", "residual"])
 
 
@@ -70,9 +78,9 @@ def close(out, expected, scale, dtype) -> bool:
 
 @given(cases(), st.sampled_from(DTYPES), layouts, terms)
 def test_dense_and_product(case, dtype, ways, term):
-    inputs = make_inputs.__wrapped__(case, dtype)
+    inputs = restride(make_inputs.__wrapped__(case, dtype), ways)
     assume(off_kinks(inputs))
-    H = restride(inputs, ways).hessian()
+    H = inputs.hessian()
     H = H if term == "full" else getattr(H, term)()
     expected = dense(blocks(inputs.lift(), term), inputs)
     scale = dense(blocks(inputs.lift()), inputs).norm()
@@ -85,9 +93,9 @@ def test_dense_and_product(case, dtype, ways, term):
 
 @given(cases(), st.sampled_from(DTYPES), layouts, st.data())
 def test_pair_lists(case, dtype, ways, data):
-    inputs = make_inputs.__wrapped__(case, dtype)
+    inputs = restride(make_inputs.__wrapped__(case, dtype), ways)
     assume(off_kinks(inputs))
-    H = restride(inputs, ways).hessian()
+    H = inputs.hessian()
     row, col = (data.draw(st.sampled_from(H.layers)) for _ in range(2))
     part, B = blocks(inputs.lift())[row, col], H[row, col]
     rows, cols = B.grid
@@ -150,25 +158,116 @@ def test_junk_is_refused_and_nothing_crashes(W, V, x, y, bias, kind, loss):
         H @ torch.ones(H.shape[0], dtype=H.dtype)
 
 
-extremes = st.sampled_from([0.0, -0.0, 5e-324, 1e-45, 1e-38, 1e-20, 1.0, -1.0, 80.0, 1e4, -1e20, 3e38])
+magnitudes = st.sampled_from([0.0, -0.0, 1e-45, 1e-40, 1e-20, 1e-6, 1.0, -1.0, 30.0, 1e4, -1e10, 1e20, 1e30, 3e38])
+names = ("x", "y", "output_weight", "output_bias", "hidden_weight", "hidden_bias")
 
 
-@given(cases(), st.sampled_from(DTYPES), st.lists(extremes, min_size=6, max_size=6))
-def test_extreme_values_overflow_but_never_crash(case, dtype, factors):
+def magnified(case: Case, dtype, factors) -> Inputs:
+    """A case with each of its float tensors times a factor."""
     inputs = make_inputs.__wrapped__(case, dtype)
-    names = ("x", "y", "output_weight", "output_bias", "hidden_weight", "hidden_bias")
-    scaled = {n: getattr(inputs, n) for n in names}
+    tensors = {n: getattr(inputs, n) for n in names}
     scaled = {
         n: t * f if t is not None and t.is_floating_point() else t
-        for (n, t), f in zip(scaled.items(), factors, strict=True)
+        for (n, t), f in zip(tensors.items(), factors, strict=True)
     }
     assume(all(t.isfinite().all() for t in scaled.values() if t is not None))
-    H = Inputs(case, loss=inputs.loss, **scaled).hessian()
+    return Inputs(case, loss=inputs.loss, **scaled)
+
+
+@given(cases(), st.sampled_from(DTYPES), st.lists(magnitudes, min_size=6, max_size=6))
+def test_extreme_values_overflow_but_never_crash(case, dtype, factors):
+    H = magnified(case, dtype, factors).hessian()
     out = H.dense()
     assert out.shape == H.shape
     assert torch.equal(out.nan_to_num(7.0), out.T.nan_to_num(7.0))
     for r in H.layers:
-        H[r].norms()
-        H[r].ratio()
-        H[r].diagonal()
+        for call in (H[r].norms, H[r].ratio, H[r].row_norms, H[r].diagonal, H[r].trace):
+            call()
     H @ torch.ones(len(out), dtype=dtype)
+
+
+def largest(*tensors) -> float:
+    """The largest of all entries and 1."""
+    return max(1.0, *(t.abs().max().item() for t in tensors if t is not None))
+
+
+@given(cases(), st.lists(magnitudes, min_size=6, max_size=6))
+def test_extreme_values_are_right_where_plain_torch_is(case, factors):
+    """Where the plain closed form is finite in float32, so is ours, and as exact as float32 logits allow."""
+    inputs = magnified(case, torch.float32, factors)
+    lifted = inputs.lift()
+    assume(off_kinks(inputs))
+    truth, plain, H = blocks(lifted), blocks(inputs), inputs.hessian()
+    x, V = lifted.x, lifted.output_weight
+    z = x if lifted.hidden_weight is None else F.linear(x, lifted.hidden_weight, lifted.hidden_bias)
+    logits = F.linear(z, V, lifted.output_bias)
+    # Probabilities are e^logit, and what is below 1e-38 may be taken for zero.
+    rounding = 10 * TOLERANCE[torch.float32] * largest(z, logits)
+    lost = 1e-37 * len(x) * (largest(x, z) * largest(V)) ** 2
+    for key, part in plain.items():
+        if not part.isfinite().all():
+            continue
+        exact = truth[key]
+        error, allowed = matrix(exact).sub(H[key].dense()).norm(), rounding * exact.norm() + lost
+        assert error <= max(allowed, 10 * (exact - part).norm())
+        norms = exact.flatten(2).norm(dim=2)
+        assert (norms - H[key].norms()).norm() <= max(allowed, 10 * (exact - part).norm())
+
+
+sizes_of_any_kind = st.sampled_from([-(2**63), -1, 0, 1, 2, 5, True, 2.0, 2.5, math.nan, math.inf, "2", None, 2**70])
+numbers_of_any_kind = st.sampled_from([-1.0, 0.0, 5e-324, 1e-9, 0.5, 1, 3.0, 1e9, 1e100, math.nan, math.inf, "1", None])
+FUNCTIONS = {  # of numbers: their names and kinds
+    hessext.theory.linear_mse: "g",
+    hessext.theory.linear_ce_limit: "g",
+    hessext.theory.linear_ce: "gn",
+    hessext.theory.hidden_mse: "gnn",
+    hessext.theory.hidden_mse_limit: "gn",
+    hessext.theory.output_mse: "n",
+    hessext.theory.hidden_ce_limit: "gn",
+    hessext.theory.output_ce_limit: "n",
+    hessext.theory.cross_ce: "gnn",
+    hessext.theory.cross_mse: "gnn",
+    hessext.theory.F: "gn",
+    hessext.theory.fourth_moment: "gn",
+    hessext.theory.h0: "n",
+    hessext.theory.h1: "n",
+    hessext.theory.marchenko_pastur: "g",
+    hessext.datasets.gaussian: "nnn",
+    hessext.datasets.clustered: "nnnn",
+}
+
+
+def result_or_refusal(call):
+    """What a call returns, and the message of the error that it raises in its place."""
+    try:
+        return call(), None
+    except (ValueError, TypeError, MemoryError) as error:
+        return None, str(error)
+
+
+@given(st.sampled_from(list(FUNCTIONS)), st.data())
+def test_functions_of_any_numbers(function, data):
+    """A number, or refused in words that name an argument."""
+    kinds = {"g": numbers_of_any_kind, "n": sizes_of_any_kind}
+    arguments = [data.draw(kinds[kind]) for kind in FUNCTIONS[function]]
+    result, refusal = result_or_refusal(lambda: function(*arguments))
+    if refusal:
+        assert re.match(r"[\w., ()^=/-]+( needs|:) ", refusal), refusal
+        return
+    values = [v for v in (result if isinstance(result, tuple) else (result,)) if isinstance(v, float)]
+    if math.inf not in values:  # moments that do not exist; inf / inf is nan
+        assert not any(map(math.isnan, values)), (arguments, result)
+
+
+@given(st.lists(st.integers(0, 6), max_size=3), st.sampled_from([-1, 0, 1, 2, 3, 1000, 2.5, None]), st.text(max_size=4))
+def test_pictures_of_any_matrix(shape, max_pixels, pooling):
+    """Pooled images hold the largest entry, or what was wrong is named."""
+    matrix = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    pooling = pooling or "max"
+    image, refusal = result_or_refusal(lambda: hessext.plot.pool(matrix, max_pixels=max_pixels, pooling=pooling))
+    if refusal:
+        assert re.match(r"(H|max_pixels|pooling): expected ", refusal), refusal
+        return
+    assert pooling in ("max", "mean")
+    assert image.max() <= matrix.max()
+    assert max(image.shape) <= max(1, max_pixels)

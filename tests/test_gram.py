@@ -197,8 +197,8 @@ def test_more_classes_than_a_span(dtype):
 
 
 def test_memory_is_asked_for(monkeypatch):
-    monkeypatch.setattr(hessext._checks, "_ALWAYS_FREE", 0)
-    monkeypatch.setattr(hessext._checks, "_free_on_host", lambda: 1000)
+    monkeypatch.setattr(hessext._memory, "_ALWAYS_FREE", 0)
+    monkeypatch.setattr(hessext._memory, "_free_on_host", lambda: 1000)
     B = make_inputs(Case(64, 80, 40), torch.float64).hessian()["output"]
     for call in (B.ratio, B.row_norms, lambda: B.norms([(0, 1)] * 60)):
         with pytest.raises(MemoryError, match="are free on cpu"):

@@ -307,26 +307,6 @@ def test_a_batch_of_zeros_has_a_hessian():
     assert not H.norms().any()
 
 
-def test_a_linear_layer_in_a_sequential():
-    inputs = make_inputs(LINEAR[1], torch.float64)
-    H = hessext.hessian(nn.Sequential(inputs.model()), inputs.x, inputs.y)
-    assert H.layers == ("0.weight", "0.bias")
-    assert torch.equal(H.dense(), inputs.hessian().dense())
-    assert torch.equal(H["0"].dense(), inputs.hessian()["output"].dense())
-
-
-def test_tied_weights_and_hooks_are_refused():
-    x, y = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64)
-    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    tied[2].weight = tied[0].weight
-    with pytest.raises(TypeError, match=r"^model: expected the parameters 0\.weight, 0\.bias, 2\.weight, 2\.bias; got"):
-        hessext.hessian(tied, x, y)
-    hooked = nn.Linear(4, 3)
-    hooked.register_forward_hook(lambda *_: None)
-    with pytest.raises(TypeError, match=r"^model: expected modules without forward hooks"):
-        hessext.hessian(hooked, x, y)
-
-
 @over_dtypes
 @pytest.mark.parametrize("build", ["tensors", "model"])
 def test_later_training_does_not_change_the_result(dtype, build):

@@ -127,7 +127,7 @@ def output_ce_limit(m: int, *, N: int | None = None) -> BlockRatio:
 
 
 def cross_ce(gamma: float, m: int, C: int) -> CrossNorms:
-    """E||.||_F^2 of the two terms of H_{w_i v_j} in (18) as N, d -> inf, labels uniform; THEORY.md (a).
+    """E||.||_F^2 of the two terms of `H_{w_i v_j}` in (18) as N, d -> inf, labels uniform; THEORY.md (a).
 
         residual = gamma ((1/C - 2/C^2) / 2 + E[p_j^2 1_i]) + O(C^-2);
         gauss_newton = (A + gamma B) / (m C^2), the leading order as C -> inf; finite for m >= 3, else inf

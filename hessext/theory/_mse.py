@@ -82,7 +82,7 @@ def output_mse(m: int, *, N: int | None = None, d: int | None = None) -> BlockRa
 
 
 def cross_mse(gamma: float, m: int, C: int) -> CrossNorms:
-    """Limits of E||.||_F^2 of the two terms of H_{w_i v_j} in (11), targets one-hot of uniform labels.
+    """Limits of E||.||_F^2 of the two terms of `H_{w_i v_j}` in (11), targets one-hot of uniform labels.
 
         gauss_newton = 4 (core + gamma core_g),   residual = gauss_newton + 4 (1/(2 pi C^2) + gamma/(2 C)),
         core = (1/4 + (m - 1)(1/(4 pi^2) + 1/16)) / m,   core_g = (1/2 + (m - 1)/4) / m

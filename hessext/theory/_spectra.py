@@ -120,7 +120,7 @@ class Spectrum:
         """
         z = np.asarray(z, dtype=complex)
         if not (z.imag > 0).all():
-            raise ValueError("z: expected a positive imaginary part")
+            raise ValueError(f"z: expected a positive imaginary part; got {z}")
         flat = z.ravel()
         s = np.empty_like(flat)
         step = max(1, _ENTRIES // len(self.tau))

@@ -1,0 +1,77 @@
+"""How much memory is free, asked before it is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+_ALWAYS_FREE = 64 << 20  # bytes not worth asking the system for
+_MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def memory(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> None:
+    """Raise MemoryError if `what` needs more bytes than are free on the device."""
+    if bytes_needed <= _ALWAYS_FREE:
+        return
+    device = torch.device(device)
+    free = _free_on_gpu(device) if device.type == "cuda" else _free_on_host()
+    if bytes_needed > free:
+        gib = 1 << 30
+        raise MemoryError(
+            f"{what} needs {bytes_needed} bytes ({bytes_needed / gib:.1f} GiB), but {free} bytes "
+            f"({free / gib:.1f} GiB) are free on {device}"
+        )
+
+
+def _free_on_gpu(device: torch.device) -> int:
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reusable
+
+
+def _free_on_host() -> int:
+    return max(0, min((_free_in_system(), *_free_in_cgroups())))
+
+
+def _free_in_system() -> int:
+    try:
+        return _numbers(_MEMINFO)["MemAvailable:"] * 1024
+    except (OSError, KeyError):
+        pass
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
+        try:
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            continue
+    return 1 << 62  # unknown: let the allocation itself decide
+
+
+def _free_in_cgroups() -> Iterator[int]:
+    """Yield what each limit on this process or on a group around it leaves; the page cache counts as free."""
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, limit, usage, cache = _CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif controllers == "memory":  # version 1
+            root, limit, usage = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents):
+            try:
+                free = int((group / limit).read_text()) - int((group / usage).read_text())
+                yield free + _numbers(group / "memory.stat").get(cache, 0)
+            except (OSError, ValueError):  # no limit ("max"), or the group is not mounted here
+                continue
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Map the first word of every line to the number after it."""
+    return {line.split()[0]: int(line.split()[1]) for line in path.read_text().splitlines()}

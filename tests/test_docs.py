@@ -1,0 +1,110 @@
+"""What README.md and docs/ show: every Python example runs and prints what is said; every command can be given."""
+
+import ast
+import re
+import shlex
+from collections import OrderedDict
+from inspect import isfunction
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import hessext
+from hessext import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+COMMAND = re.compile(r"^ *(hessext .*)$", re.M)
+WITHOUT_EXAMPLE = {
+    "hessext.datasets.cifar100",  # downloads
+    "hessext.plot.check_matplotlib",  # says what to install, or nothing
+}
+
+
+class LanguageModel(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.lm_head = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 20)
+
+    def forward(self, tokens):
+        return self.lm_head(self.tokens(tokens).tanh())
+
+
+def given(page):
+    """What a page takes for granted: the reader's own models and data."""
+    if page.name != "README.md":
+        return {}
+    deep = [("body", torch.nn.Linear(5, 6)), ("act", torch.nn.Tanh()), ("fc", torch.nn.Linear(6, 3))]
+    return {
+        "network": torch.nn.Sequential(OrderedDict(deep)).eval(),
+        "loader": [(torch.randn(8, 5), torch.randint(3, (8,))) for _ in range(2)],
+        "language_model": LanguageModel().eval(),
+        "batches": [{"input_ids": torch.randint(20, (2, 6))}],
+    }
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def fences(page):
+    """(language, body, line) of each fenced block."""
+    text = page.read_text()
+    return [(m[1], m[2], text.count("\n", 0, m.start(2))) for m in FENCE.finditer(text)]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=name_of)
+def test_examples_run(page, tmp_path, monkeypatch, capsys, set_threads):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)  # examples write files
+    set_threads(1)  # so small, they are quickest without others
+    blocks, namespace = fences(page), given(page) | {"__name__": "__main__"}
+    for (language, code, line), (following, said, _) in zip(blocks, [*blocks[1:], ("", "", 0)], strict=True):
+        if language != "python":
+            continue
+        exec(compile("\n" * line + code, page, "exec"), namespace)
+        printed = capsys.readouterr().out
+        if following == "text":
+            assert printed == said, f"{name_of(page)}, after line {line}"
+
+
+def test_commands_are_valid():
+    shell = [body for page in PAGES for language, body, _ in fences(page) if language == "sh"]
+    indented = "\n".join(re.findall("^ {4}.*$", FENCE.sub("", PAGES[0].read_text()), re.M))
+    found = COMMAND.findall("\n".join([*shell, indented]))
+    assert len(found) > 10
+    for line in found:
+        command, *arguments = shlex.split(line, comments=True)
+        assert cli._parser().parse_args(arguments).run, line  # exits where an argument is wrong
+
+
+def public():
+    """Full names of all public functions, and of methods of public classes."""
+    modules = [hessext, *(m for name in hessext.__all__ if isinstance(m := getattr(hessext, name), ModuleType))]
+    for module in modules:
+        own = [k for k, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
+        for name in getattr(module, "__all__", own):
+            thing, full = getattr(module, name), f"{module.__name__}.{name}"
+            if isfunction(thing) and not name.startswith("_"):
+                yield full
+            elif thing in (hessext.Hessian, hessext.BlockMatrix):
+                yield from (f"{full}.{k}" for k in vars(thing) if not k.startswith("_"))
+
+
+def test_every_public_function_has_an_example():
+    code = [body for page in PAGES for language, body, _ in fences(page) if language == "python"]
+    used = {getattr(node, "attr", getattr(node, "id", None)) for text in code for node in ast.walk(ast.parse(text))}
+    names = set(public())
+    assert len(names) > 50
+    assert {name for name in names if name.rpartition(".")[2] not in used} == WITHOUT_EXAMPLE
+
+
+def test_every_public_name_is_in_the_reference():
+    said = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    listed = set(re.findall(r"^::: (\S+)$", said, re.M))
+    for name in hessext.__all__:
+        assert any(entry == f"hessext.{name}" or entry.startswith(f"hessext.{name}.") for entry in listed), name
