@@ -72,7 +72,7 @@ def off_kinks(inputs: Inputs) -> bool:
 
 
 def close(out, expected, scale, dtype) -> bool:
-    """Within ten tolerances of the whole part: fuzzed sums may cancel where the chosen cases do not."""
+    """Within ten tolerances of the whole Hessian: fuzzed sums may cancel where the chosen cases do not."""
     return bool((out.double() - expected).norm() <= 10 * TOLERANCE[dtype] * scale)
 
 
@@ -97,18 +97,19 @@ def test_pair_lists(case, dtype, ways, data):
     assume(off_kinks(inputs))
     H = inputs.hessian()
     row, col = (data.draw(st.sampled_from(H.layers)) for _ in range(2))
-    part, B = blocks(inputs.lift())[row, col], H[row, col]
+    parts, B = blocks(inputs.lift()), H[row, col]
+    part, whole = parts[row, col], dense(parts, inputs).norm()
     rows, cols = B.grid
     pairs = data.draw(st.lists(st.tuples(st.integers(0, rows - 1), st.integers(0, cols - 1)), min_size=1, max_size=40))
     repeats = data.draw(st.integers(1, 3))
     pairs = torch.tensor(pairs * repeats)
     given_as = data.draw(st.sampled_from([lambda p: p, lambda p: p.T.contiguous().T, lambda p: p.tolist()]))
     i, j = pairs.T
-    assert close(B.blocks(given_as(pairs)), part[i, j], repeats * part.norm() + part[i, j].norm(), dtype)
+    assert close(B.blocks(given_as(pairs)), part[i, j], repeats * whole + part[i, j].norm(), dtype)
     norms = part.flatten(2).norm(dim=2)
-    assert close(B.norms(given_as(pairs)), norms[i, j], repeats * part.norm() + norms[i, j].norm(), dtype)
-    assert close(B.norms(), norms, part.norm(), dtype)
-    assert close(B.dense(), matrix(part), part.norm(), dtype)
+    assert close(B.norms(given_as(pairs)), norms[i, j], repeats * whole + norms[i, j].norm(), dtype)
+    assert close(B.norms(), norms, whole, dtype)
+    assert close(B.dense(), matrix(part), whole, dtype)
 
 
 @given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1)), max_size=5))
@@ -203,7 +204,7 @@ def test_extreme_values_are_right_where_plain_torch_is(case, factors):
     logits = F.linear(z, V, lifted.output_bias)
     # Probabilities are e^logit, and any entry below 1e-38 may be taken for zero.
     rounding = 10 * TOLERANCE[torch.float32] * largest(z, logits)
-    lost = 1e-37 * len(x) * (largest(x, z) * largest(V)) ** 2
+    lost = 1e-37 * len(x) * largest(lifted.y) * (largest(x, z) * largest(V)) ** 2
     for key, part in plain.items():
         if not part.isfinite().all():
             continue
@@ -214,7 +215,7 @@ def test_extreme_values_are_right_where_plain_torch_is(case, factors):
         assert (norms - H[key].norms()).norm() <= max(allowed, 10 * (exact - part).norm())
 
 
-sizes_of_any_kind = st.sampled_from([-(2**63), -1, 0, 1, 2, 5, True, 2.0, 2.5, math.nan, math.inf, "2", None, 2**70])
+sizes_of_any_kind = st.sampled_from([-(2**63), -1, 0, 1, 2, 5, True, 2.0, 2.5, math.nan, math.inf, "2", None])
 numbers_of_any_kind = st.sampled_from([-1.0, 0.0, 5e-324, 1e-9, 0.5, 1, 3.0, 1e9, 1e100, math.nan, math.inf, "1", None])
 FUNCTIONS = {  # of numbers: their names and kinds
     hessext.theory.linear_mse: "g",

@@ -85,7 +85,7 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
                 const T* slope = q.slope + n * q.units;
                 const T factor = q.scale[n] * slope[i] * slope[l];
                 const T inner = softmax ? scratch.covariance[t * kernel.lanes + s] : q.gram[i * q.units + l];
-                w = factor == T(0) ? T(0) : factor * inner;  // where inner overflows, too
+                w = factor == T(0) ? T(0) : factor * inner;  // also where inner overflows
             }
             if (i == l && q.bend) w += q.bend[n * q.units + i];
             to[n * view.stride()] = w;
@@ -118,8 +118,10 @@ void fill_weights(const Kernels<T>& kernel, const Assembly<T>& request, Outer ou
         else if (request.part == Part::output)
             for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = output_curvature(q, n, i, j);
         else
-            for (i64 n = n0; n < n0 + count; ++n)
-                to[n * stride] = q.slope[n * q.units + i] * cross_curvature(q, n, i, j);
+            for (i64 n = n0; n < n0 + count; ++n) {
+                const T slope = q.slope[n * q.units + i];
+                to[n * stride] = slope == T(0) ? T(0) : slope * cross_curvature(q, n, i, j);
+            }
         if (view.extra) {  // residual: r_n[j] act'_n[i] x_n e_i^T
             T* extra = view.extra + view.offset(t);
             for (i64 n = n0; n < n0 + count; ++n) {
