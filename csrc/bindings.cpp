@@ -1,4 +1,5 @@
 // The only file that knows Python. Tensors arrive as addresses; the GIL is released while the core works.
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -62,17 +63,10 @@ Tops<T> tops(const std::array<Address, 4>& a) {  // top, p, rest, at_other
     return {at<const i64>(a[0]), at<const double>(a[1]), at<const double>(a[2]), at<const T>(a[3])};
 }
 
-// Who computes: threads of the CPU, or a stream of a GPU, whose workspace `allocate` gives (bytes -> address).
+// Who computes: threads of the CPU, or, if there are none, a stream of a GPU.
 struct Where {
-    int threads = 0;
-    cuda::Stream stream{-1, nullptr};
-    py::object allocate;
-
-    bool on_gpu() const { return stream.device >= 0; }
-    void* workspace(i64 bytes) const {
-        const py::gil_scoped_acquire gil;
-        return at<void>(allocate(bytes).cast<Address>());
-    }
+    int threads;
+    cuda::Stream stream;
 };
 
 // Lets Python's signal handlers run in the midst of a call: whether one has raised (KeyboardInterrupt).
@@ -95,15 +89,7 @@ void by_type(bool float64, F f) {
 // The same operation of the CPU or of the GPU.
 template <class Cpu, class Cuda, class... A>
 void call(const Where& where, Cpu cpu, Cuda cuda, A... arguments) {
-    where.on_gpu() ? cuda(arguments..., where.stream) : cpu(arguments..., where.threads);
-}
-
-template <class T>
-void assemble(const Assembly<T>& request, const Where& where) {
-    if (where.on_gpu())
-        cuda::assemble(request, where.workspace(cuda::assemble_workspace(request, where.stream)), where.stream);
-    else
-        cpu::assemble(request, where.threads);
+    where.threads ? cpu(arguments..., where.threads) : cuda(arguments..., where.stream);
 }
 
 template <class T>
@@ -129,7 +115,7 @@ void dense(bool float64, int part, const FeaturesArg& left, const FeaturesArg& r
                          {axes[4], axes[5], axes[6], axes[7], right.cols},
                          direct,
                          mirror};
-        assemble(request, where);
+        call(where, cpu::assemble<T>, cuda::assemble<T>, request);
     });
 }
 
@@ -143,7 +129,7 @@ void pairs(bool float64, int part, const FeaturesArg& left, const FeaturesArg& r
         request.blocks = at<T>(blocks);
         request.transposed = transposed;
         request.norms = at<double>(norms);
-        assemble(request, where);
+        call(where, cpu::assemble<T>, cuda::assemble<T>, request);
     });
 }
 
@@ -216,11 +202,7 @@ void bind_gram(py::module_& m) {
                                   at<double>(products),
                                   at<const double>(left_lift),
                                   at<const double>(right_lift)};
-            if (where.on_gpu())
-                cuda::gram_sums(request, at<double>(sums), where.workspace(cuda::gram_workspace<T>(rows, cols)),
-                                where.stream);
-            else
-                cpu::gram_sums(request, at<double>(sums), where.threads);
+            call(where, cpu::gram_sums<T>, cuda::gram_sums<T>, request, at<double>(sums));
         });
     });
     m.def("gram_tops", [](bool float64, i64 rows, i64 cols, Address weight, bool triangle, Address products,
@@ -239,11 +221,8 @@ void bind_gram(py::module_& m) {
                                   at<double>(products),
                                   at<const double>(left_lift),
                                   at<const double>(right_lift)};
-            if (where.on_gpu())
-                cuda::gram_tops(request, tops<T>(left), tops<T>(right), at<double>(sums),
-                                where.workspace(cuda::gram_workspace<T>(rows, cols)), where.stream);
-            else
-                cpu::gram_tops(request, tops<T>(left), tops<T>(right), at<double>(sums), where.threads);
+            call(where, cpu::gram_tops<T>, cuda::gram_tops<T>, request, tops<T>(left), tops<T>(right),
+                 at<double>(sums));
         });
     });
 }
@@ -273,9 +252,9 @@ PYBIND11_MODULE(HESSEXT_MODULE, m, py::mod_gil_not_used()) {
              py::arg("probs"), py::arg("top"), py::arg("rest"), py::arg("weight"), py::arg("gram"), py::arg("shift"),
              py::arg("slope"), py::arg("bend"), py::arg("residual"));
     py::class_<Where>(m, "Where", py::module_local())
-        .def(py::init([](int threads) { return Where{threads, {-1, nullptr}, py::none()}; }), py::arg("threads"))
-        .def(py::init([](int device, Address stream, py::object allocate) {
-                 return Where{0, {device, at<void>(stream)}, std::move(allocate)};
+        .def(py::init([](int threads) { return Where{threads, {}}; }), py::arg("threads"))
+        .def(py::init([](int device, Address stream, std::function<Address(i64)> allocate) {
+                 return Where{0, {device, at<void>(stream), [=](i64 bytes) { return at<void>(allocate(bytes)); }}};
              }),
              py::arg("device"), py::arg("stream"), py::arg("allocate"));
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #if defined(__CUDACC__)
 #define HESSEXT_ANYWHERE __host__ __device__
@@ -182,12 +183,15 @@ bool set_isa(const char* name);
 }  // namespace cpu
 
 // The same operations on a GPU, under the same names. All pointers are to its memory; work is queued on the stream and
-// not waited for; nothing is allocated. Throws std::runtime_error where a launch fails.
+// not waited for. Throws std::runtime_error where a launch fails.
 namespace cuda {
 
 struct Stream {
     int device;
     void* handle;  // cudaStream_t
+    // Memory of the device for what a call queues, which asks at most once: `assemble` for at most 512 MiB and V, but
+    // for single pairs of very many samples.
+    std::function<void*(i64 bytes)> workspace;
 };
 
 bool built();  // whether this build has CUDA kernels
@@ -195,40 +199,32 @@ bool built();  // whether this build has CUDA kernels
 void set_tensor_cores(bool allowed);
 void set_limits(i64 span, i64 workspace, i64 blocks);
 
-// Bytes of workspace that these need; of `assemble` at most 512 MiB and V, but for
-// single pairs of very many samples.
 template <class T>
-i64 assemble_workspace(const Assembly<T>& request, Stream stream);
+void assemble(const Assembly<T>& request, const Stream& stream);
 template <class T>
-i64 gram_workspace(i64 rows, i64 cols);
-
-template <class T>
-void assemble(const Assembly<T>& request, void* workspace, Stream stream);
-template <class T>
-void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, Stream stream);
+void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, const Stream& stream);
 template <class T>
 void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
-                    i64 classes, T* out, Stream stream);
+                    i64 classes, T* out, const Stream& stream);
 template <class T>
 void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
-                   Stream stream);
+                   const Stream& stream);
 template <class T>
 void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
-                     Stream stream);
+                     const Stream& stream);
 template <class T>
 void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
-                       Stream stream);
+                       const Stream& stream);
 template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
-                  Stream stream);
+                  const Stream& stream);
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
-                    const double* others, const double* lift, Stream stream);
+                    const double* others, const double* lift, const Stream& stream);
 template <class T>
-void gram_sums(const Gram<T>& request, double* sums, void* workspace, Stream stream);
+void gram_sums(const Gram<T>& request, double* sums, const Stream& stream);
 template <class T>
-void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums, void* workspace,
-               Stream stream);
+void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums, const Stream& stream);
 
 }  // namespace cuda
 }  // namespace hessext

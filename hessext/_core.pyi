@@ -29,7 +29,7 @@ class Curvature:
     ) -> None: ...
 
 class Where:
-    """Threads of the CPU; or a CUDA stream, and what gives workspace: bytes -> address, valid until the next call."""
+    """Threads of the CPU; or a CUDA stream, and what gives a call its workspace: bytes -> address."""
 
     @overload
     def __init__(self, threads: int) -> None: ...
@@ -92,7 +92,7 @@ def softmax_shift(
     where: Where,
 ) -> None: ...
 def curvature_entries(
-    float64: bool, part: int, curvature: Curvature, pairs: int, pair_count: int, out: int, threads: int
+    float64: bool, part: int, curvature: Curvature, pairs: int, pair_count: int, out: int, where: Where
 ) -> None: ...
 def softmax_scan(
     float64: bool,

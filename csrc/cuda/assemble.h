@@ -59,7 +59,7 @@ struct TileKernel {
 
 template <class T>
 class AssemblyRun {
-    Stream stream_;
+    const Stream& stream_;
     Job<T> job_;
     i64 side_, batch_, jobs_;  // entries of a tile's side; pairs in a batch, jobs in a launch
     bool tensor_;
@@ -68,7 +68,7 @@ class AssemblyRun {
     bool slots_;   // sums are kept in float64, between spans or for several blocks
 
   public:
-    AssemblyRun(const Assembly<T>& request, Stream stream)
+    AssemblyRun(const Assembly<T>& request, const Stream& stream)
         : stream_(stream), job_(Outline<T>(request, choose_outer(request))), tensor_(tensor_cores(stream)) {
         const Outline<T>& o = job_.outline;
         const Curvature<T>& q = o.r.curvature;
@@ -107,13 +107,10 @@ class AssemblyRun {
         jobs_ = std::max<i64>(1, jobs_);
     }
 
-    // Bytes of workspace.
-    i64 bytes() { return lay_out(nullptr); }
-
-    void run(void* workspace) {
+    void run() {
         const Outline<T>& o = job_.outline;
         const Curvature<T>& q = o.r.curvature;
-        lay_out(workspace);
+        lay_out(stream_.workspace(lay_out(nullptr)));
         if (job_.curvature_column)
             HESSEXT_LAUNCH((transpose<T>), blocks_for(q.classes * q.units, transpose_threads), transpose_threads, 0,
                            stream_, q.weight, q.classes, q.units, job_.weight_columns);
@@ -155,6 +152,7 @@ class AssemblyRun {
         tensor_ ? f(TileKernel<T, S, R, true>{}) : f(TileKernel<T, S, R, false>{});
     }
 
+    // Bytes of workspace that are used, wherever it begins.
     i64 lay_out(void* workspace) {
         const Outline<T>& o = job_.outline;
         const Curvature<T>& q = o.r.curvature;
@@ -210,15 +208,9 @@ class AssemblyRun {
 };
 
 template <class T>
-i64 assemble_workspace(const Assembly<T>& request, Stream stream) {
+void assemble(const Assembly<T>& request, const Stream& stream) {
     use_device(stream);
-    return AssemblyRun<T>(request, stream).bytes();
-}
-
-template <class T>
-void assemble(const Assembly<T>& request, void* workspace, Stream stream) {
-    use_device(stream);
-    AssemblyRun<T>(request, stream).run(workspace);
+    AssemblyRun<T>(request, stream).run();
 }
 
 }  // namespace hessext::cuda

@@ -3,7 +3,6 @@
 
 namespace hessext::cuda {
 
-template i64 assemble_workspace<float>(const Assembly<float>&, Stream);
-template void assemble<float>(const Assembly<float>&, void*, Stream);
+template void assemble<float>(const Assembly<float>&, const Stream&);
 
 }  // namespace hessext::cuda

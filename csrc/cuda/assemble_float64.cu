@@ -3,7 +3,6 @@
 
 namespace hessext::cuda {
 
-template i64 assemble_workspace<double>(const Assembly<double>&, Stream);
-template void assemble<double>(const Assembly<double>&, void*, Stream);
+template void assemble<double>(const Assembly<double>&, const Stream&);
 
 }  // namespace hessext::cuda

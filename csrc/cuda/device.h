@@ -53,7 +53,7 @@ inline i64 blocks_for(i64 items, i64 each) { return (items + each - 1) / each; }
 #ifdef HESSEXT_EMULATED
 
 template <class... P, class... A>
-void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std::size_t shared, Stream,
+void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std::size_t shared, const Stream&,
             A... arguments) {
     if (blocks) emulator::run(name, {unsigned(blocks)}, unsigned(threads), shared, [&] { kernel(P(arguments)...); });
 }
@@ -69,7 +69,7 @@ inline void check(cudaError_t error, const char* what) {
 }
 
 template <class... P, class... A>
-void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std::size_t shared, Stream stream,
+void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std::size_t shared, const Stream& stream,
             A... arguments) {
     if (!blocks) return;
     cudaLaunchConfig_t config{};
@@ -96,10 +96,10 @@ void launch(const char* name, void (*kernel)(P...), i64 blocks, int threads, std
 constexpr std::size_t most_shared = 48 << 10;  // that a block gets without asking
 
 // Makes the stream's device the current one; the caller restores it.
-void use_device(Stream stream);
-int multiprocessors(Stream stream);
-bool tensor_cores(Stream stream);  // whether products run on them; see set_tensor_cores
-const void* any_kernel();          // of this build, to ask what its code was compiled for
+void use_device(const Stream& stream);
+int multiprocessors(const Stream& stream);
+bool tensor_cores(const Stream& stream);  // whether products run on them; see set_tensor_cores
+const void* any_kernel();                 // of this build, to ask what its code was compiled for
 
 // Blocks of a kernel that a multiprocessor holds at a time.
 template <class Kernel>

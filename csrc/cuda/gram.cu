@@ -203,13 +203,18 @@ i64 tile_count(i64 rows, i64 cols, bool triangle) {
 
 constexpr i64 most_top_blocks = 4096;
 
-void add(const double* partial, i64 count, double* sums, Stream stream) {
+// Room for both sums of each block.
+double* partial_sums(i64 blocks, const Stream& stream) {
+    return static_cast<double*>(stream.workspace(2 * i64(sizeof(double)) * blocks));
+}
+
+void add(const double* partial, i64 count, double* sums, const Stream& stream) {
     HESSEXT_LAUNCH((add_partial), 1, tops_threads, tops_threads / warp_size * sizeof(double), stream, partial, count,
                    sums);
 }
 
 template <class T, bool tensor>
-void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, Stream stream) {
+void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, const Stream& stream) {
     using S = GramShape<T>;
     static_assert(sizeof(GramMemory<T, S>) <= most_shared);
     if (g.products)
@@ -225,35 +230,28 @@ void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, Stream stream) {
 const void* any_kernel() { return reinterpret_cast<const void*>(add_partial); }
 
 template <class T>
-i64 gram_workspace(i64 rows, i64 cols) {
-    return 2 * i64(sizeof(double)) * std::max(tile_count<T>(rows, cols, false), most_top_blocks);
-}
-
-template <class T>
-void gram_sums(const Gram<T>& g, double* sums, void* workspace, Stream stream) {
+void gram_sums(const Gram<T>& g, double* sums, const Stream& stream) {
     use_device(stream);
-    double* partial = static_cast<double*>(workspace);
     const i64 tiles = tile_count<T>(g.rows, g.cols, g.triangle);
+    double* partial = partial_sums(tiles, stream);
     tensor_cores(stream) ? launch_tiles<T, true>(g, tiles, partial, stream)
                          : launch_tiles<T, false>(g, tiles, partial, stream);
     add(partial, tiles, sums, stream);
 }
 
 template <class T>
-void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, void* workspace,
-               Stream stream) {
+void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, const Stream& stream) {
     use_device(stream);
-    double* partial = static_cast<double*>(workspace);
     const i64 blocks = std::min(blocks_for(g.rows * g.cols, 8 * tops_threads), most_top_blocks);
+    double* partial = partial_sums(blocks, stream);
     HESSEXT_LAUNCH((gram_top_pairs<T>), blocks, tops_threads, tops_threads / warp_size * sizeof(double), stream, g,
                    left, right, partial);
     add(partial, blocks, sums, stream);
 }
 
 #define HESSEXT_INSTANTIATE(T)                                          \
-    template i64 gram_workspace<T>(i64, i64);                           \
-    template void gram_sums<T>(const Gram<T>&, double*, void*, Stream); \
-    template void gram_tops<T>(const Gram<T>&, const Tops<T>&, const Tops<T>&, double*, void*, Stream);
+    template void gram_sums<T>(const Gram<T>&, double*, const Stream&); \
+    template void gram_tops<T>(const Gram<T>&, const Tops<T>&, const Tops<T>&, double*, const Stream&);
 HESSEXT_INSTANTIATE(float)
 HESSEXT_INSTANTIATE(double)
 

@@ -23,26 +23,26 @@ void set_limits(i64 span, i64 workspace, i64 blocks) {
 
 #ifdef HESSEXT_EMULATED
 
-void use_device(Stream) {}
-int multiprocessors(Stream) { return 4; }
-bool tensor_cores(Stream) { return tensor_cores_allowed; }
+void use_device(const Stream&) {}
+int multiprocessors(const Stream&) { return 4; }
+bool tensor_cores(const Stream&) { return tensor_cores_allowed; }
 
 #else
 
-void use_device(Stream stream) {
+void use_device(const Stream& stream) {
     int current = -1;
     check(cudaGetDevice(&current), "cudaGetDevice");
     if (current != stream.device) check(cudaSetDevice(stream.device), "cudaSetDevice");
 }
 
-int multiprocessors(Stream stream) {
+int multiprocessors(const Stream& stream) {
     int count = 0;
     check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, stream.device), "cudaDeviceGetAttribute");
     return count;
 }
 
 // Not by the device: older PTX runs on newer ones, too, without their instructions.
-bool tensor_cores(Stream) {
+bool tensor_cores(const Stream&) {
     cudaFuncAttributes attributes{};
     check(cudaFuncGetAttributes(&attributes, any_kernel()), "cudaFuncGetAttributes");
     return tensor_cores_allowed && attributes.ptxVersion >= 80;

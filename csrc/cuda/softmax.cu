@@ -145,7 +145,7 @@ __global__ void softmax_other_classes(T* logits, i64 classes, i64 samples, i64 f
 }  // namespace
 
 template <class T>
-void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, Stream stream) {
+void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, const Stream& stream) {
     use_device(stream);
     HESSEXT_LAUNCH((softmax_tops<T>), samples, row_threads,
                    row_threads / warp_size * (sizeof(Most<T>) + sizeof(double)), stream, probs, classes, top, rest);
@@ -153,7 +153,7 @@ void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, St
 
 template <class T>
 void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
-                    i64 classes, T* out, Stream stream) {
+                    i64 classes, T* out, const Stream& stream) {
     use_device(stream);
     HESSEXT_LAUNCH((label_residuals<T>), blocks_for(samples * classes, item_threads), item_threads, 0, stream, probs,
                    scale, label, top, rest, samples, classes, out);
@@ -161,7 +161,7 @@ void label_residual(const T* probs, const T* scale, const i64* label, const i64*
 
 template <class T>
 void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
-                   Stream stream) {
+                   const Stream& stream) {
     use_device(stream);
     HESSEXT_LAUNCH((softmax_shifts<T>), samples * blocks_for(units, warp_size), warp_size * shift_lanes,
                    shift_lanes * warp_size * sizeof(double), stream, probs, top, weight, classes, units, shift);
@@ -169,7 +169,7 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
 
 template <class T>
 void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
-                     Stream stream) {
+                     const Stream& stream) {
     use_device(stream);
     HESSEXT_LAUNCH((softmax_products<T>), samples, row_threads, row_threads / warp_size * sizeof(double), stream, probs,
                    scale, top, v, classes, out);
@@ -177,7 +177,7 @@ void softmax_product(const T* probs, const T* scale, const i64* top, const T* v,
 
 template <class T>
 void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
-                       Stream stream) {
+                       const Stream& stream) {
     use_device(stream);
     Assembly<T> request{};
     request.part = part;
@@ -196,7 +196,7 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
 
 template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
-                  Stream stream) {
+                  const Stream& stream) {
     use_device(stream);
     HESSEXT_LAUNCH((softmax_scans<T>), blocks_for(samples, warp_size), warp_size * scan_lanes,
                    scan_lanes * warp_size * sizeof(Scan<T>), stream, logits, classes, samples, first, largest, top,
@@ -205,20 +205,22 @@ void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* large
 
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
-                    const double* others, const double* lift, Stream stream) {
+                    const double* others, const double* lift, const Stream& stream) {
     use_device(stream);
     HESSEXT_LAUNCH((softmax_other_classes<T>), blocks_for(classes * samples, item_threads), item_threads, 0, stream,
                    logits, classes, samples, first, largest, top, others, lift);
 }
 
-#define HESSEXT_INSTANTIATE(T)                                                                                      \
-    template void softmax_top<T>(const T*, i64, i64, i64*, T*, Stream);                                             \
-    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, Stream);    \
-    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, Stream);                      \
-    template void softmax_product<T>(const T*, const T*, const i64*, const T*, i64, i64, T*, Stream);               \
-    template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, Stream);                              \
-    template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, const double*, Stream); \
-    template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, Stream);
+#define HESSEXT_INSTANTIATE(T)                                                                               \
+    template void softmax_top<T>(const T*, i64, i64, i64*, T*, const Stream&);                               \
+    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*,      \
+                                    const Stream&);                                                          \
+    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, const Stream&);        \
+    template void softmax_product<T>(const T*, const T*, const i64*, const T*, i64, i64, T*, const Stream&); \
+    template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, const Stream&);                \
+    template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, const double*,   \
+                                    const Stream&);                                                          \
+    template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, const Stream&);
 HESSEXT_INSTANTIATE(float)
 HESSEXT_INSTANTIATE(double)
 
