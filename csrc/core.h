@@ -13,6 +13,11 @@
 #define HESSEXT_ANYWHERE
 #endif
 
+// After the definition of one of the operations: both element types of it.
+#define HESSEXT_INSTANTIATE(name)               \
+    template decltype(name<float>) name<float>; \
+    template decltype(name<double>) name<double>;
+
 namespace hessext {
 
 using i64 = std::int64_t;

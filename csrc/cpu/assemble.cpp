@@ -28,7 +28,6 @@ void assemble(const Assembly<T>& request, int threads) {
         TileAssembly<T>(request, kernel, plan, threads).run();
 }
 
-template void assemble<float>(const Assembly<float>&, int);
-template void assemble<double>(const Assembly<double>&, int);
+HESSEXT_INSTANTIATE(assemble)
 
 }  // namespace hessext::cpu

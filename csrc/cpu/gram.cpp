@@ -144,9 +144,7 @@ void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, doub
     });
 }
 
-template void gram_sums<float>(const Gram<float>&, double*, int);
-template void gram_sums<double>(const Gram<double>&, double*, int);
-template void gram_tops<float>(const Gram<float>&, const Tops<float>&, const Tops<float>&, double*, int);
-template void gram_tops<double>(const Gram<double>&, const Tops<double>&, const Tops<double>&, double*, int);
+HESSEXT_INSTANTIATE(gram_sums)
+HESSEXT_INSTANTIATE(gram_tops)
 
 }  // namespace hessext::cpu

@@ -120,15 +120,12 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
     interrupt.check();
 }
 
-#define HESSEXT_INSTANTIATE(T)                                                                                   \
-    template void softmax_top<T>(const T*, i64, i64, i64*, T*, int);                                             \
-    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*, int);    \
-    template void softmax_product<T>(const T*, const T*, const i64*, const T*, i64, i64, T*, int);               \
-    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, int);                      \
-    template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, int);                              \
-    template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, const double*, int); \
-    template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, int);
-HESSEXT_INSTANTIATE(float)
-HESSEXT_INSTANTIATE(double)
+HESSEXT_INSTANTIATE(softmax_top)
+HESSEXT_INSTANTIATE(label_residual)
+HESSEXT_INSTANTIATE(softmax_product)
+HESSEXT_INSTANTIATE(softmax_shift)
+HESSEXT_INSTANTIATE(softmax_scan)
+HESSEXT_INSTANTIATE(softmax_others)
+HESSEXT_INSTANTIATE(curvature_entries)
 
 }  // namespace hessext::cpu

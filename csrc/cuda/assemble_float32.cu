@@ -3,6 +3,6 @@
 
 namespace hessext::cuda {
 
-template void assemble<float>(const Assembly<float>&, const Stream&);
+template decltype(assemble<float>) assemble<float>;
 
 }  // namespace hessext::cuda

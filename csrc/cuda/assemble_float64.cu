@@ -3,6 +3,6 @@
 
 namespace hessext::cuda {
 
-template void assemble<double>(const Assembly<double>&, const Stream&);
+template decltype(assemble<double>) assemble<double>;
 
 }  // namespace hessext::cuda

@@ -249,10 +249,7 @@ void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, doub
     add(partial, blocks, sums, stream);
 }
 
-#define HESSEXT_INSTANTIATE(T)                                          \
-    template void gram_sums<T>(const Gram<T>&, double*, const Stream&); \
-    template void gram_tops<T>(const Gram<T>&, const Tops<T>&, const Tops<T>&, double*, const Stream&);
-HESSEXT_INSTANTIATE(float)
-HESSEXT_INSTANTIATE(double)
+HESSEXT_INSTANTIATE(gram_sums)
+HESSEXT_INSTANTIATE(gram_tops)
 
 }  // namespace hessext::cuda

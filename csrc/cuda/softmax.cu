@@ -211,17 +211,12 @@ void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* lar
                    logits, classes, samples, first, largest, top, others, lift);
 }
 
-#define HESSEXT_INSTANTIATE(T)                                                                               \
-    template void softmax_top<T>(const T*, i64, i64, i64*, T*, const Stream&);                               \
-    template void label_residual<T>(const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*,      \
-                                    const Stream&);                                                          \
-    template void softmax_shift<T>(const T*, const i64*, const T*, i64, i64, i64, T*, const Stream&);        \
-    template void softmax_product<T>(const T*, const T*, const i64*, const T*, i64, i64, T*, const Stream&); \
-    template void softmax_scan<T>(const T*, i64, i64, i64, T*, i64*, double*, const Stream&);                \
-    template void softmax_others<T>(T*, i64, i64, i64, const T*, const i64*, const double*, const double*,   \
-                                    const Stream&);                                                          \
-    template void curvature_entries<T>(Part, const Curvature<T>&, const i64*, i64, T*, const Stream&);
-HESSEXT_INSTANTIATE(float)
-HESSEXT_INSTANTIATE(double)
+HESSEXT_INSTANTIATE(softmax_top)
+HESSEXT_INSTANTIATE(label_residual)
+HESSEXT_INSTANTIATE(softmax_product)
+HESSEXT_INSTANTIATE(softmax_shift)
+HESSEXT_INSTANTIATE(softmax_scan)
+HESSEXT_INSTANTIATE(softmax_others)
+HESSEXT_INSTANTIATE(curvature_entries)
 
 }  // namespace hessext::cuda
