@@ -19,13 +19,27 @@ HESSEXT_ANYWHERE inline T output_curvature(const Curvature<T>& q, i64 n, i64 i, 
     return q.scale[n] * p[i] * (q.top[n] == i ? q.rest[n] : T(1) - p[i]);
 }
 
-// (B_n V)[j, i] = c_n p_j (V[j, i] - E_p V[., i])
+// act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i]; the covariance (V^T B_n V)[i, l] / c_n is used where there is a
+// softmax. An inactive unit has no curvature, even where that of the outputs overflows.
+template <class T>
+HESSEXT_ANYWHERE inline T hidden_curvature(const Curvature<T>& q, i64 n, i64 i, i64 l, T covariance) {
+    T sum = 0;
+    if (q.gauss_newton) {
+        const T* slope = q.slope + n * q.units;
+        const T factor = q.scale[n] * slope[i] * slope[l];
+        if (factor != T(0)) sum = factor * (q.probs ? covariance : q.gram[i * q.units + l]);
+    }
+    return i == l && q.bend ? sum + q.bend[n * q.units + i] : sum;
+}
+
+// act'_i (B_n V)[j, i], (B_n V)[j, i] = c_n p_j (V[j, i] - E_p V[., i])
 template <class T>
 HESSEXT_ANYWHERE inline T cross_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
-    const T v = q.weight[j * q.units + i];
-    if (!q.probs) return q.scale[n] * v;
+    const T slope = q.slope[n * q.units + i], v = q.weight[j * q.units + i];
+    if (slope == T(0)) return 0;
+    if (!q.probs) return slope * (q.scale[n] * v);
     const T centred = (v - q.weight[q.top[n] * q.units + i]) - q.shift[n * q.units + i];
-    return q.scale[n] * q.probs[n * q.classes + j] * centred;
+    return slope * (q.scale[n] * q.probs[n * q.classes + j] * centred);
 }
 
 // What the top classes of samples n and m add to the sums of `gram_tops`; down and across undo the lifts of n and m.

@@ -245,6 +245,8 @@ PEAKED = [  # float64 only: the forward pass alone costs 30 times the rounding
     Case(9, 3, 5, 4, activation="gelu", bias="ho", scale=80.0),
 ]
 
+OVERFLOWING = [Case(17, 4, 3, 3, loss=loss, bias="ho") for loss in ("cross_entropy", "mse")]  # see assert_silent
+
 SMALL = [
     Case(7, 5, 3),
     Case(6, 4, 3, 5),

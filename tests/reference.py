@@ -13,6 +13,7 @@ The sums with B are the Gauss-Newton part; those with r are the residual part.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -36,6 +37,20 @@ def assert_accurate(out: Tensor, truth: Tensor, plain: Tensor | None = None) -> 
     if out.dtype == torch.float32 and plain is not None:
         bar = (plain.double() - truth).norm().item()
         assert error <= bar + SLACK * norm, f"error {error / norm:.1e}, plain torch {bar / norm:.1e}"
+
+
+def assert_silent(inputs: Inputs) -> None:
+    """Asserts that a hidden unit which is never active adds nothing, even where sums of its output weights overflow."""
+    bias, V = inputs.hidden_bias.clone(), inputs.output_weight.clone()
+    bias[0] = -1000
+    hessians = []
+    for weight in (0.0, torch.finfo(inputs.dtype).max):
+        V[::2, 0], V[1::2, 0] = weight, -weight
+        hessians.append(replace(inputs, hidden_bias=bias, output_weight=V.clone()).hessian())
+    expected, H = hessians
+    assert torch.equal(H.dense(), expected.dense())
+    for col in H.layers:
+        assert torch.equal(H["hidden", col].blocks([(0, 0)]), expected["hidden", col].blocks([(0, 0)]))
 
 
 def activation(name: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, HIDDEN, LINEAR, PEAKED, Case, make_inputs
-from reference import assert_accurate, dense, matrix, plain, truth
+from cases import DTYPES, HIDDEN, LINEAR, OVERFLOWING, PEAKED, Case, make_inputs
+from reference import assert_accurate, assert_silent, dense, matrix, plain, truth
 
 from hessext import _core
 
@@ -42,6 +42,12 @@ def test_every_instruction_set(case, dtype, isa):
 def test_every_instruction_set_under_a_peaked_softmax(case, isa):
     inputs = make_inputs(case, torch.float64)
     assert_accurate(inputs.hessian().dense(), dense(truth(case, torch.float64), inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", OVERFLOWING, ids=lambda c: c.name)
+def test_inactive_unit_under_overflow(case, dtype):
+    assert_silent(make_inputs(case, dtype))
 
 
 def test_unknown_instruction_set():

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPES, PEAKED, Case, make_inputs
+from cases import DTYPES, OVERFLOWING, PEAKED, Case, make_inputs
 from gram_reference import close, sums
-from reference import TERMS, assert_accurate, dense, matrix, plain, truth
+from reference import TERMS, assert_accurate, assert_silent, dense, matrix, plain, truth
 
 from hessext import _gram, _ops
 
@@ -124,6 +124,12 @@ def test_nan_stays_nan(bits, cuda):
     pairs = torch.zeros(1, 2, dtype=torch.int64, device=cuda)
     block = _ops.blocks(pairs, False, int(_ops.Part.OUTPUT), x, False, x, False, True, 1, *curvature)[0]
     assert block[5].isnan().all() and block[:, 5].isnan().all() and block.isnan().sum() == 65
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", OVERFLOWING, ids=lambda c: c.name)
+def test_inactive_unit_under_overflow(case, dtype, cuda):
+    assert_silent(make_inputs(case, dtype).to(dtype, cuda))
 
 
 def test_same_bits(cuda):

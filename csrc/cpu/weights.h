@@ -67,7 +67,7 @@ void reserve_scratch(const Kernels<T>& kernel, const Curvature<T>& q, const Pair
     s.sums.resize(batch.count() * kernel.lanes);
 }
 
-// Hidden part: Q_n[i, l] = act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i], for at most `lanes` samples.
+// The hidden part, for at most `lanes` samples.
 template <class T>
 void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatch& batch, i64 n0, i64 count,
                  WeightScratch<T>& scratch, const WeightView<T>& view) {
@@ -78,18 +78,9 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
     for (i64 t = 0; t < batch.count(); ++t) {
         const i64 i = batch.pairs[2 * t], l = batch.pairs[2 * t + 1];
         T* to = view.data + view.offset(t);
-        for (i64 s = 0; s < count; ++s) {
-            const i64 n = n0 + s;
-            T w = 0;
-            if (q.gauss_newton) {
-                const T* slope = q.slope + n * q.units;
-                const T factor = q.scale[n] * slope[i] * slope[l];
-                const T inner = softmax ? scratch.covariance[t * kernel.lanes + s] : q.gram[i * q.units + l];
-                w = factor == T(0) ? T(0) : factor * inner;  // also where inner overflows
-            }
-            if (i == l && q.bend) w += q.bend[n * q.units + i];
-            to[n * view.stride()] = w;
-        }
+        const T* covariance = softmax ? scratch.covariance.data() + t * kernel.lanes : nullptr;
+        for (i64 s = 0; s < count; ++s)
+            to[(n0 + s) * view.stride()] = hidden_curvature(q, n0 + s, i, l, covariance ? covariance[s] : T(0));
     }
 }
 
@@ -118,10 +109,7 @@ void fill_weights(const Kernels<T>& kernel, const Assembly<T>& request, Outer ou
         else if (request.part == Part::output)
             for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = output_curvature(q, n, i, j);
         else
-            for (i64 n = n0; n < n0 + count; ++n) {
-                const T slope = q.slope[n * q.units + i];
-                to[n * stride] = slope == T(0) ? T(0) : slope * cross_curvature(q, n, i, j);
-            }
+            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = cross_curvature(q, n, i, j);
         if (view.extra) {  // residual: r_n[j] act'_n[i] x_n e_i^T
             T* extra = view.extra + view.offset(t);
             for (i64 n = n0; n < n0 + count; ++n) {

@@ -39,17 +39,6 @@ __global__ void covariances(Outline<T> outline, i64 first, i64 count, T* out) {
     out[t * samples + n] = covariance(outline.r.curvature, n, pair.first, pair.second);
 }
 
-// Q_n[i, j] of the hidden part, whose covariance is at hand: act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i]
-template <class T>
-__device__ __forceinline__ T hidden_curvature(const Curvature<T>& q, i64 n, i64 i, i64 l, T covariance) {
-    T w = 0;
-    if (q.gauss_newton) {
-        const T* slope = q.slope + n * q.units;
-        w = q.scale[n] * slope[i] * slope[l] * (q.probs ? covariance : q.gram[i * q.units + l]);
-    }
-    return i == l && q.bend ? w + q.bend[n * q.units + i] : w;
-}
-
 // Weight of an outer pair in sample n.
 template <class T>
 __device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, Pair p, T covariance) {
@@ -60,7 +49,7 @@ __device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, Pair p, T c
         return -q.scale[n] * feature(o.r.left, n, p.first) * feature(o.r.right, n, p.second);
     if (o.outer == Outer::mixed) return q.scale[n] * q.slope[n * q.units + p.first] * feature(o.r.right, n, p.second);
     if (o.r.part == Part::output) return output_curvature(q, n, p.first, p.second);
-    return q.slope[n * q.units + p.first] * cross_curvature(q, n, p.first, p.second);
+    return cross_curvature(q, n, p.first, p.second);
 }
 
 // What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both factors.
