@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._problem import Affine, Layer, Problem, Term
+from ._network import Affine, Layer
+from ._problem import Problem, Term
 
 _CHUNK_BYTES = 1 << 24  # of (samples, C) work tensors; sums of chunks are kept in float64
 
@@ -19,7 +20,7 @@ def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: 
         hidden rows: (a' (B R f V [Gauss-Newton] + r dV [residual]) + a'' R z (r V) [residual])^T x
     """
     problem.check_unchanged()
-    samples, classes = len(problem.x), problem.output[0].shape[0]
+    samples, classes = len(problem.x), problem.network.classes
     step = max(64, _CHUNK_BYTES // (classes * problem.x.element_size()))
     total: dict[str, list[Tensor]] = {}
     for start in range(0, samples, step):
@@ -34,8 +35,8 @@ def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: 
 def _chunk(
     problem: Problem, term: Term, direction: dict[str, Affine], wanted: set[str], rows: slice
 ) -> dict[str, list[Tensor]]:
-    gauss_newton, residual = term != "residual", term != "gauss_newton" and problem.hidden is not None
-    x, features, weight = problem.x[rows], problem.features[rows], problem.output[0]
+    gauss_newton, residual = term != "residual", term != "gauss_newton" and problem.network.hidden is not None
+    x, features, weight = problem.x[rows], problem.features[rows], problem.network.output[0]
     Rz, Ra = None, None
     if "hidden" in direction:
         Rz = _apply(x, direction["hidden"])
