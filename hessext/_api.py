@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from . import _activations, _checks, _losses, _models
 from ._activations import Activation
+from ._batches import Batches
 from ._hessian import Hessian
-from ._losses import Loss, LossLike
-from ._problem import Affine, Problem
+from ._losses import LossLike
+from ._network import Affine, Network
+from ._problem import checked
 
 _COPIED = 64 << 20  # bytes of the largest weight that is copied
+KEPT = 1 << 30  # bytes of batches that are kept for norms
 
 
 def linear(
-    weight: Tensor, x: Tensor, y: Tensor | None = None, *, bias: Tensor | None = None, loss: LossLike = "cross_entropy"
+    weight: Tensor,
+    x: Tensor | Iterable[Any],
+    y: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    loss: LossLike = "cross_entropy",
+    memory: int = KEPT,
 ) -> Hessian:
     """Hessian of a linear model f = W x + b: equations (3), (5). One layer, "output", C blocks of d (+1 with a bias).
 
@@ -23,30 +35,36 @@ def linear(
         weight: W (C, d), float32 or float64. It and the bias are copied; a weight above 64 MiB, x and y are not and
             must not be changed in place.
         x: inputs (N, d), of weight's dtype and device; or (N, T, d), as language models have them, with targets (N, T)
-            or (N, T, C): every position is a sample, as in torch's loss of flattened logits and targets.
+            or (N, T, C): every position is a sample, as in torch's loss of flattened logits and targets. Or batches
+            (x, y), a DataLoader or another iterable, which is read anew for every result: blocks, dense, products and
+            diagonals are summed over it, a mean divided by the total of all batches (of class weights, of labels that
+            are not ignored). Batches are moved to weight's device and dtype.
         y: labels (N,) int64, or class probabilities or regression targets (N, C); None where H does not depend on it.
             Of binary cross-entropy: targets (N,) or (N, 1), or labels 0 and 1 (N,), int64 or bool.
         bias: b (C,).
         loss: "cross_entropy" (mean over samples), "binary_cross_entropy" (of the logit's sigmoid, mean over samples;
             C = 1), "mse" (mean over samples of ||f - y||^2, no 1/2), or an nn.CrossEntropyLoss, nn.BCEWithLogitsLoss
             (C = 1) or nn.MSELoss with its own options, whose weights are copied.
+        memory: bytes that all samples of batches may take where a result is no sum over them: norms, ratio, row_norms.
 
     Raises:
         ValueError: a shape, device or value; TypeError: not a tensor, or its dtype. The argument is named.
+            Errors in later batches come with the results that read them.
     """
-    return linear_model(weight, bias, x, y, loss)
+    return linear_model(weight, bias, x, y, loss, memory=memory)
 
 
 def one_hidden(
     hidden_weight: Tensor,
     output_weight: Tensor,
-    x: Tensor,
-    y: Tensor,
+    x: Tensor | Iterable[Any],
+    y: Tensor | None = None,
     *,
     hidden_bias: Tensor | None = None,
     output_bias: Tensor | None = None,
     activation: str | nn.Module = "relu",
     loss: LossLike = "cross_entropy",
+    memory: int = KEPT,
 ) -> Hessian:
     """Hessian of a network f = V act(W x + b) + c: equations (1), (8), (9), (11), (14), (15), (18).
 
@@ -56,22 +74,30 @@ def one_hidden(
         hidden_weight: W (m, d), float32 or float64. Parameters are copied; weights above 64 MiB, x and y are not and
             must not be changed in place.
         output_weight: V (C, m).
-        x: inputs (N, d) or (N, T, d).
-        y: targets as in `linear`; they are needed.
+        x: inputs (N, d) or (N, T, d), or batches as in `linear`.
+        y: targets as in `linear`; they are needed, but for batches.
         hidden_bias: b (m,).
         output_bias: c (C,).
         activation: "relu", "leaky_relu", "identity", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", or
             torch's module of it. Derivatives at kinks are torch's: relu'(0) = 0.
         loss: as in `linear`.
+        memory: as in `linear`.
 
     Raises:
         ValueError: a shape, device, value or name; TypeError: not a tensor, or its dtype. The argument is named.
     """
-    activation = _activations.resolve(activation)
-    return _one_hidden((hidden_weight, hidden_bias), (output_weight, output_bias), x, y, activation, loss)
+    hidden, output = (hidden_weight, hidden_bias), (output_weight, output_bias)
+    return _one_hidden(hidden, output, x, y, _activations.resolve(activation), loss, memory=memory)
 
 
-def hessian(model: nn.Module, x: Tensor, y: Tensor | None, loss: LossLike = "cross_entropy") -> Hessian:
+def hessian(
+    model: nn.Module,
+    x: Tensor | Iterable[Any],
+    y: Tensor | None = None,
+    loss: LossLike = "cross_entropy",
+    *,
+    memory: int = KEPT,
+) -> Hessian:
     """Hessian of a module whose forward is nn.Linear, or nn.Linear, activation, nn.Linear, however it is written.
 
     forward is followed with torch.fx: modules may be nested; torch's functions count as activations (F.relu); changes
@@ -81,19 +107,20 @@ def hessian(model: nn.Module, x: Tensor, y: Tensor | None, loss: LossLike = "cro
     Args:
         model: the module; it is read once, later training does not change the result (above 64 MiB: is an error).
         x: what the module takes, of its dtype and device; its first linear layer then sees (N, d) or (N, T, d).
+            Or batches (x, y) of it, as in `linear`.
         y: targets as in `linear`.
         loss: as in `linear`.
+        memory: as in `linear`.
 
     Raises:
         TypeError: the part of the module that is not supported; dropout in training mode; tied parameters; hooks.
         ValueError: as `linear` and `one_hidden`.
     """
     form, names = _models.read(model)
-    x = form.features(x)
     layers = [(layer.weight, layer.bias) for layer in form.affine.values()]
     if form.activation is None:
-        return linear_model(*layers[0], x, y, loss, names)
-    return _one_hidden(*layers, x, y, form.activation, loss, names)
+        return linear_model(*layers[0], x, y, loss, names, memory=memory, features=form.before)
+    return _one_hidden(*layers, x, y, form.activation, loss, names, memory=memory, features=form.before)
 
 
 def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
@@ -111,43 +138,50 @@ def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
 
 
 def linear_model(
-    weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor | None, loss: LossLike, names: dict | None = None
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor | Iterable[Any],
+    y: Tensor | None,
+    loss: LossLike,
+    names: dict | None = None,
+    **data: Any,
 ) -> Hessian:
-    """Return the Hessian of a linear model whose layer has a name of its own."""
+    """Return the Hessian of a linear model whose layer has a name of its own; data as of `_hessian`."""
     weight = _checks.matrix("weight", weight)
     bias = None if bias is None else _checks.vector("bias", bias, size=weight.shape[0], like=weight)
-    x, y, loss = _data(x, y, loss, weight, weight.shape[0])
-    return Hessian(Problem(x, y, loss, _copied(weight, bias), names=names))
+    return _hessian(Network(_copied(weight, bias), names=names), x, y, loss, **data)
 
 
 def _one_hidden(
     hidden: Affine,
     output: Affine,
-    x: Tensor,
-    y: Tensor,
+    x: Tensor | Iterable[Any],
+    y: Tensor | None,
     activation: Activation,
     loss: LossLike,
     names: dict | None = None,
+    **data: Any,
 ) -> Hessian:
     W = _checks.matrix("hidden_weight", hidden[0])
     V = _checks.matrix("output_weight", output[0], cols=W.shape[0], like=W)
     b = None if hidden[1] is None else _checks.vector("hidden_bias", hidden[1], size=W.shape[0], like=W)
     c = None if output[1] is None else _checks.vector("output_bias", output[1], size=V.shape[0], like=W)
-    x, y, loss = _data(x, y, loss, W, V.shape[0])
-    if y is None:
-        raise ValueError("y: the cross-layer blocks depend on the targets; got None")
-    return Hessian(Problem(x, y, loss, _copied(V, c), _copied(W, b), activation, names))
+    return _hessian(Network(_copied(V, c), _copied(W, b), activation, names), x, y, loss, **data)
 
 
-def _data(x: Tensor, y: Tensor | None, loss: LossLike, weight: Tensor, classes: int) -> tuple[Tensor, Tensor, Loss]:
-    x = _checks.samples("x", x, weight.shape[1], weight)
+def _hessian(
+    network: Network,
+    x: Tensor | Iterable[Any],
+    y: Tensor | None,
+    loss: LossLike,
+    memory: int = KEPT,
+    features: Callable[[Tensor], Tensor] | None = None,
+) -> Hessian:
+    """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; `features` of x are the inputs."""
     loss = _losses.resolve(loss)
-    y = _checks.targets(y, x.shape[:-1], classes, loss, x)
-    if x.ndim > 2:  # every position is a sample
-        last = x.ndim - 2
-        if loss.kind == "binary_cross_entropy":
-            loss = loss.flattened((*x.shape[:-1], 1) if y is None else y.shape, last)
-        x, y = x.flatten(0, last), None if y is None else y.flatten(0, last)
-    if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
-        x = x.contiguous()
-    return x, None if y is None else y.contiguous(), loss
+    if not isinstance(x, Iterable) or isinstance(x, Tensor | str | dict) or type(x).__module__ == "numpy":
+        return Hessian(checked(network, loss, x if features is None else features(x), y))
+    if y is not None:
+        got = type(x).__name__
+        raise TypeError(f"x: expected a torch.Tensor; got {got} (of batches (x, y)? they come without a y beside them)")
+    return Hessian(Batches(network, loss, x, _checks.count("memory", memory), *([features] if features else [])))

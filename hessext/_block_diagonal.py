@@ -36,7 +36,7 @@ def solve(B: BlockMatrix, v: Tensor, damping: float) -> Tensor:
 
 def eigh(B: BlockMatrix) -> torch.return_types.linalg_eigh:
     """Eigenvalues (K, s) in ascending order and eigenvectors (K, s, s), in columns, of all diagonal blocks."""
-    (K, _), (s, _), like = B.grid, B.block_shape, B._problem.x
+    (K, _), (s, _), like = B.grid, B.block_shape, B._data.network.like
     memory(K * s * (s + 1) * like.element_size(), f"eigenvectors of {K} blocks", B.device)
     values, vectors = like.new_empty(K, s), like.new_empty(K, s, s)
     for rows, blocks in _pieces(B):
@@ -46,7 +46,7 @@ def eigh(B: BlockMatrix) -> torch.return_types.linalg_eigh:
 
 def _pieces(B: BlockMatrix) -> Iterator[tuple[slice, Tensor]]:
     """Some block rows and their diagonal blocks (k, s, s), which may be changed; where all are equal, one for all."""
-    K, size = B.grid[0], B.block_shape[0] ** 2 * B._problem.x.element_size()
+    K, size = B.grid[0], B.block_shape[0] ** 2 * B.dtype.itemsize
     step = max(1, _PIECE // size)
     memory(3 * size * min(step, K), "diagonal blocks and their factors", B.device)
     if B._replicated:

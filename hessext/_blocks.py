@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from . import _block_diagonal, _checks, _ops, _scipy
+from ._network import Layer
 from ._norms import BlockRatio, RowNorms, block_norms, block_ratio, diagonal_entries, row_norms
-from ._problem import Layer, Problem, Term
+from ._problem import Data, Problem, Term
 from ._product import columns, from_affine, product, to_affine
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ class BlockMatrix:
     Nothing is computed before it is asked for; results have the inputs' dtype and device.
     """
 
-    def __init__(self, problem: Problem, term: Term, row: Layer, col: Layer) -> None:
-        self._problem, self._term, self._row, self._col = problem, term, row, col
+    def __init__(self, data: Data, term: Term, row: Layer, col: Layer) -> None:
+        self._data, self._term, self._row, self._col = data, term, row, col
         # The core has hidden rows and output columns; the other way round is its transpose.
         self._swapped = row.kind == "output" and col.kind == "hidden"
 
@@ -59,33 +60,38 @@ class BlockMatrix:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the results."""
-        return self._problem.x.dtype
+        return self._data.network.like.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the results."""
-        return self._problem.x.device
+        return self._data.network.like.device
 
     @property
     def T(self) -> BlockMatrix:
         """The transpose: the part of H between the same layers in the other order."""
-        return BlockMatrix(self._problem, self._term, self._col, self._row)
+        return BlockMatrix(self._data, self._term, self._col, self._row)
 
     def __repr__(self) -> str:
         """Layers, grid, block shape, bytes when dense."""
-        size = self.shape[0] * self.shape[1] * self._problem.x.element_size()
+        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
         grid, block = "x".join(map(str, self.grid)), "x".join(map(str, self.block_shape))
         return f"BlockMatrix({' x '.join(self.layers)}: {grid} blocks of {block}, {self.dtype}, dense {size:,} bytes)"
 
     # ----------------------------------------------------------------------------------------------------- blocks
 
-    def _arguments(self) -> tuple:
+    @property
+    def _problem(self) -> Problem:
+        """All of the data in memory."""
+        return self._data.in_memory()
+
+    def _arguments(self, problem: Problem | None = None) -> tuple:
         row, col = (self._col, self._row) if self._swapped else (self._row, self._col)
-        return self._problem.arguments(row, col, self._term)
+        return (problem or self._problem).arguments(row, col, self._term)
 
     @property
     def _replicated(self) -> bool:
-        return self._problem.replicated(self._row, self._col)
+        return self._data.replicated(self._row, self._col)
 
     def block(self, i: int, j: int) -> Tensor:
         """Block (i, j), shaped `block_shape`. Raises IndexError outside the grid."""
@@ -102,24 +108,30 @@ class BlockMatrix:
 
     def _blocks(self, pairs: Tensor) -> Tensor:
         entries = len(pairs) * self._row.size * self._col.size
-        _checks.memory(entries * self._problem.x.element_size(), f"{len(pairs)} blocks", self.device)
-        if self._replicated:
-            block = _ops.blocks(pairs.new_zeros(1, 2), False, *self._arguments())
-            return block * (pairs[:, 0] == pairs[:, 1])[:, None, None]
-        pairs = pairs.flip(1) if self._swapped else pairs
-        return _ops.blocks(pairs.contiguous(), self._swapped, *self._arguments())
+        _checks.memory(self._data.results * entries * self.dtype.itemsize, f"{len(pairs)} blocks", self.device)
+        given = pairs.new_zeros(1, 2) if self._replicated else (pairs.flip(1) if self._swapped else pairs).contiguous()
+
+        def blocks(problem: Problem, _: Tensor | None) -> Tensor:
+            return _ops.blocks(given, self._swapped, *self._arguments(problem))
+
+        result = self._data.sum(blocks)
+        return result * (pairs[:, 0] == pairs[:, 1])[:, None, None] if self._replicated else result
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """The whole matrix, shaped `shape`, into `out` if given. Raises MemoryError before anything is allocated."""
-        out = _checks.out(out, self.shape, self._problem.x)
-        if self._replicated:
-            out.zero_()
+        like = self._data.network.like
         row, col = (self._col, self._row) if self._swapped else (self._row, self._col)
         axes = [n for layer in (row, col) for n in (0, layer.size, layer.cols, layer.size)]
-        arguments = self._arguments()
         direct, mirror = not self._swapped, self._swapped or self.symmetric
-        _ops.dense_(out, self.shape[1], axes, direct, mirror, *arguments)
-        return out
+
+        def dense(problem: Problem, out: Tensor | None) -> Tensor:
+            out = _checks.out(out, self.shape, like)
+            if self._replicated:
+                out.zero_()
+            _ops.dense_(out, self.shape[1], axes, direct, mirror, *self._arguments(problem))
+            return out
+
+        return self._data.sum(dense, _checks.out(out, self.shape, like, self._data.results))
 
     # ------------------------------------------------------------------------------------------ norms and sums
 
@@ -151,7 +163,7 @@ class BlockMatrix:
     def diagonal(self) -> Tensor:
         """The diagonal (shape[0],). Raises ValueError for a part between different layers."""
         self._within("diagonal")
-        return diagonal_entries(self)
+        return self._data.sum(lambda problem, _: diagonal_entries(self._of(problem)))
 
     def trace(self) -> Tensor:
         """The trace, a scalar tensor. Raises ValueError for a part between different layers."""
@@ -160,14 +172,14 @@ class BlockMatrix:
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Exact product with a vector (shape[1],) or a matrix (shape[1], k)."""
-        v = _checks.multiplied("v", v, self.shape[1], self._problem.x)
+        v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
 
-        def apply(c: Tensor) -> Tensor:
+        def apply(problem: Problem, c: Tensor) -> Tensor:
             direction = {self._col.kind: to_affine(self._col, c)}
-            result = product(self._problem, self._term, direction, {self._row.kind})
+            result = product(problem, self._term, direction, {self._row.kind})
             return from_affine(self._row, result[self._row.kind])
 
-        return columns(apply, v, self.shape[0], self.dtype)
+        return self._data.sum(lambda problem, _: columns(lambda c: apply(problem, c), v, self.shape[0], self.dtype))
 
     def to_scipy(self) -> LinearOperator:
         """A scipy.sparse.linalg.LinearOperator, for eigsh, svds, ...: products `B @ v` and `B.T @ v`, of B's dtype."""
@@ -183,7 +195,7 @@ class BlockMatrix:
         MemoryError.
         """
         self._within("solve_block_diagonal")
-        v = _checks.multiplied("v", v, self.shape[0], self._problem.x)
+        v = _checks.multiplied("v", v, self.shape[0], self._data.network.like)
         return _block_diagonal.solve(self, v, _checks.real("damping", damping, 0))
 
     def eigh_blocks(self) -> torch.return_types.linalg_eigh:
@@ -193,6 +205,10 @@ class BlockMatrix:
         """
         self._within("eigh_blocks")
         return _block_diagonal.eigh(self)
+
+    def _of(self, problem: Problem) -> BlockMatrix:
+        """The same part for some of the data."""
+        return BlockMatrix(problem, self._term, self._row, self._col)
 
     def _within(self, method: str) -> None:
         if not self.symmetric:

@@ -90,11 +90,17 @@ def single_logit(C: int) -> None:
         raise ValueError(f"loss: binary cross-entropy is supported for one logit, C = 1; got a model with C = {C}")
 
 
-def out(t: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return t, to write to: contiguous, of this shape, like's dtype and device. For None, a new tensor."""
+def out(t: Tensor | None, shape: tuple[int, ...], like: Tensor, copies: int = 1) -> Tensor:
+    """Return t, to write to: contiguous, of this shape, like's dtype and device. For None, a new tensor.
+
+    `copies` of it, t among them, must fit into memory.
+    """
+    size = math.prod(shape) * like.element_size()
     if t is None:
-        memory(math.prod(shape) * like.element_size(), f"a {_text(shape)} result", like.device)
+        what = f"a {_text(shape)} result" + (" and that of a part of the data" if copies > 1 else "")
+        memory(copies * size, what, like.device)
         return like.new_empty(shape)
+    memory((copies - 1) * size, f"a {_text(shape)} result of a part of the data", like.device)
     _tensor("out", t)
     if t.dtype != like.dtype:
         raise TypeError(f"out: expected {like.dtype}; got {t.dtype}")

@@ -87,7 +87,7 @@ class _OtherClasses:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._features, (self._weight, self._bias) = problem.features, problem.output
+        self._features, (self._weight, self._bias) = problem.features, problem.network.output
         N, C = len(self._features), len(self._weight)
         x = problem.x
         self._tile = max(1, min(C, _TILE // (N * x.element_size())))
@@ -133,7 +133,7 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
     scale_unit = _unit(problem.scale)
     scale = problem.scale / scale_unit
     pairs = SamplePairs(len(scale), 8 + 4 * scale.element_size(), B.device)
-    kept = min(_KEPT, problem.classes * len(scale) * scale.element_size())
+    kept = min(_KEPT, problem.network.classes * len(scale) * scale.element_size())
     _checks.memory(pairs.bytes + kept + _TILE, "the ratio in the Gram form", B.device)
     P = _OtherClasses(problem)
     diagonal = off_diagonal = 0.0
@@ -186,8 +186,8 @@ class PairSquares:
     def __init__(self, B: BlockMatrix, blocks: Callable[[Tensor], Tensor]) -> None:
         problem = B._problem
         row, col = (B._col, B._row) if B._swapped else (B._row, B._col)
-        self._swapped, self._classes, self._blocks = B._swapped, problem.classes, blocks
-        self._part = problem.part(row, col)
+        self._swapped, self._classes, self._blocks = B._swapped, problem.network.classes, blocks
+        self._part = problem.network.part(row, col)
         self._curvature = problem.curvature_of(self._part, B._term)
         self._psi = problem.features_of(col)
         self._left = _FeatureProducts(problem.features_of(row), row.ones, torch.float64)

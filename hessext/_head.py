@@ -14,7 +14,7 @@ from ._hessian import Hessian
 from ._losses import LossLike
 from ._memory import memory
 from ._models import check_forward
-from ._problem import version
+from ._network import version
 
 Forward = Callable[[nn.Module, Any], Tensor | None]
 

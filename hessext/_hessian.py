@@ -10,8 +10,9 @@ from torch import Tensor
 
 from . import _checks, _ops, _scipy
 from ._blocks import BlockMatrix
-from ._problem import Layer, Problem, Term
-from ._product import Affine, columns, product
+from ._network import Affine, Layer
+from ._problem import Data, Problem, Term
+from ._product import columns, product
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -25,28 +26,28 @@ class Hessian:
     hidden bias, output weight, output bias. H = Gauss-Newton + residual; `term` says which of them this object is.
     """
 
-    def __init__(self, problem: Problem, term: Term = "full") -> None:
-        self._problem, self.term = problem, term
+    def __init__(self, data: Data, term: Term = "full") -> None:
+        self._data, self.term = data, term
 
     # ------------------------------------------------------------------------------------------------------ parts
 
     @property
     def layers(self) -> tuple[str, ...]:
         """("hidden", "output"), ("output",), or the parameter names of the model given to `hessian`."""
-        p = self._problem
-        return tuple(p.affine if p.names is None else p.parameters)
+        network = self._data.network
+        return tuple(network.affine if network.names is None else network.parameters)
 
     def __getitem__(self, key: str | tuple[str, str]) -> BlockMatrix:
         """One layer or parameter, or the part of H between two. Raises KeyError with the names there are."""
         names = key if isinstance(key, tuple | list) else (key, key)
         if len(names) != 2:
             raise KeyError(f"expected one layer name or two; got {key!r}")
-        return BlockMatrix(self._problem, self.term, *(self._layer(name) for name in names))
+        return BlockMatrix(self._data, self.term, *(self._layer(name) for name in names))
 
     __iter__ = None  # __getitem__ takes names: there is nothing to iterate over
 
     def _layer(self, name: str) -> Layer:
-        layers = self._problem.layers
+        layers = self._data.network.layers
         if not isinstance(name, str) or name not in layers:
             raise KeyError(f"expected one of {', '.join(map(repr, layers))}; got {name!r}")
         return layers[name]
@@ -54,7 +55,7 @@ class Hessian:
     def _restricted(self, term: Term) -> Hessian:
         if self.term not in ("full", term):
             raise ValueError(f"expected the full Hessian; this is its {self.term} term already")
-        return Hessian(self._problem, term)
+        return Hessian(self._data, term)
 
     def gauss_newton(self) -> Hessian:
         """The generalized Gauss-Newton term: sum_n J_n^T (d2 l_n / df2) J_n, J_n = d f_n / d parameters."""
@@ -72,23 +73,24 @@ class Hessian:
     @property
     def shape(self) -> tuple[int, int]:
         """(parameters, parameters)."""
-        return (self._problem.numel,) * 2
+        return (self._data.network.numel,) * 2
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the results."""
-        return self._problem.x.dtype
+        return self._data.network.like.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the results."""
-        return self._problem.x.device
+        return self._data.network.like.device
 
     def __repr__(self) -> str:
         """Layers, size, bytes when dense."""
-        n = self._problem.numel
-        layers = ", ".join(f"{k} {tuple(t.shape)}" for k, t in self._problem.parameters.items())
-        size = n * n * self._problem.x.element_size()
+        network = self._data.network
+        n = network.numel
+        layers = ", ".join(f"{k} {tuple(t.shape)}" for k, t in network.parameters.items())
+        size = n * n * self.dtype.itemsize
         return f"Hessian({layers}; {self.term}, {n:,} parameters, {self.dtype}, dense {size:,} bytes)"
 
     def to(self, *args: Any, **kwargs: Any) -> Hessian:
@@ -97,14 +99,12 @@ class Hessian:
         Raises TypeError for a dtype other than float32 and float64, ValueError for a device that is neither a CPU nor
         a GPU or for values beyond the range of float32, MemoryError.
         """
-        p = self._problem
         wanted = torch.empty(1, dtype=self.dtype, device=self.device).to(*args, **kwargs)
         _checks.vector("to", wanted)
         if (wanted.dtype, wanted.device) == (self.dtype, self.device):
             return self
-        numbers = p.x.numel() + p.numel + (0 if p.y is None else p.y.numel())
-        _checks.memory(numbers * wanted.element_size(), "a copy of parameters and data", wanted.device)
-        return Hessian(p.to(wanted.device, wanted.dtype), self.term)
+        _checks.memory(self._data.numel * wanted.element_size(), "a copy of parameters and data", wanted.device)
+        return Hessian(self._data.to(wanted.device, wanted.dtype), self.term)
 
     # --------------------------------------------------------------------------------------------------- matrices
 
@@ -113,24 +113,33 @@ class Hessian:
 
         Raises MemoryError before anything is allocated.
         """
-        p = self._problem
-        out = _checks.out(out, self.shape, p.x)
-        layers = sorted(p.whole, key=lambda layer: layer.kind)  # the core has hidden rows
-        for row, col in combinations_with_replacement(layers, 2):
-            if p.replicated(row, col):
-                own = slice(row.start, row.start + row.blocks * row.size)
-                out[own, own].zero_()
-            axes = [n for layer in (row, col) for n in (layer.start, layer.cols, layer.start_bias, 1)]
-            _ops.dense_(out, p.numel, axes, True, True, *p.arguments(row, col, self.term))
-        return out
+        network = self._data.network
+        layers = sorted(network.whole, key=lambda layer: layer.kind)  # the core has hidden rows
+
+        def dense(problem: Problem, out: Tensor | None) -> Tensor:
+            out = _checks.out(out, self.shape, network.like)
+            for row, col in combinations_with_replacement(layers, 2):
+                if problem.replicated(row, col):
+                    own = slice(row.start, row.start + row.blocks * row.size)
+                    out[own, own].zero_()
+                axes = [n for layer in (row, col) for n in (layer.start, layer.cols, layer.start_bias, 1)]
+                _ops.dense_(out, network.numel, axes, True, True, *problem.arguments(row, col, self.term))
+            return out
+
+        return self._data.sum(dense, _checks.out(out, self.shape, network.like, self._data.results))
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Exact Hessian-vector product with (parameters,) or (parameters, k), at the cost of a few forward passes."""
-        v = _checks.multiplied("v", v, self.shape[1], self._problem.x)
-        return columns(self._apply, v, self.shape[0], self.dtype)
+        network = self._data.network
+        v = _checks.multiplied("v", v, self.shape[1], network.like)
 
-    def _apply(self, v: Tensor) -> Tensor:
-        affine = self._problem.affine
+        def apply(problem: Problem, _: Tensor | None) -> Tensor:
+            return columns(lambda c: self._apply(problem, c), v, self.shape[0], self.dtype)
+
+        return self._data.sum(apply)
+
+    def _apply(self, problem: Problem, v: Tensor) -> Tensor:
+        affine = problem.network.affine
         direction: dict[str, Affine] = {}
         at = 0
         for kind, (weight, bias) in affine.items():
@@ -139,7 +148,7 @@ class Hessian:
             db = None if bias is None else v[at : at + len(bias)]
             at += 0 if bias is None else len(bias)
             direction[kind] = dW, db
-        result = product(self._problem, self.term, direction, set(affine))
+        result = product(problem, self.term, direction, set(affine))
         parts = [part.reshape(-1) for k, (_, bias) in affine.items() for part in result[k][: 1 if bias is None else 2]]
         return torch.cat(parts)
 
@@ -154,11 +163,11 @@ class Hessian:
         for layer in layers:
             starts.append(starts[-1] + layer.blocks)
         size = starts[-1]
-        _checks.memory(size * size * self._problem.x.element_size(), f"norms of {size} x {size} blocks", self.device)
-        result = self._problem.x.new_empty(size, size)
+        _checks.memory(size * size * self.dtype.itemsize, f"norms of {size} x {size} blocks", self.device)
+        result = self._data.network.like.new_empty(size, size)
         for r, row in enumerate(layers):
             for c, col in enumerate(layers[r:], r):
-                part = BlockMatrix(self._problem, self.term, row, col).norms()
+                part = BlockMatrix(self._data, self.term, row, col).norms()
                 result[starts[r] : starts[r + 1], starts[c] : starts[c + 1]] = part
                 if c > r:
                     result[starts[c] : starts[c + 1], starts[r] : starts[r + 1]] = part.T

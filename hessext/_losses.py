@@ -81,12 +81,18 @@ class CrossEntropy:
 
         return OutputCurvature(scale, residual, probs, top, rest)
 
+    def divisor(self, y: Tensor | None, like: Tensor) -> Tensor | int:
+        """What the sum over samples is divided by: N, the sum of the labels' weights, or 1; arguments as of `scale`."""
+        if self.reduction == "sum":
+            return 1
+        return len(like) if y is None or y.is_floating_point() else self.kept(y, like)[1].sum()
+
     def scale(self, y: Tensor | None, like: Tensor) -> Tensor:
         """c_n (N,), the total of the targets t_n, for checked y; `like` (N, C) has the logits' sizes, dtype."""
         return self._uniform(like) if y is None or self._is_plain(y) else self._weighted(y, like)
 
     def _uniform(self, like: Tensor) -> Tensor:
-        return like.new_full((len(like),), 1 / len(like) if self.reduction == "mean" else 1.0)
+        return like.new_full((len(like),), 1 / self.divisor(None, like))
 
     def _weighted(self, y: Tensor, like: Tensor) -> Tensor:
         if y.is_floating_point():
@@ -109,7 +115,7 @@ class CrossEntropy:
     def _label_shares(self, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """t_n = hit_n e_y + spread_n w, both (N,)."""
         _, weights = self.kept(y, like)
-        total = weights.sum() if self.reduction == "mean" else 1
+        total = self.divisor(y, like)
         if not self.label_smoothing:
             return weights / total, None
         spread = (y != self.ignore_index).to(like.dtype) * (self.label_smoothing / like.shape[1] / total)
@@ -117,7 +123,7 @@ class CrossEntropy:
 
     def _shares(self, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """t_n = y_n hit + spread, both (C,)."""
-        classes = self._class_weights(like) / (len(y) if self.reduction == "mean" else 1)
+        classes = self._class_weights(like) / self.divisor(y, like)
         return classes * (1 - self.label_smoothing), classes * (self.label_smoothing / len(classes))
 
     def _class_weights(self, like: Tensor) -> Tensor:
@@ -174,10 +180,14 @@ class BinaryCrossEntropy:
             logits.view(y.shape), y.to(logits.dtype), weight, reduction=self.reduction, pos_weight=pos_weight
         )
 
+    def divisor(self, y: Tensor | None, like: Tensor) -> int:
+        """What the sum over samples is divided by: N or 1."""
+        return 1 if self.reduction == "sum" else len(like)
+
     def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
         """Curvature and residual at logits (N, 1) for checked targets y."""
         p, rest = logits.sigmoid(), logits.neg().sigmoid()
-        weight = _column(self.weight, logits) / (len(logits) if self.reduction == "mean" else 1)
+        weight = _column(self.weight, logits) / self.divisor(y, logits)
 
         def shares() -> tuple[Tensor, Tensor]:
             """t_n and u_n."""
@@ -217,11 +227,11 @@ class SquaredError:
         """Return the scalar loss, differentiable, in the dtype of the logits (N, C)."""
         if not y.is_floating_point():
             y = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
-        return (logits - y.to(logits.dtype)).square().sum() * self._factor(logits)
+        return (logits - y.to(logits.dtype)).square().sum() / self.divisor(y, logits)
 
     def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
         """Curvature and residual at logits (N, C) for checked targets y."""
-        factor = 2 * self._factor(logits)
+        factor = 2 / self.divisor(y, logits)
 
         def residual() -> Tensor:
             if y is None:
@@ -233,8 +243,9 @@ class SquaredError:
         scale = logits.new_full((len(logits),), factor)
         return OutputCurvature(scale, residual)
 
-    def _factor(self, logits: Tensor) -> float:
-        return {"samples": 1 / len(logits), "mean": 1 / logits.numel(), "sum": 1.0}[self.reduction]
+    def divisor(self, y: Tensor | None, like: Tensor) -> int:
+        """What the sum over samples is divided by: N, N C or 1; `like` is shaped as the logits."""
+        return {"samples": len(like), "mean": like.numel(), "sum": 1}[self.reduction]
 
 
 Loss = CrossEntropy | BinaryCrossEntropy | SquaredError

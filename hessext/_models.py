@@ -23,22 +23,29 @@ _SHAPES = {  # steps that may come before the first linear layer
 
 
 @dataclass
+class Reshape:
+    """The steps of a forward pass before its first linear layer, which change shapes alone."""
+
+    steps: fx.Interpreter
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what the first layer is given. Raises ValueError where x has a shape that the steps do not take."""
+        if not isinstance(x, Tensor):
+            return x
+        try:
+            return self.steps.run(x)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            cause, shape = str(error).split("\n")[0], tuple(x.shape)
+            raise ValueError(f"x: expected a shape that the model takes; got {shape}: {cause}") from None
+
+
+@dataclass
 class Form:
     """f(x) = second(act(first(g(x)))), or first(g(x)), where g has no parameters and changes shapes."""
 
     affine: dict[str, nn.Linear] = field(default_factory=dict)  # name in the model -> layer, as they are applied
     activation: Activation | None = None
-    before: fx.Interpreter | None = None  # g, None for g(x) = x
-
-    def features(self, x: Tensor) -> Tensor:
-        """Return g(x). Raises ValueError where x has a shape that g does not take."""
-        if self.before is None or not isinstance(x, Tensor):
-            return x
-        try:
-            return self.before.run(x)
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            cause, shape = str(error).split("\n")[0], tuple(x.shape)
-            raise ValueError(f"x: expected a shape that the model takes; got {shape}: {cause}") from None
+    before: Reshape | None = None  # g, None for g(x) = x
 
 
 def read(model: nn.Module) -> tuple[Form, dict[str, str]]:
@@ -129,7 +136,7 @@ def _follow(model: nn.Module) -> Form:
     if first is None:
         raise _unsupported(f"{type(model).__name__}, which calls no nn.Linear")
     last = steps[first].all_input_nodes[0]
-    form = Form(before=None if last is inputs[0] else _interpreter(model, steps[:first], inputs[0], last))
+    form = Form(before=None if last is inputs[0] else _reshape(model, steps[:first], inputs[0], last))
     for node in steps[first:]:
         if node.all_input_nodes != [last]:
             raise _unsupported(f"{_text(node, modules)} of something other than the step before it")
@@ -164,13 +171,13 @@ def _take(form: Form, node: fx.Node, modules: dict[str, nn.Module]) -> None:
         form.activation = activation
 
 
-def _interpreter(model: nn.Module, steps: list[fx.Node], x: fx.Node, result: fx.Node) -> fx.Interpreter:
+def _reshape(model: nn.Module, steps: list[fx.Node], x: fx.Node, result: fx.Node) -> Reshape:
     """What computes `result` from the input x."""
     graph, copies = fx.Graph(), {}
     for node in (x, *steps):
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[result])
-    return fx.Interpreter(model, graph=graph)
+    return Reshape(fx.Interpreter(model, graph=graph))
 
 
 def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> object:

@@ -56,7 +56,7 @@ def block_norms(B: BlockMatrix, pairs: Tensor | None) -> Tensor:
     if pairs is not None:
         return _squares_of(B, len(pairs))(pairs).sqrt_().to(B.dtype)
     rows, cols = B.grid
-    _checks.memory(rows * cols * (B._problem.x.element_size() + 8), f"norms of {rows} x {cols} blocks", B.device)
+    _checks.memory(rows * cols * (B.dtype.itemsize + 8), f"norms of {rows} x {cols} blocks", B.device)
     result = torch.zeros(rows, cols, dtype=B.dtype, device=B.device)
     if B._replicated:
         norm = torch.tensor(_first_square(B) ** 0.5, dtype=torch.float64, device="cpu")
@@ -221,7 +221,7 @@ def _grid_pairs(rows: int, cols: int, upper: bool, device: torch.device) -> Iter
 def diagonal_entries(B: BlockMatrix) -> Tensor:
     """Diagonal of one layer's matrix: sum_n Q_n[i, i] phi_n[a]^2, block by block."""
     problem, count = B._problem, B.grid[0]
-    part, features = problem.part(B._row, B._col), problem.features_of(B._row)
+    part, features = problem.network.part(B._row, B._col), problem.features_of(B._row)
     curvature = problem.curvature_of(part, B._term)
     samples = len(features)
     if part == Part.OUTPUT and not curvature.gauss_newton:
@@ -230,7 +230,7 @@ def diagonal_entries(B: BlockMatrix) -> Tensor:
     step = max(1, _ENTRIES // samples)
     for i in range(0, count, step):
         pairs = torch.arange(i, min(count, i + step), device=B.device)[:, None].expand(-1, 2).contiguous()
-        Q = _ops.curvature_entries(int(part), pairs, problem.classes, *curvature)
+        Q = _ops.curvature_entries(int(part), pairs, problem.network.classes, *curvature)
         total = torch.zeros(len(Q), B._row.size, dtype=torch.float64, device=B.device)
         for n in range(0, samples, _SAMPLES):
             rows = slice(n, n + _SAMPLES)

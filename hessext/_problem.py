@@ -1,182 +1,117 @@
-"""A model, its data and its loss: the forward pass, done once, and what each part of the Hessian is made of."""
+"""A network, its data and its loss: the forward pass, done once, and what each part of the Hessian is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks, _ops
-from ._activations import Activation, Derivatives
+from ._activations import Derivatives
 from ._losses import Loss, OutputCurvature
+from ._network import Layer, Network, Watch, compact, map_tensors, moved
 from ._ops import Curvature, Part
 
 Term = Literal["full", "gauss_newton", "residual"]
-Affine = tuple[Tensor, Tensor | None]  # weight (rows, cols), bias (rows,)
-
-
-class Layer(NamedTuple):
-    """Rows of one affine map as blocks of parameters: its weights, its bias, or both (weights first)."""
-
-    name: str
-    kind: Literal["hidden", "output"]
-    blocks: int  # rows of the map: m hidden units, C classes
-    cols: int  # weights in a block, 0 for a bias alone
-    ones: bool  # whether the bias is the last parameter of a block
-    start: int  # number of the first weight in torch's parameter order
-    start_bias: int  # number of the first bias
-
-    @property
-    def size(self) -> int:
-        """Parameters in a block."""
-        return self.cols + self.ones
-
-
-def version(t: Tensor | None) -> int:
-    """torch's count of changes in place; inference tensors have none."""
-    return 0 if t is None or t.is_inference() else t._version
-
-
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Change a tensor, or the tensors in a layer or a loss; return anything else as it is."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        return tuple(_map(change, v) for v in value)
-    if isinstance(value, Loss):
-        return replace(value, **{f.name: _map(change, getattr(value, f.name)) for f in fields(value)})
-    return value
-
-
-def _compact(t: Tensor) -> Tensor:
-    """A tensor that does not keep a larger one: a pickle has all of its memory."""
-    return t.clone() if t.untyped_storage().nbytes() > t.numel() * t.element_size() else t
 
 
 @dataclass(eq=False)
-class Problem:
+class Data(ABC):
+    """What a Hessian is a sum over: samples in memory, or batches that are read when they are needed."""
+
+    network: Network
+    loss: Loss
+
+    results = 1  # tensors of a result's size that `sum` needs
+
+    @abstractmethod
+    def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
+        """Return the sum of what compute(problem, out) gives for each part of the data, in `out` if given."""
+
+    @abstractmethod
+    def in_memory(self) -> Problem:
+        """All of the data as one problem. Raises MemoryError where it does not fit."""
+
+    @property
+    @abstractmethod
+    def numel(self) -> int:
+        """Numbers that `to` copies."""
+
+    @abstractmethod
+    def to(self, device: torch.device, dtype: torch.dtype) -> Data:
+        """Return the same elsewhere. Raises ValueError where a value is beyond the range of dtype."""
+
+    def replicated(self, row: Layer, col: Layer) -> bool:
+        """Without softmax all output blocks (i, i) are one and the same, the core writes them alone; others vanish."""
+        return self.network.part(row, col) == Part.OUTPUT and self.loss.kind != "cross_entropy"
+
+
+@dataclass(eq=False)
+class Problem(Data):
     """Checked arguments of a Hessian and, as they are asked for, the tensors it is assembled from."""
 
     x: Tensor  # (N, d)
     y: Tensor | None
-    loss: Loss
-    output: Affine
-    hidden: Affine | None = None
-    activation: Activation | None = None
-    names: Mapping[str, str] | None = None  # "hidden", "output", in torch's order -> the module's name in the model
 
     def __post_init__(self) -> None:
-        self._watched = {"x": self.x, "y": self.y, **{f"{k}_weight": weight for k, (weight, _) in self.affine.items()}}
-        self._versions = [version(t) for t in self._watched.values()]
+        self._watch = Watch(x=self.x, y=self.y)
 
     def check_unchanged(self) -> None:
         """Raise RuntimeError if what is not copied (x, y, large weights) was changed in place after this was made."""
-        for (name, t), before in zip(self._watched.items(), self._versions, strict=True):
-            if version(t) != before:
-                raise RuntimeError(
-                    f"{name} was changed in place after the Hessian was made; pass a copy, {name}.clone()"
-                )
+        self._watch.check()
+        self.network.check_unchanged()
 
     def __reduce__(self) -> tuple:
         """Pickle the arguments alone: what is computed from them can be computed again."""
         self.check_unchanged()
-        return Problem, tuple(_map(_compact, getattr(self, f.name)) for f in fields(self))
+        return Problem, (self.network, *(map_tensors(compact, t) for t in (self.loss, self.x, self.y)))
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Problem:
-        """Return the same problem elsewhere. Raises ValueError where a value is beyond the range of dtype."""
-        self.check_unchanged()
+    def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
+        """One part, all of the data."""
+        return compute(self, out)
 
-        def move(t: Tensor) -> Tensor:
-            moved = t.to(device, dtype if t.is_floating_point() else t.dtype)
-            if t.is_floating_point():
-                _checks.finite(f"dtype: {dtype} does not hold all values", moved)
-            return moved
-
-        return Problem(*(_map(move, getattr(self, f.name)) for f in fields(self)))
-
-    # ------------------------------------------------------------------------------------------------- parameters
-
-    @cached_property
-    def affine(self) -> dict[str, Affine]:
-        """The layers in torch's order, which is the one in which a model registers them."""
-        layers = {"output": self.output} if self.hidden is None else {"hidden": self.hidden, "output": self.output}
-        return {kind: layers[kind] for kind in self.names or layers}
-
-    def name_of(self, kind: str, part: str = "") -> str:
-        """Name of a layer, "hidden" or "output", or of its "weight" or "bias"."""
-        module = kind if self.names is None else self.names[kind]
-        return ".".join(filter(None, (module, part)))
-
-    @cached_property
-    def parameters(self) -> dict[str, Tensor]:
-        """Name -> tensor in torch's parameter order."""
-        parts = {}
-        for kind, (weight, bias) in self.affine.items():
-            parts[self.name_of(kind, "weight")] = weight
-            if bias is not None:
-                parts[self.name_of(kind, "bias")] = bias
-        return parts
-
-    @cached_property
-    def whole(self) -> list[Layer]:
-        """The layers, weights and bias together, in torch's order."""
-        found, start = [], 0
-        for kind, (weight, bias) in self.affine.items():
-            rows, cols = weight.shape
-            found.append(Layer(self.name_of(kind), kind, rows, cols, bias is not None, start, start + rows * cols))
-            start += rows * found[-1].size
-        return found
-
-    @cached_property
-    def layers(self) -> dict[str, Layer]:
-        """Every name that can be asked for: layers, and their weights and biases alone."""
-        found = {}
-        for layer in self.whole:
-            found[layer.name] = layer
-            name = self.name_of(layer.kind, "weight")
-            found[name] = layer._replace(name=name, ones=False)
-            if layer.ones:
-                name = self.name_of(layer.kind, "bias")
-                found[name] = layer._replace(name=name, cols=0)
-        return found
+    def in_memory(self) -> Problem:
+        """Itself."""
+        return self
 
     @property
     def numel(self) -> int:
-        """Number of parameters."""
-        last = self.whole[-1]
-        return last.start + last.blocks * last.size
+        """Parameters, inputs and targets."""
+        return self.network.numel + self.x.numel() + (0 if self.y is None else self.y.numel())
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Problem:
+        """Return the same problem elsewhere."""
+        self.check_unchanged()
+        return Problem(*(moved(t, device, dtype) for t in (self.network, self.loss, self.x, self.y)))
 
     # ----------------------------------------------------------------------------------------------- forward pass
 
     @cached_property
     def _hidden(self) -> Derivatives:
-        return self.activation.evaluate(torch.nn.functional.linear(self.x, *self.hidden))
+        return self.network.activation.evaluate(F.linear(self.x, *self.network.hidden))
 
     @property
     def features(self) -> Tensor:
         """Input of the output layer (N, m), or (N, d) for a linear model."""
-        return self.x if self.hidden is None else self._hidden[0]
+        return self.x if self.network.hidden is None else self._hidden[0]
 
     @cached_property
     def curvature(self) -> OutputCurvature:
         """Derivatives of the loss with respect to the logits."""
-        size = len(self.x) * self.classes * self.x.element_size()
+        size = len(self.x) * self.network.classes * self.x.element_size()
         _checks.memory(2 * size, "logits and probabilities", self.x.device)
-        return self.loss.output(torch.nn.functional.linear(self.features, *self.output), self.y)
-
-    @property
-    def classes(self) -> int:
-        """C, the number of logits."""
-        return self.output[0].shape[0]
+        return self.loss.output(F.linear(self.features, *self.network.output), self.y)
 
     @cached_property
     def scale(self) -> Tensor:
         """c_n (N,) of the softmax: the curvature of l_n is c_n (diag p_n - p_n p_n^T)."""
-        return self.loss.scale(self.y, self.x.new_empty(()).expand(len(self.x), self.classes))
+        return self.loss.scale(self.y, self.x.new_empty(()).expand(len(self.x), self.network.classes))
 
     @cached_property
     def residual(self) -> Tensor:
@@ -198,25 +133,15 @@ class Problem:
     def bend(self) -> Tensor | None:
         """act''(z) (V^T r) (N, m), None where act'' vanishes."""
         second = self._hidden[2]
-        return None if second is None else second * (self.residual @ self.output[0])
+        return None if second is None else second * (self.residual @ self.network.output[0])
 
     @cached_property
     def shift(self) -> Tensor | None:
         """sum_c p_c (V_c - V_top) (N, m) of the softmax, None without one."""
         c = self.curvature
-        return None if c.probs is None else _ops.softmax_shift(c.probs, c.top, self.output[0])
+        return None if c.probs is None else _ops.softmax_shift(c.probs, c.top, self.network.output[0])
 
     # ------------------------------------------------------------------------------------------ parts of H
-
-    def part(self, row: Layer, col: Layer) -> Part:
-        """Which part of H two layers meet in."""
-        if row.kind != col.kind:
-            return Part.CROSS
-        return Part.HIDDEN if row.kind == "hidden" else Part.OUTPUT
-
-    def replicated(self, row: Layer, col: Layer) -> bool:
-        """Without softmax all output blocks (i, i) are one and the same, the core writes them alone; others vanish."""
-        return self.part(row, col) == Part.OUTPUT and self.loss.kind != "cross_entropy"
 
     def features_of(self, layer: Layer) -> Tensor:
         """The layer's features without the bias (N, cols)."""
@@ -229,7 +154,7 @@ class Problem:
         c, gauss_newton, residual = self.curvature, term != "residual", term != "gauss_newton"
         if part == Part.OUTPUT:
             return Curvature(gauss_newton, c.scale, c.probs, c.top, c.rest)
-        weight = self.output[0]
+        weight = self.network.output[0]
         gram = weight.T @ weight if c.probs is None and part == Part.HIDDEN else None
         return Curvature(
             gauss_newton,
@@ -247,6 +172,22 @@ class Problem:
 
     def arguments(self, row: Layer, col: Layer, term: Term) -> tuple:
         """The operators' arguments for the part of H in which two layers meet; hidden rows come first."""
-        part = self.part(row, col)
+        part = self.network.part(row, col)
         features = self.features_of(row), row.ones, self.features_of(col), col.ones
-        return int(part), *features, row == col, self.classes, *self.curvature_of(part, term)
+        return int(part), *features, row == col, self.network.classes, *self.curvature_of(part, term)
+
+
+def checked(network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Problem:
+    """Check data and loss, and make every position of a sequence a sample. Raises as `hessext.linear`."""
+    x = _checks.samples("x", x, network.inputs, network.like)
+    y = _checks.targets(y, x.shape[:-1], network.classes, loss, x)
+    if y is None and network.hidden is not None:
+        raise ValueError("y: the cross-layer blocks depend on the targets; got None")
+    if x.ndim > 2:
+        last = x.ndim - 2
+        if loss.kind == "binary_cross_entropy":
+            loss = loss.flattened((*x.shape[:-1], 1) if y is None else y.shape, last)
+        x, y = x.flatten(0, last), None if y is None else y.flatten(0, last)
+    if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
+        x = x.contiguous()
+    return Problem(network, loss, x, None if y is None else y.contiguous())

@@ -79,8 +79,8 @@ class _Truth:
         else:
             if x is not None or y is not None:
                 raise TypeError("x, y: expected None beside a Hessian, which has its own data; got tensors")
-            problem = target._problem
-            parameters, x, y, loss = problem.parameters, problem.x, problem.y, problem.loss
+            problem = target._data.in_memory()
+            parameters, x, y, loss = problem.network.parameters, problem.x, problem.y, problem.loss
             self.term = target.term
             activation = _activation_at_own_kinks(problem, dtype)
             self.logits = lambda p: _forward(problem, p, lifted_x, activation)
@@ -151,7 +151,7 @@ def _forward(
     """Logits of the problem's one or two linear layers at these parameters."""
 
     def affine(kind: str, features: Tensor) -> Tensor:
-        weight, bias = (parameters.get(problem.name_of(kind, part)) for part in ("weight", "bias"))
+        weight, bias = (parameters.get(problem.network.name_of(kind, part)) for part in ("weight", "bias"))
         return F.linear(features, weight, bias)
 
     return affine("output", x if activation is None else activation(affine("hidden", x)))
@@ -159,10 +159,10 @@ def _forward(
 
 def _activation_at_own_kinks(problem: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
     """The activation; a piecewise linear one as z times its slopes at the pre-activations in the problem's dtype."""
-    activation = problem.activation
+    activation = problem.network.activation
     if activation is None or not activation.piecewise_linear:
         return None if activation is None else activation.value
-    z = F.linear(problem.x, *problem.hidden)
+    z = F.linear(problem.x, *problem.network.hidden)
     slopes = grad(lambda z: activation.value(z).sum())(z.to(dtype))
     return lambda z: slopes * z
 
@@ -236,7 +236,7 @@ def check(
     if not hasattr(H, "term"):
         raise TypeError(f"H: expected a hessext.Hessian; got {type(H).__name__}")
     truth = _Truth(H, None, None, None, torch.float64)
-    dtype = next(iter(H._problem.parameters.values())).dtype
+    dtype = H.dtype
     if rtol is None:
         rtol = TOLERANCE[dtype] * max(1.0, truth.logits(truth.parameters).abs().max().item())
     complete = truth.size * truth.size * 8 <= max_bytes

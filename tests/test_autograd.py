@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 from hessext import _activations, _losses, autograd
+from hessext._network import Network
 from hessext._problem import Problem
 
 CASES = [c for c in LINEAR + HIDDEN + SMALL if c.d * (c.hidden or c.C) + c.C * (c.hidden or 0) < 700]
@@ -24,14 +25,13 @@ class StandIn:
     def __init__(self, case, dtype, term="full", tamper=None):
         inputs = make_inputs(case, dtype)
         self.term, self.layers = term, ("hidden", "output") if case.hidden else ("output",)
-        self._problem = Problem(
-            inputs.x,
-            inputs.y,
-            _losses.resolve(inputs.loss),
+        self.dtype = dtype
+        network = Network(
             (inputs.output_weight, inputs.output_bias),
             (inputs.hidden_weight, inputs.hidden_bias) if case.hidden else None,
             _activations.resolve(ACTIVATIONS[case.activation]) if case.hidden else None,
         )
+        self._data = Problem(network, _losses.resolve(inputs.loss), inputs.x, inputs.y)
         self.parts = {k: v.to(dtype, copy=True) for k, v in reference.truth(case, dtype, term).items()}
         if tamper:
             tamper(self.parts)
@@ -96,7 +96,8 @@ def test_kinks_are_taken_as_the_objects_dtype_takes_them():
     x = x[differ][:8]
     assert len(x) == 8
     weight, y = torch.randn(3, 2, generator=g), torch.arange(8) % 3
-    stand_in._problem = replace(stand_in._problem, x=x, y=y, hidden=(W, None), output=(weight, None))
+    network = replace(stand_in._data.network, hidden=(W, None), output=(weight, None))
+    stand_in._data = replace(stand_in._data, network=network, x=x, y=y)
     signs = (F.linear(x, W) > 0).double()
     out = autograd.hessian(stand_in)
     z = F.linear(x.double(), W.double())

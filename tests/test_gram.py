@@ -122,7 +122,7 @@ def test_a_large_weight_is_not_copied_and_watched(monkeypatch):
     monkeypatch.setattr(hessext._api, "_COPIED", 0)
     x, W = torch.randn(4, 3), torch.randn(5, 3)
     H = hessext.linear(W, x)
-    assert H._problem.output[0].data_ptr() == W.data_ptr()
+    assert H._data.network.output[0].data_ptr() == W.data_ptr()
     W += 1
     for call in (H["output"].ratio, H["output"].norms, H.dense):
         with pytest.raises(RuntimeError, match="output_weight was changed in place"):

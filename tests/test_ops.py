@@ -11,8 +11,8 @@ OPERATORS = torch.ops.hessext
 
 def arguments(case, dtype=torch.float64):
     """One call of each operator for a case's first part."""
-    problem = make_inputs(case, dtype).hessian()._problem
-    row, col = problem.whole[0], problem.whole[-1]
+    problem = make_inputs(case, dtype).hessian()._data
+    row, col = problem.network.whole[0], problem.network.whole[-1]
     part = problem.arguments(row, col, "full")
     pairs = torch.tensor([[0, 0], [row.blocks - 1, col.blocks - 1]])
     rows, cols = row.blocks * row.size, col.blocks * col.size
@@ -27,8 +27,8 @@ def arguments(case, dtype=torch.float64):
     if c.probs is not None:
         yield OPERATORS.softmax_top, (c.probs,)
         yield OPERATORS.label_residual, (c.probs, c.scale, c.top.flip(0), c.top, c.rest)
-        if problem.hidden is not None:
-            yield OPERATORS.softmax_shift, (c.probs, c.top, problem.output[0])
+        if problem.network.hidden is not None:
+            yield OPERATORS.softmax_shift, (c.probs, c.top, problem.network.output[0])
         yield from gram_arguments(c, dtype)
 
 
