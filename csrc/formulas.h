@@ -19,17 +19,12 @@ HESSEXT_ANYWHERE inline T output_curvature(const Curvature<T>& q, i64 n, i64 i, 
     return q.scale[n] * p[i] * (q.top[n] == i ? q.rest[n] : T(1) - p[i]);
 }
 
-// act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i]; the covariance (V^T B_n V)[i, l] / c_n is used where there is a
-// softmax. An inactive unit has no curvature, even where that of the outputs overflows.
+// act'_i act'_l (V^T B_n V)[i, l] from c_n, the slopes act' and inner = (V^T B_n V)[i, l] / c_n. An inactive unit has no
+// curvature, even where that of the outputs overflows.
 template <class T>
-HESSEXT_ANYWHERE inline T hidden_curvature(const Curvature<T>& q, i64 n, i64 i, i64 l, T covariance) {
-    T sum = 0;
-    if (q.gauss_newton) {
-        const T* slope = q.slope + n * q.units;
-        const T factor = q.scale[n] * slope[i] * slope[l];
-        if (factor != T(0)) sum = factor * (q.probs ? covariance : q.gram[i * q.units + l]);
-    }
-    return i == l && q.bend ? sum + q.bend[n * q.units + i] : sum;
+HESSEXT_ANYWHERE inline T hidden_gauss_newton(T scale, T slope_i, T slope_l, T inner) {
+    const T factor = scale * slope_i * slope_l, product = factor * inner;
+    return factor == T(0) ? T(0) : product;
 }
 
 // act'_i (B_n V)[j, i], (B_n V)[j, i] = c_n p_j (V[j, i] - E_p V[., i])

@@ -134,7 +134,7 @@ class TileAssembly : Context<T> {
             i64 count = 0, *list = lists + t * q.samples;
             T *w = view.data + t * q.samples, *e = view.extra ? view.extra + t * q.samples : nullptr;
             for (i64 n = 0; n < q.samples; ++n) {
-                const bool active = w[n] != T(0) || (e && e[n] != T(0));
+                const bool active = (w[n] != T(0)) | (e && e[n] != T(0));  // no branch: activity is not foreseeable
                 list[count] = n;
                 w[count] = w[n];
                 if (e) e[count] = e[n];

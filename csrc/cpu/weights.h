@@ -39,6 +39,7 @@ std::vector<T> transposed(const T* weight, i64 classes, i64 units) {
 template <class T>
 struct WeightScratch {
     std::vector<T> centred, covariance;
+    std::vector<T> slopes;  // of the units in hand [units, lanes], and a row of weights
     std::vector<double> sums;
 };
 
@@ -61,26 +62,42 @@ struct PairBatch {
 
 template <class T>
 void reserve_scratch(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatch& batch, WeightScratch<T>& s) {
+    s.slopes.resize((i64(batch.units.size()) + 1) * kernel.lanes);
     if (!q.probs || !q.gauss_newton) return;
     s.centred.resize(kernel.covariance_scratch(i64(batch.units.size())));
     s.covariance.resize(batch.count() * kernel.lanes);
     s.sums.resize(batch.count() * kernel.lanes);
 }
 
-// The hidden part, for at most `lanes` samples.
+// Hidden part: Q_n[i, l] = act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i], for at most `lanes` samples, which are
+// side by side in all inner loops.
 template <class T>
 void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatch& batch, i64 n0, i64 count,
                  WeightScratch<T>& scratch, const WeightView<T>& view) {
+    const i64 lanes = kernel.lanes;
     const bool softmax = q.gauss_newton && q.probs;
     if (softmax)
         kernel.covariance(q, n0, count, batch.units.data(), i64(batch.units.size()), batch.slots.data(), batch.count(),
-                          scratch.covariance.data(), kernel.lanes, scratch.centred.data(), scratch.sums.data());
+                          scratch.covariance.data(), lanes, scratch.centred.data(), scratch.sums.data());
+    T* slopes = scratch.slopes.data();
+    if (q.gauss_newton)
+        for (std::size_t e = 0; e < batch.units.size(); ++e)
+            for (i64 s = 0; s < count; ++s) slopes[e * lanes + s] = q.slope[(n0 + s) * q.units + batch.units[e]];
+    T* row = slopes + i64(batch.units.size()) * lanes;
     for (i64 t = 0; t < batch.count(); ++t) {
         const i64 i = batch.pairs[2 * t], l = batch.pairs[2 * t + 1];
-        T* to = view.data + view.offset(t);
-        const T* covariance = softmax ? scratch.covariance.data() + t * kernel.lanes : nullptr;
-        for (i64 s = 0; s < count; ++s)
-            to[(n0 + s) * view.stride()] = hidden_curvature(q, n0 + s, i, l, covariance ? covariance[s] : T(0));
+        const T *a = slopes + batch.slots[2 * t] * lanes, *b = slopes + batch.slots[2 * t + 1] * lanes;
+        const T *scale = q.scale + n0, *covariance = scratch.covariance.data() + t * lanes;
+        if (softmax)
+            for (i64 s = 0; s < count; ++s) row[s] = hidden_gauss_newton(scale[s], a[s], b[s], covariance[s]);
+        else if (q.gauss_newton)
+            for (i64 s = 0; s < count; ++s) row[s] = hidden_gauss_newton(scale[s], a[s], b[s], q.gram[i * q.units + l]);
+        else
+            std::fill_n(row, count, T(0));
+        if (i == l && q.bend)
+            for (i64 s = 0; s < count; ++s) row[s] += q.bend[(n0 + s) * q.units + i];
+        T* to = view.data + view.offset(t) + n0 * view.stride();
+        for (i64 s = 0; s < count; ++s) to[s * view.stride()] = row[s];
     }
 }
 

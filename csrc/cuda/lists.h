@@ -39,6 +39,16 @@ __global__ void covariances(Outline<T> outline, i64 first, i64 count, T* out) {
     out[t * samples + n] = covariance(outline.r.curvature, n, pair.first, pair.second);
 }
 
+// act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i]; the covariance is used where there is a softmax.
+template <class T>
+__device__ __forceinline__ T hidden_curvature(const Curvature<T>& q, i64 n, i64 i, i64 l, T covariance) {
+    const T* slope = q.slope + n * q.units;
+    const T sum = q.gauss_newton ? hidden_gauss_newton(q.scale[n], slope[i], slope[l],
+                                                       q.probs ? covariance : q.gram[i * q.units + l])
+                                 : T(0);
+    return i == l && q.bend ? sum + q.bend[n * q.units + i] : sum;
+}
+
 // Weight of an outer pair in sample n.
 template <class T>
 __device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, Pair p, T covariance) {
