@@ -18,7 +18,7 @@ inline int team(int threads, double cost) { return int(std::max(1.0, std::min(do
 template <class T>
 struct WeightView {
     T* data;
-    T* extra;  // residual part of the cross layer (see assemble.cpp), or null
+    T* extra;  // residual part of the cross layer (see `Operand` in tiles.h), or null
     i64 samples;
     i64 panel;  // 0: pair-major [pairs, samples]; else panels [pairs / panel, samples, panel] as `multiply` reads them
 

@@ -179,8 +179,7 @@ class AssemblyRun {
             HESSEXT_LAUNCH((covariances<T>), blocks_for(entries, covariance_threads), covariance_threads, 0, stream_, o,
                            job_.first_pair, job_.pairs, job_.covariance);
         if (sparse_)
-            HESSEXT_LAUNCH((list_samples<T>), job_.pairs, list_threads, list_threads / warp_size * sizeof(int), stream_,
-                           job_);
+            HESSEXT_LAUNCH((list_samples<T>), job_.pairs, list_threads, sizeof(ListMemory), stream_, job_);
         else
             HESSEXT_LAUNCH((weigh_pairs<T>), blocks_for(entries, weight_threads), weight_threads, 0, stream_, o,
                            job_.first_pair, job_.pairs, job_.covariance, job_.lists.weight);
@@ -196,13 +195,14 @@ class AssemblyRun {
                 static_assert(sizeof(TileMemory<T, S>) <= most_shared);
                 HESSEXT_LAUNCH((K::multiply), count * job_.splits, S::threads, sizeof(TileMemory<T, S>), stream_, job_);
                 if (slots_)
-                    HESSEXT_LAUNCH((finish_tiles<T, S>), count, S::threads, S::warps * sizeof(double), stream_, job_);
+                    HESSEXT_LAUNCH((finish_tiles<T, S>), count, S::threads, sizeof(Scratch<S::threads>), stream_, job_);
             });
         }
         const Outline<T>& o = job_.outline;
         if (o.outer == Outer::features)
             HESSEXT_LAUNCH((softmax_diagonals<T>), job_.pairs * blocks_for(o.r.curvature.classes, warp_size),
-                           warp_size * diagonal_strips, diagonal_strips * warp_size * sizeof(double), stream_, job_);
+                           warp_size * diagonal_strips, sizeof(LaneScratch<warp_size * diagonal_strips>), stream_,
+                           job_);
         if (job_.partial) HESSEXT_LAUNCH((add_squares<T>), blocks_for(job_.pairs, 128), 128, 0, stream_, job_);
     }
 };

@@ -15,7 +15,7 @@ template <class T>
 struct Lists {
     int* index;  // sample n
     T* weight;   // w_n: multiplies left_n right_n^T
-    T* extra;    // what the residual adds (see `Operand`), besides w_n
+    T* extra;    // extra_n: what the residual adds (see `WeightedFeatures`, `CurvatureColumn`)
     T* at_top;   // V[top_n, i] and shift[n, i] of the pair's unit i, where a column of B_n V is the right side
     T* shift;
     i64* count;  // [pairs]
@@ -27,8 +27,8 @@ struct Job {
     i64 samples = outline.r.curvature.samples;
     Features<T> left{}, right{};  // sides of the tile; the right one is unused where it is a column of B_n V
     bool triangle = false;        // only entries r <= c are computed
-    bool curvature_column =
-        false;  // right side w_n (B_n V)[j, i] + extra_n r_n[j] over classes j, of unit i = pair.first
+    // The right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j] over classes j, of unit i = pair.first.
+    bool curvature_column = false;
     Lists<T> lists{};
     T* weight_columns = nullptr;  // V^T [m, C]
     T* covariance = nullptr;      // (V^T B_n V)[i, l] / c_n of a batch, [pairs, N], for the hidden part

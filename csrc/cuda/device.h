@@ -33,17 +33,38 @@ __device__ __forceinline__ T least(T a, T b) {
     return b < a ? b : a;
 }
 
-// Sum over the threads of a block, the same in all of them and always in the same order. scratch [warps]
+// Shared memory of `block_sum`.
 template <int threads>
-__device__ __forceinline__ double block_sum(double value, double* scratch) {
+struct Scratch {
+    double of_warp[threads / warp_size];
+};
+
+// Sum over the threads of a block, the same in all of them and always in the same order.
+template <int threads>
+__device__ __forceinline__ double block_sum(double value, Scratch<threads>& scratch) {
     for (int mask = warp_size / 2; mask; mask /= 2) value += __shfl_xor_sync(all_lanes, value, mask);
     const int warp = int(threadIdx.x) / warp_size;
     __syncthreads();  // an earlier sum may still be read
-    if (threadIdx.x % warp_size == 0) scratch[warp] = value;
+    if (threadIdx.x % warp_size == 0) scratch.of_warp[warp] = value;
     __syncthreads();
     double sum = 0;
-    for (int w = 0; w < threads / warp_size; ++w) sum += scratch[w];
+    for (int w = 0; w < threads / warp_size; ++w) sum += scratch.of_warp[w];
     return sum;
+}
+
+// Shared memory of `lane_sum`.
+template <int threads>
+struct LaneScratch {
+    double of_thread[threads];
+};
+
+// Sum over the warps of a block of what the same lane has in each, always in the same order; whole in the first warp.
+template <int threads>
+__device__ __forceinline__ double lane_sum(double value, LaneScratch<threads>& scratch) {
+    scratch.of_thread[threadIdx.x] = value;
+    __syncthreads();
+    for (int t = int(threadIdx.x) + warp_size; t < threads; t += warp_size) value += scratch.of_thread[t];
+    return value;
 }
 
 // ------------------------------------------------------------------------------------------------------ launches

@@ -20,24 +20,21 @@ class ClassRows {
     int stage_ = 0;
     T values_[2][S::stage_rows][S::lane_cols];
 
-    static __device__ __forceinline__ int lane() { return int(threadIdx.x) % warp_size; }
-    static __device__ __forceinline__ int row(int i) { return int(threadIdx.x) / warp_size + i * S::warps; }
-
   public:
     __device__ __forceinline__ ClassRows(const Gram<T>& g, i64 begin, i64 end, i64 row0, i64 col0)
-        : left_(g.left + begin * g.left_ld + row0 + lane()),
-          right_(g.right + begin * g.right_ld + col0 + lane()),
+        : left_(g.left + begin * g.left_ld + row0 + S::stage_col()),
+          right_(g.right + begin * g.right_ld + col0 + S::stage_col()),
           left_ld_(g.left_ld),
           right_ld_(g.right_ld),
-          left_count_(int(least<i64>(g.rows - row0, S::side)) - lane()),
-          right_count_(int(least<i64>(g.cols - col0, S::side)) - lane()),
+          left_count_(int(least<i64>(g.rows - row0, S::side)) - S::stage_col()),
+          right_count_(int(least<i64>(g.cols - col0, S::side)) - S::stage_col()),
           depth_(int(end - begin)) {}
 
     __device__ __forceinline__ void prepare(int stage) { stage_ = stage; }
     __device__ __forceinline__ void fetch() {
 #pragma unroll
         for (int i = 0; i < S::stage_rows; ++i) {
-            const int k = stage_ * S::depth + row(i);
+            const int k = stage_ * S::depth + S::stage_row(i);
             const T *left = left_ + k * left_ld_, *right = right_ + k * right_ld_;
 #pragma unroll
             for (int c = 0; c < S::lane_cols; ++c) {
@@ -52,8 +49,8 @@ class ClassRows {
         for (int i = 0; i < S::stage_rows; ++i)
 #pragma unroll
             for (int c = 0; c < S::lane_cols; ++c) {
-                stage.left[row(i)][lane() + c * warp_size] = values_[0][i][c];
-                stage.right[row(i)][lane() + c * warp_size] = values_[1][i][c];
+                stage.left[S::stage_row(i)][S::stage_col() + c * warp_size] = values_[0][i][c];
+                stage.right[S::stage_row(i)][S::stage_col() + c * warp_size] = values_[1][i][c];
             }
     }
 };
@@ -82,7 +79,7 @@ template <class T, class S>
 union GramMemory {
     typename S::Stage buffers[2];
     typename Sums<T, S>::Strip strips[S::warps];
-    double scratch[S::warps];
+    Scratch<S::threads> scratch;
 };
 
 // One block per tile: sum of W left^T right.
@@ -106,7 +103,7 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, do
         });
         sums.clear();
     }
-    total = block_sum<S::threads>(total, memory.scratch);
+    total = block_sum(total, memory.scratch);
     if (threadIdx.x == 0) partial[2 * blockIdx.x] = total, partial[2 * blockIdx.x + 1] = 0;
 }
 
@@ -154,8 +151,8 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 
         });
         p.clear(), s.clear(), q.clear();
     }
-    on = block_sum<S::threads>(on, memory.scratch);
-    squares = block_sum<S::threads>(squares, memory.scratch);
+    on = block_sum(on, memory.scratch);
+    squares = block_sum(squares, memory.scratch);
     if (threadIdx.x == 0) partial[2 * blockIdx.x] = on, partial[2 * blockIdx.x + 1] = squares;
 }
 
@@ -163,9 +160,6 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 
 template <class T>
 __global__ void __launch_bounds__(tops_threads)
     gram_top_pairs(Gram<T> g, Tops<T> left, Tops<T> right, double* partial) {
-    struct Memory {
-        double scratch[tops_threads / warp_size];
-    };
     double on = 0, off = 0;
     for (i64 e = i64(blockIdx.x) * tops_threads + threadIdx.x; e < g.rows * g.cols;
          e += i64(gridDim.x) * tops_threads) {
@@ -177,20 +171,17 @@ __global__ void __launch_bounds__(tops_threads)
         const double w = count * double(g.weight[e]);
         on += w * sums.on, off += w * sums.off;
     }
-    on = block_sum<tops_threads>(on, shared<Memory>().scratch);
-    off = block_sum<tops_threads>(off, shared<Memory>().scratch);
+    on = block_sum(on, shared<Scratch<tops_threads>>());
+    off = block_sum(off, shared<Scratch<tops_threads>>());
     if (threadIdx.x == 0) partial[2 * blockIdx.x] = on, partial[2 * blockIdx.x + 1] = off;
 }
 
 // sums[e] += those of all blocks, in order.
 __global__ void __launch_bounds__(tops_threads) add_partial(const double* partial, i64 count, double* sums) {
-    struct Memory {
-        double scratch[tops_threads / warp_size];
-    };
     for (int e = 0; e < 2; ++e) {
         double total = 0;
         for (i64 b = threadIdx.x; b < count; b += tops_threads) total += partial[2 * b + e];
-        total = block_sum<tops_threads>(total, shared<Memory>().scratch);
+        total = block_sum(total, shared<Scratch<tops_threads>>());
         if (threadIdx.x == 0) sums[e] += total;
     }
 }
@@ -209,8 +200,7 @@ double* partial_sums(i64 blocks, const Stream& stream) {
 }
 
 void add(const double* partial, i64 count, double* sums, const Stream& stream) {
-    HESSEXT_LAUNCH((add_partial), 1, tops_threads, tops_threads / warp_size * sizeof(double), stream, partial, count,
-                   sums);
+    HESSEXT_LAUNCH((add_partial), 1, tops_threads, sizeof(Scratch<tops_threads>), stream, partial, count, sums);
 }
 
 template <class T, bool tensor>
@@ -244,8 +234,8 @@ void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, doub
     use_device(stream);
     const i64 blocks = std::min(blocks_for(g.rows * g.cols, 8 * tops_threads), most_top_blocks);
     double* partial = partial_sums(blocks, stream);
-    HESSEXT_LAUNCH((gram_top_pairs<T>), blocks, tops_threads, tops_threads / warp_size * sizeof(double), stream, g,
-                   left, right, partial);
+    HESSEXT_LAUNCH((gram_top_pairs<T>), blocks, tops_threads, sizeof(Scratch<tops_threads>), stream, g, left, right,
+                   partial);
     add(partial, blocks, sums, stream);
 }
 

@@ -81,13 +81,14 @@ __global__ void weigh_pairs(Outline<T> outline, i64 first, i64 count, const T* c
         pair_weight(outline, e % samples, pair_at(outline, first + e / samples), covariance ? covariance[e] : T(0));
 }
 
+struct ListMemory {
+    int of_warp[list_threads / warp_size];  // counts
+};
+
 // One block per pair; samples in order, so that sums over a list are always in the same order.
 template <class T>
 __global__ void __launch_bounds__(list_threads) list_samples(Job<T> job) {
-    struct Memory {
-        int of_warp[list_threads / warp_size];
-    };
-    Memory& memory = shared<Memory>();
+    ListMemory& memory = shared<ListMemory>();
     const Outline<T>& o = job.outline;
     const Curvature<T>& q = o.r.curvature;
     const i64 t = blockIdx.x, at = t * job.samples;

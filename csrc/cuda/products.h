@@ -21,13 +21,6 @@ class FeatureColumns {
     }
 };
 
-// Samples of a list in the order of their stages: a warp has whole rows, its lanes neighbouring columns.
-template <class S>
-struct Row {
-    static __device__ __forceinline__ int lane() { return int(threadIdx.x) % warp_size; }
-    static __device__ __forceinline__ int of(int i) { return int(threadIdx.x) / warp_size + i * S::warps; }
-};
-
 // Right side w_n psi_n[b]; the residual adds extra_n to column `patch`.
 template <class T, class S>
 class WeightedFeatures {
@@ -118,8 +111,8 @@ class Operands {
 
   public:
     __device__ __forceinline__ Operands(const Job<T>& job, i64 list, Pair pair, i64 begin, i64 end, i64 row0, i64 col0)
-        : left_(job.left, row0 + Row<S>::lane()),
-          right_(job, list + begin, pair, col0 + Row<S>::lane()),
+        : left_(job.left, row0 + S::stage_col()),
+          right_(job, list + begin, pair, col0 + S::stage_col()),
           index_(job.lists.index ? job.lists.index + list + begin : nullptr),
           begin_(int(begin)),
           count_(int(end - begin)) {}
@@ -127,7 +120,7 @@ class Operands {
     __device__ __forceinline__ void prepare(int stage) {
 #pragma unroll
         for (int i = 0; i < S::stage_rows; ++i) {
-            const int k = stage * S::depth + Row<S>::of(i);
+            const int k = stage * S::depth + S::stage_row(i);
             next_[i] = k >= count_ ? 0 : index_ ? index_[k] : begin_ + k;  // beyond the end: weight zero
             right_.prepare(i, k, k < count_);
         }
@@ -145,8 +138,8 @@ class Operands {
         for (int i = 0; i < S::stage_rows; ++i)
 #pragma unroll
             for (int c = 0; c < S::lane_cols; ++c) {
-                stage.left[Row<S>::of(i)][Row<S>::lane() + c * warp_size] = value_[i][c];
-                stage.right[Row<S>::of(i)][Row<S>::lane() + c * warp_size] = right_(i, c);
+                stage.left[S::stage_row(i)][S::stage_col() + c * warp_size] = value_[i][c];
+                stage.right[S::stage_row(i)][S::stage_col() + c * warp_size] = right_(i, c);
             }
     }
 };
@@ -185,7 +178,7 @@ template <class T, class S>
 union TileMemory {
     typename S::Stage buffers[2];
     typename Sums<T, S>::Strip strips[S::warps];
-    double scratch[S::warps];
+    Scratch<S::threads> scratch;
 };
 
 // One block per job and split. Without slots its samples fit one span and nothing is split: entries go out at once.
@@ -220,7 +213,7 @@ __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
     if (job.partial) {
         double squares = 0;
         sums.each([&](T& v, int r, int c) { squares += square(job, row0 + r, col0 + c, v); });
-        squares = block_sum<S::threads>(squares, memory.scratch);
+        squares = block_sum(squares, memory.scratch);
         if (threadIdx.x == 0) job.partial[t * job.tiles + tile] = squares;
         return;
     }
@@ -236,9 +229,6 @@ __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
 // One block per job: adds its slots in order.
 template <class T, class S>
 __global__ void __launch_bounds__(S::threads) finish_tiles(Job<T> job) {
-    struct Memory {
-        double scratch[S::warps];
-    };
     const i64 at = blockIdx.x, t = (job.first_job + at) / job.tiles, tile = (job.first_job + at) % job.tiles;
     const Pair pair = pair_at(job.outline, job.first_pair + t), place = tile_at(job, tile);
     const double* slots = job.slots + at * job.splits * S::side * S::side;
@@ -255,7 +245,7 @@ __global__ void __launch_bounds__(S::threads) finish_tiles(Job<T> job) {
         }
     }
     if (!job.partial) return;
-    squares = block_sum<S::threads>(squares, shared<Memory>().scratch);
+    squares = block_sum(squares, shared<Scratch<S::threads>>());
     if (threadIdx.x == 0) job.partial[t * job.tiles + tile] = squares;
 }
 
@@ -273,10 +263,6 @@ __global__ void add_squares(Job<T> job) {
 constexpr int diagonal_strips = 16;
 template <class T>
 __global__ void __launch_bounds__(warp_size* diagonal_strips) softmax_diagonals(Job<T> job) {
-    struct Memory {
-        double sum[diagonal_strips][warp_size];
-    };
-    Memory& memory = shared<Memory>();
     const Curvature<T>& q = job.outline.r.curvature;
     const i64 groups = (q.classes + warp_size - 1) / warp_size, t = i64(blockIdx.x) / groups;
     const int lane = int(threadIdx.x) % warp_size, strip = int(threadIdx.x) / warp_size;
@@ -287,10 +273,8 @@ __global__ void __launch_bounds__(warp_size* diagonal_strips) softmax_diagonals(
         const T p = q.probs[n * q.classes + j];
         total -= double(job.lists.weight[list + k] * p * (q.top[n] == j ? q.rest[n] : T(1) - p));
     }
-    memory.sum[strip][lane] = total;
-    __syncthreads();
+    total = lane_sum(total, shared<LaneScratch<warp_size * diagonal_strips>>());
     if (strip || j >= q.classes) return;
-    for (int s = 1; s < diagonal_strips; ++s) total += memory.sum[s][lane];
     write(job, t, pair_at(job.outline, job.first_pair + t), j, j, false, T(total));
 }
 

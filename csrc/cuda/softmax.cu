@@ -20,25 +20,27 @@ struct Most {
 };
 
 template <class T>
+struct TopMemory {
+    Most<T> of_warp[row_threads / warp_size];
+    Scratch<row_threads> scratch;
+};
+
+template <class T>
 __global__ void __launch_bounds__(row_threads) softmax_tops(const T* probs, i64 classes, i64* top, T* rest) {
-    struct Memory {
-        Most<T> most[row_threads / warp_size];
-        double scratch[row_threads / warp_size];
-    };
-    Memory& memory = shared<Memory>();
+    TopMemory<T>& memory = shared<TopMemory<T>>();
     const i64 n = blockIdx.x;
     const T* p = probs + n * classes;
     Most<T> most{p[0], 0};
     for (i64 c = threadIdx.x; c < classes; c += row_threads) most.merge({p[c], c});
     for (int mask = warp_size / 2; mask; mask /= 2)
         most.merge({__shfl_xor_sync(all_lanes, most.value, mask), __shfl_xor_sync(all_lanes, most.at, mask)});
-    if (threadIdx.x % warp_size == 0) memory.most[threadIdx.x / warp_size] = most;
+    if (threadIdx.x % warp_size == 0) memory.of_warp[threadIdx.x / warp_size] = most;
     __syncthreads();
-    for (int w = 0; w < row_threads / warp_size; ++w) most.merge(memory.most[w]);
+    for (int w = 0; w < row_threads / warp_size; ++w) most.merge(memory.of_warp[w]);
     double others = 0;
     for (i64 c = threadIdx.x; c < classes; c += row_threads)
         if (c != most.at) others += double(p[c]);
-    others = block_sum<row_threads>(others, memory.scratch);
+    others = block_sum(others, memory.scratch);
     if (threadIdx.x == 0) top[n] = most.at, rest[n] = T(others);
 }
 
@@ -54,10 +56,6 @@ __global__ void label_residuals(const T* probs, const T* scale, const i64* label
 template <class T>
 __global__ void __launch_bounds__(warp_size* shift_lanes)
     softmax_shifts(const T* probs, const i64* top, const T* weight, i64 classes, i64 units, T* shift) {
-    struct Memory {
-        double sum[shift_lanes][warp_size];
-    };
-    Memory& memory = shared<Memory>();
     const i64 groups = (units + warp_size - 1) / warp_size, n = i64(blockIdx.x) / groups;
     const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
     const i64 i = i64(blockIdx.x) % groups * warp_size + lane;
@@ -67,10 +65,8 @@ __global__ void __launch_bounds__(warp_size* shift_lanes)
         const T at_top = weight[top[n] * units + i];
         for (i64 c = warp; c < classes; c += shift_lanes) total += double(p[c] * (weight[c * units + i] - at_top));
     }
-    memory.sum[warp][lane] = total;
-    __syncthreads();
+    total = lane_sum(total, shared<LaneScratch<warp_size * shift_lanes>>());
     if (warp || i >= units) return;
-    for (int w = 1; w < shift_lanes; ++w) total += memory.sum[w][lane];
     shift[n * units + i] = T(total);
 }
 
@@ -78,14 +74,11 @@ __global__ void __launch_bounds__(warp_size* shift_lanes)
 template <class T>
 __global__ void __launch_bounds__(row_threads)
     softmax_products(const T* probs, const T* scale, const i64* top, const T* v, i64 classes, T* out) {
-    struct Memory {
-        double scratch[row_threads / warp_size];
-    };
     const i64 n = blockIdx.x;
     const T *p = probs + n * classes, *from = v + n * classes, at_top = from[top[n]];
     double mean = 0;
     for (i64 c = threadIdx.x; c < classes; c += row_threads) mean += double(p[c] * (from[c] - at_top));
-    const T shift = T(block_sum<row_threads>(mean, shared<Memory>().scratch));  // all have read at_top
+    const T shift = T(block_sum(mean, shared<Scratch<row_threads>>()));  // all have read at_top
     for (i64 c = threadIdx.x; c < classes; c += row_threads)
         out[n * classes + c] = scale[n] * (p[c] * ((from[c] - at_top) - shift));
 }
@@ -114,23 +107,25 @@ struct Scan {
     }
 };
 
+template <class T>
+struct ScanMemory {
+    Scan<T> of_warp[scan_lanes][warp_size];
+};
+
 // A block has 32 samples, side by side in a row of logits; its warps share the classes.
 template <class T>
 __global__ void __launch_bounds__(warp_size* scan_lanes)
     softmax_scans(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others) {
-    struct Memory {
-        Scan<T> scan[scan_lanes][warp_size];
-    };
-    Memory& memory = shared<Memory>();
+    ScanMemory<T>& memory = shared<ScanMemory<T>>();
     const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
     const i64 n = i64(blockIdx.x) * warp_size + lane;
     Scan<T> scan{0, -1, 0};
     for (i64 c = warp; c < classes && n < samples; c += scan_lanes) scan.merge({logits[c * samples + n], first + c, 0});
-    memory.scan[warp][lane] = scan;
+    memory.of_warp[warp][lane] = scan;
     __syncthreads();
     if (warp || n >= samples) return;
-    if (first) scan = {largest[n], top[n], others[n]}, scan.merge(memory.scan[0][lane]);
-    for (int w = 1; w < scan_lanes; ++w) scan.merge(memory.scan[w][lane]);
+    if (first) scan = {largest[n], top[n], others[n]}, scan.merge(memory.of_warp[0][lane]);
+    for (int w = 1; w < scan_lanes; ++w) scan.merge(memory.of_warp[w][lane]);
     largest[n] = scan.largest, top[n] = scan.top, others[n] = scan.others;
 }
 
@@ -147,8 +142,7 @@ __global__ void softmax_other_classes(T* logits, i64 classes, i64 samples, i64 f
 template <class T>
 void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_tops<T>), samples, row_threads,
-                   row_threads / warp_size * (sizeof(Most<T>) + sizeof(double)), stream, probs, classes, top, rest);
+    HESSEXT_LAUNCH((softmax_tops<T>), samples, row_threads, sizeof(TopMemory<T>), stream, probs, classes, top, rest);
 }
 
 template <class T>
@@ -164,15 +158,15 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
                    const Stream& stream) {
     use_device(stream);
     HESSEXT_LAUNCH((softmax_shifts<T>), samples * blocks_for(units, warp_size), warp_size * shift_lanes,
-                   shift_lanes * warp_size * sizeof(double), stream, probs, top, weight, classes, units, shift);
+                   sizeof(LaneScratch<warp_size * shift_lanes>), stream, probs, top, weight, classes, units, shift);
 }
 
 template <class T>
 void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
                      const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_products<T>), samples, row_threads, row_threads / warp_size * sizeof(double), stream, probs,
-                   scale, top, v, classes, out);
+    HESSEXT_LAUNCH((softmax_products<T>), samples, row_threads, sizeof(Scratch<row_threads>), stream, probs, scale, top,
+                   v, classes, out);
 }
 
 template <class T>
@@ -198,9 +192,8 @@ template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
                   const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_scans<T>), blocks_for(samples, warp_size), warp_size * scan_lanes,
-                   scan_lanes * warp_size * sizeof(Scan<T>), stream, logits, classes, samples, first, largest, top,
-                   others);
+    HESSEXT_LAUNCH((softmax_scans<T>), blocks_for(samples, warp_size), warp_size * scan_lanes, sizeof(ScanMemory<T>),
+                   stream, logits, classes, samples, first, largest, top, others);
 }
 
 template <class T>

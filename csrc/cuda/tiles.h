@@ -21,6 +21,10 @@ struct Shape {
         T left[depth][ld], right[depth][ld];
     };
 
+    // What the calling thread loads of a stage: row i of its warp's, which are whole ones, from its lane's column on.
+    static __device__ __forceinline__ int stage_row(int i) { return int(threadIdx.x) / warp_size + i * warps; }
+    static __device__ __forceinline__ int stage_col() { return int(threadIdx.x) % warp_size; }
+
     // Of the calling warp's part of the tile.
     static __device__ __forceinline__ int first_row() { return int(threadIdx.x) / warp_size / warp_cols * rows; }
     static __device__ __forceinline__ int first_col() { return int(threadIdx.x) / warp_size % warp_cols * cols; }
