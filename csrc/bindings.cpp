@@ -134,13 +134,12 @@ void pairs(bool float64, int part, const FeaturesArg& left, const FeaturesArg& r
 }
 
 void bind_softmax(py::module_& m) {
-    m.def("softmax_top",
-          [](bool float64, Address probs, i64 samples, i64 classes, Address top, Address rest, const Where& where) {
-              by_type(float64, [&]<class T>(T) {
-                  call(where, cpu::softmax_top<T>, cuda::softmax_top<T>, at<const T>(probs), samples, classes,
-                       at<i64>(top), at<T>(rest));
-              });
-          });
+    m.def("softmax", [](bool float64, Address logits, i64 samples, i64 classes, Address top, Address rest,
+                        const Where& where) {
+        by_type(float64, [&]<class T>(T) {
+            call(where, cpu::softmax<T>, cuda::softmax<T>, at<T>(logits), samples, classes, at<i64>(top), at<T>(rest));
+        });
+    });
     m.def("label_residual", [](bool float64, Address probs, Address scale, Address label, Address top, Address rest,
                                i64 samples, i64 classes, Address out, const Where& where) {
         by_type(float64, [&]<class T>(T) {

@@ -130,9 +130,10 @@ namespace cpu {
 template <class T>
 void assemble(const Assembly<T>& request, int threads);
 
-// top[n] = argmax_c p_n[c] (the first of equals), rest[n] = sum of the other probabilities.     probs [N, C], out [N]
+// In place: p_n = softmax(logits_n); top[n] = argmax_c p_n[c] (the first of equals), rest[n] = 1 - p_n[top] as the sum
+// of the other probabilities.                                                                 logits [N, C], out [N]
 template <class T>
-void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, int threads);
+void softmax(T* logits, i64 samples, i64 classes, i64* top, T* rest, int threads);
 
 // out[n, c] = scale_n (p_n[c] - [c == label_n]), with p - 1 = -rest where the label is the top class.      [N, C]
 template <class T>
@@ -207,7 +208,7 @@ void set_limits(i64 span, i64 workspace, i64 blocks);
 template <class T>
 void assemble(const Assembly<T>& request, const Stream& stream);
 template <class T>
-void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, const Stream& stream);
+void softmax(T* logits, i64 samples, i64 classes, i64* top, T* rest, const Stream& stream);
 template <class T>
 void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
                     i64 classes, T* out, const Stream& stream);

@@ -19,8 +19,8 @@ HESSEXT_ANYWHERE inline T output_curvature(const Curvature<T>& q, i64 n, i64 i, 
     return q.scale[n] * p[i] * (q.top[n] == i ? q.rest[n] : T(1) - p[i]);
 }
 
-// act'_i act'_l (V^T B_n V)[i, l] from c_n, the slopes act' and inner = (V^T B_n V)[i, l] / c_n. An inactive unit has no
-// curvature, even where that of the outputs overflows.
+// act'_i act'_l (V^T B_n V)[i, l] from c_n, the slopes act' and inner = (V^T B_n V)[i, l] / c_n. An inactive unit has
+// no curvature, even where that of the outputs overflows.
 template <class T>
 HESSEXT_ANYWHERE inline T hidden_gauss_newton(T scale, T slope_i, T slope_l, T inner) {
     const T factor = scale * slope_i * slope_l, product = factor * inner;

@@ -60,9 +60,9 @@ class CrossEntropy:
         )
 
     def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
-        """Curvature and residual at logits (N, C) for checked targets y; besides probs, O(N) memory."""
-        probs = torch.softmax(logits, 1)
-        top, rest = _ops.softmax_top(probs)
+        """Curvature and residual at logits (N, C), which become probabilities, for checked targets y."""
+        top, rest = _ops.softmax_(logits)
+        probs = logits
         plain = y is None or self._is_plain(y)
         scale = self._uniform(probs) if plain else self._weighted(y, probs)
 

@@ -52,7 +52,7 @@ _library = torch.library.Library("hessext", "DEF")
 _library.define(f"dense_(Tensor(a!) out, int ld, int[] axes, bool direct, bool mirror, {_PART}, {_CURVATURE}) -> ()")
 _library.define(f"blocks(Tensor pairs, bool transposed, {_PART}, {_CURVATURE}) -> Tensor")
 _library.define(f"block_squares(Tensor pairs, {_PART}, {_CURVATURE}) -> Tensor")
-_library.define("softmax_top(Tensor probs) -> (Tensor, Tensor)")
+_library.define("softmax_(Tensor(a!) logits) -> (Tensor, Tensor)")
 _library.define("label_residual(Tensor probs, Tensor scale, Tensor label, Tensor top, Tensor rest) -> Tensor")
 _library.define("softmax_shift(Tensor probs, Tensor top, Tensor weight) -> Tensor")
 _library.define("softmax_product_(Tensor(a!) v, Tensor probs, Tensor scale, Tensor top) -> ()")
@@ -128,10 +128,10 @@ def _block_squares(pairs, *part):
     return out
 
 
-def _softmax_top(probs):
-    top, rest = _fake_softmax_top(probs)
-    wide, where = probs.dtype == torch.float64, _where(probs)
-    _core.softmax_top(wide, probs.data_ptr(), *probs.shape, top.data_ptr(), rest.data_ptr(), where)
+def _softmax(logits):
+    top, rest = _fake_softmax(logits)
+    wide, where = logits.dtype == torch.float64, _where(logits)
+    _core.softmax(wide, logits.data_ptr(), *logits.shape, top.data_ptr(), rest.data_ptr(), where)
     return top, rest
 
 
@@ -194,8 +194,8 @@ def _gram_tops(products, weight, triangle, lifts, left, right, sums):
     _core.gram_tops(weight.dtype == torch.float64, *weight.shape, *pointers, _where(sums))
 
 
-def _fake_softmax_top(probs):
-    return probs.new_empty(probs.shape[0], dtype=torch.int64), probs.new_empty(probs.shape[0])
+def _fake_softmax(logits):
+    return logits.new_empty(logits.shape[0], dtype=torch.int64), logits.new_empty(logits.shape[0])
 
 
 def _fake_blocks(pairs, transposed, part, left, left_ones, right, right_ones, *_):
@@ -244,7 +244,7 @@ def _operator(name: str, real: Callable, fake: Callable) -> Callable:
 dense_ = _operator("dense_", _dense, lambda *_: None)
 blocks = _operator("blocks", _blocks, _fake_blocks)
 block_squares = _operator("block_squares", _block_squares, _fake_block_squares)
-softmax_top = _operator("softmax_top", _softmax_top, _fake_softmax_top)
+softmax_ = _operator("softmax_", _softmax, _fake_softmax)
 label_residual = _operator("label_residual", _label_residual, lambda probs, *_: torch.empty_like(probs))
 softmax_shift = _operator("softmax_shift", _softmax_shift, _fake_softmax_shift)
 softmax_product_ = _operator("softmax_product_", _softmax_product, lambda *_: None)

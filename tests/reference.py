@@ -39,6 +39,25 @@ def assert_accurate(out: Tensor, truth: Tensor, plain: Tensor | None = None) -> 
         assert error <= bar + SLACK * norm, f"error {error / norm:.1e}, plain torch {bar / norm:.1e}"
 
 
+def assert_softmax(classes: int, scale: float, dtype: torch.dtype, device: str = "cpu") -> None:
+    """The core's softmax in place, each row's largest class, and 1 - p of it as the sum of the others."""
+    from hessext import _ops
+
+    logits = scale * torch.randn(5, classes, generator=torch.Generator().manual_seed(classes), dtype=torch.float64)
+    logits[1] = 0  # all equal: the first one
+    logits = logits.to(dtype)
+    probs = logits.to(device, copy=True)
+    top, rest = (t.cpu() for t in _ops.softmax_(probs))
+    assert torch.equal(top, logits.argmax(1))
+    gaps = logits.double() - logits.double().amax(1, keepdim=True)
+    others = gaps.exp().scatter_(1, top[:, None], 0).sum(1)
+    tolerance = {"rtol": 16 * torch.finfo(dtype).eps, "atol": 2 * torch.finfo(dtype).tiny}
+    torch.testing.assert_close(rest.double(), others / (1 + others), **tolerance)
+    # a difference of logits is rounded before its exponential is taken
+    tolerance["rtol"] *= max(1, gaps.abs().max().clamp(max=100).item())
+    torch.testing.assert_close(probs.cpu().double(), gaps.exp() / (1 + others)[:, None], **tolerance)
+
+
 def assert_silent(inputs: Inputs) -> None:
     """Asserts that a hidden unit which is never active adds nothing, even where sums of its output weights overflow."""
     bias, V = inputs.hidden_bias.clone(), inputs.output_weight.clone()

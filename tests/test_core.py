@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPES, HIDDEN, LINEAR, OVERFLOWING, PEAKED, Case, make_inputs
-from reference import assert_accurate, assert_silent, dense, matrix, plain, truth
+from reference import assert_accurate, assert_silent, assert_softmax, dense, matrix, plain, truth
 
 from hessext import _core
 
@@ -42,6 +42,13 @@ def test_every_instruction_set(case, dtype, isa):
 def test_every_instruction_set_under_a_peaked_softmax(case, isa):
     inputs = make_inputs(case, torch.float64)
     assert_accurate(inputs.hessian().dense(), dense(truth(case, torch.float64), inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 33, 97, 1023, 1025, 2100])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_softmax(classes, scale, dtype, isa):
+    assert_softmax(classes, scale, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import DTYPES, OVERFLOWING, PEAKED, Case, make_inputs
 from gram_reference import close, sums
-from reference import TERMS, assert_accurate, assert_silent, dense, matrix, plain, truth
+from reference import TERMS, assert_accurate, assert_silent, assert_softmax, dense, matrix, plain, truth
 
 from hessext import _gram, _ops
 
@@ -124,6 +124,13 @@ def test_nan_stays_nan(bits, cuda):
     pairs = torch.zeros(1, 2, dtype=torch.int64, device=cuda)
     block = _ops.blocks(pairs, False, int(_ops.Part.OUTPUT), x, False, x, False, True, 1, *curvature)[0]
     assert block[5].isnan().all() and block[:, 5].isnan().all() and block.isnan().sum() == 65
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 33, 97, 1023, 1025, 2100])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_softmax(classes, scale, dtype, cuda):
+    assert_softmax(classes, scale, dtype, cuda)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

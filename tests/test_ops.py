@@ -25,7 +25,7 @@ def arguments(case, dtype=torch.float64):
     yield OPERATORS.curvature_entries, (part[0], pairs, part[6], *part[7:])
     yield OPERATORS.curvature_entries, (part[0], pairs[:0], part[6], *part[7:])
     if c.probs is not None:
-        yield OPERATORS.softmax_top, (c.probs,)
+        yield OPERATORS.softmax_, (c.probs.log(),)
         yield OPERATORS.label_residual, (c.probs, c.scale, c.top.flip(0), c.top, c.rest)
         if problem.network.hidden is not None:
             yield OPERATORS.softmax_shift, (c.probs, c.top, problem.network.output[0])

@@ -52,8 +52,8 @@ struct Kernels {
                        const std::int32_t* slots, i64 pair_count, T* out, i64 ld, T* scratch, double* sums);
     i64 (*covariance_scratch)(i64 unit_count);
 
-    // sum of n entries, in T within chunks and in float64 across them.
-    double (*sum)(const T* p, i64 n);
+    // The logits of one sample become probabilities; the most probable class, and the sum of the others.
+    void (*softmax)(i64 classes, T* logits, i64* top, T* rest);
 
     // sum_c p[c] (column[c] - at_top)
     T (*shift)(const T* probs, const T* column, i64 classes, T at_top);

@@ -8,18 +8,11 @@
 namespace hessext::cpu {
 
 template <class T>
-void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, int threads) {
+void softmax(T* logits, i64 samples, i64 classes, i64* top, T* rest, int threads) {
     const Kernels<T>& k = kernels<T>();
-    threads = team(threads, double(samples) * double(classes));
+    threads = team(threads, 8 * double(samples) * double(classes));
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (i64 n = 0; n < samples; ++n) {
-        const T* p = probs + n * classes;
-        i64 best = 0;
-        for (i64 c = 1; c < classes; ++c)
-            if (p[c] > p[best]) best = c;
-        top[n] = best;
-        rest[n] = T(k.sum(p, best) + k.sum(p + best + 1, classes - best - 1));
-    }
+    for (i64 n = 0; n < samples; ++n) k.softmax(classes, logits + n * classes, top + n, rest + n);
 }
 
 template <class T>
@@ -120,7 +113,7 @@ void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pair
     interrupt.check();
 }
 
-HESSEXT_INSTANTIATE(softmax_top)
+HESSEXT_INSTANTIATE(softmax)
 HESSEXT_INSTANTIATE(label_residual)
 HESSEXT_INSTANTIATE(softmax_product)
 HESSEXT_INSTANTIATE(softmax_shift)

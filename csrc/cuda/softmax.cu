@@ -25,11 +25,15 @@ struct TopMemory {
     Scratch<row_threads> scratch;
 };
 
+// e^x for x <= 0, 0 below the normal range: what is left can be scaled up to 1.
+__device__ __forceinline__ float exp_negative(float x) { return x < -87.f ? 0.f : exp(x); }
+__device__ __forceinline__ double exp_negative(double x) { return x < -708. ? 0. : exp(x); }
+
 template <class T>
-__global__ void __launch_bounds__(row_threads) softmax_tops(const T* probs, i64 classes, i64* top, T* rest) {
+__global__ void __launch_bounds__(row_threads) softmax_rows(T* logits, i64 classes, i64* top, T* rest) {
     TopMemory<T>& memory = shared<TopMemory<T>>();
     const i64 n = blockIdx.x;
-    const T* p = probs + n * classes;
+    T* p = logits + n * classes;
     Most<T> most{p[0], 0};
     for (i64 c = threadIdx.x; c < classes; c += row_threads) most.merge({p[c], c});
     for (int mask = warp_size / 2; mask; mask /= 2)
@@ -38,10 +42,13 @@ __global__ void __launch_bounds__(row_threads) softmax_tops(const T* probs, i64 
     __syncthreads();
     for (int w = 0; w < row_threads / warp_size; ++w) most.merge(memory.of_warp[w]);
     double others = 0;
-    for (i64 c = threadIdx.x; c < classes; c += row_threads)
+    for (i64 c = threadIdx.x; c < classes; c += row_threads) {
+        p[c] = c == most.at ? T(1) : exp_negative(p[c] - most.value);
         if (c != most.at) others += double(p[c]);
+    }
     others = block_sum(others, memory.scratch);
-    if (threadIdx.x == 0) top[n] = most.at, rest[n] = T(others);
+    for (i64 c = threadIdx.x; c < classes; c += row_threads) p[c] *= T(1 / (1 + others));
+    if (threadIdx.x == 0) top[n] = most.at, rest[n] = T(others / (1 + others));
 }
 
 template <class T>
@@ -82,10 +89,6 @@ __global__ void __launch_bounds__(row_threads)
     for (i64 c = threadIdx.x; c < classes; c += row_threads)
         out[n * classes + c] = scale[n] * (p[c] * ((from[c] - at_top) - shift));
 }
-
-// e^x for x <= 0, 0 below the normal range: what is left can be scaled up to 1.
-__device__ __forceinline__ float exp_negative(float x) { return x < -87.f ? 0.f : exp(x); }
-__device__ __forceinline__ double exp_negative(double x) { return x < -708. ? 0. : exp(x); }
 
 // The largest logit seen, its class, and the sum of e^(l - largest) over the others.
 template <class T>
@@ -140,9 +143,9 @@ __global__ void softmax_other_classes(T* logits, i64 classes, i64 samples, i64 f
 }  // namespace
 
 template <class T>
-void softmax_top(const T* probs, i64 samples, i64 classes, i64* top, T* rest, const Stream& stream) {
+void softmax(T* logits, i64 samples, i64 classes, i64* top, T* rest, const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_tops<T>), samples, row_threads, sizeof(TopMemory<T>), stream, probs, classes, top, rest);
+    HESSEXT_LAUNCH((softmax_rows<T>), samples, row_threads, sizeof(TopMemory<T>), stream, logits, classes, top, rest);
 }
 
 template <class T>
@@ -204,7 +207,7 @@ void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* lar
                    logits, classes, samples, first, largest, top, others, lift);
 }
 
-HESSEXT_INSTANTIATE(softmax_top)
+HESSEXT_INSTANTIATE(softmax)
 HESSEXT_INSTANTIATE(label_residual)
 HESSEXT_INSTANTIATE(softmax_product)
 HESSEXT_INSTANTIATE(softmax_shift)

@@ -16,7 +16,7 @@ void set_limits(i64, i64, i64) {}
     }                                                                                  \
     HESSEXT_INSTANTIATE(name)
 HESSEXT_MISSING(assemble, const Assembly<T>&)
-HESSEXT_MISSING(softmax_top, const T*, i64, i64, i64*, T*)
+HESSEXT_MISSING(softmax, T*, i64, i64, i64*, T*)
 HESSEXT_MISSING(label_residual, const T*, const T*, const i64*, const i64*, const T*, i64, i64, T*)
 HESSEXT_MISSING(softmax_product, const T*, const T*, const i64*, const T*, i64, i64, T*)
 HESSEXT_MISSING(softmax_shift, const T*, const i64*, const T*, i64, i64, i64, T*)

@@ -90,20 +90,6 @@ void covariance(const Curvature<T>& q, i64 n, i64 count, const i64* units, i64 u
         for (i64 s = 0; s < count; ++s) out[t * ld + s] = T(sums[t * L + s]);
 }
 
-template <class T>
-double sum(const T* p, i64 n) {
-    double total = 0;
-    for (i64 c0 = 0; c0 < n; c0 += 1024) {
-        const i64 end = c0 + 1024 < n ? c0 + 1024 : n;
-        Vector<T> part = {};
-        i64 c = c0;
-        for (; c + lanes<T> <= end; c += lanes<T>) part += load(p + c);
-        for (i64 s = 0; s < lanes<T>; ++s) total += double(part[s]);
-        for (; c < end; ++c) total += double(p[c]);
-    }
-    return total;
-}
-
 // In T within slices of classes and in float64 across them.
 template <class T>
 T shift(const T* probs, const T* column, i64 classes, T at_top) {

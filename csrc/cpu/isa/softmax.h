@@ -1,5 +1,6 @@
-// The softmax of class-major logits [classes, samples]: lanes are samples. The most probable class of each sample is
-// kept apart from the sum of the others, so that 1 - p never has to be formed by a difference.
+// The softmax of a row of logits, where lanes are classes, and of class-major logits [classes, samples], where lanes
+// are samples. The most probable class of each sample is kept apart from the sum of the others, so that 1 - p never has
+// to be formed by a difference.
 #pragma once
 
 #include "vectors.h"
@@ -42,6 +43,46 @@ inline Vector<T, n> exp_negative(Vector<T, n> x) {
     const Vector<T, n> origin = Vector<T, n>{} + E::magic;
     const Int power = (((Int)shifted - (Int)origin) + E::bias) << E::mantissa;
     return x < E::least ? Vector<T, n>{} : sum * (Vector<T, n>)power;
+}
+
+// In T within slices of classes and in float64 across them.
+template <class T>
+void softmax(i64 classes, T* row, i64* top, T* rest) {
+    Vector<T> most = Vector<T>{} + row[0];
+    i64 c = 0;
+    for (; c + lanes<T> <= classes; c += lanes<T>) {
+        const Vector<T> value = load(row + c);
+        most = value > most ? value : most;
+    }
+    T largest = most[0];
+    for (i64 s = 1; s < lanes<T>; ++s) largest = most[s] > largest ? most[s] : largest;
+    for (; c < classes; ++c) largest = row[c] > largest ? row[c] : largest;
+    i64 best = 0;
+    while (best + 1 < classes && row[best] != largest) ++best;
+
+    row[best] = -__builtin_inf();  // not among the others
+    double others = 0;
+    using One = Vector<T, 1>;
+    for (i64 from = 0; from < classes; from += 1024) {
+        const i64 end = from + 1024 < classes ? from + 1024 : classes;
+        Vector<T> sum = {};
+        for (c = from; c + lanes<T> <= end; c += lanes<T>) {
+            const Vector<T> term = exp_negative<T, lanes<T>>(load(row + c) - largest);
+            store(row + c, term);
+            sum += term;
+        }
+        for (i64 s = 0; s < lanes<T>; ++s) others += double(sum[s]);
+        for (; c < end; ++c) {
+            const One term = exp_negative<T, 1>(load_as<One>(row + c) - largest);
+            store(row + c, term);
+            others += double(term[0]);
+        }
+    }
+    const T inverse = T(1 / (1 + others));
+    for (c = 0; c < classes; ++c) row[c] *= inverse;
+    row[best] = inverse;
+    *top = best;
+    *rest = T(others / (1 + others));
 }
 
 // Row by row, as the samples of a class lie side by side: the largest logits of some rows, then the sums over the same
