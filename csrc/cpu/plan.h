@@ -1,4 +1,5 @@
-// Which index pair runs outside and which fills the tile: a cost model in multiply-adds, padding and sparsity included.
+// Which index pair runs outside and which fills the tile: a cost model in multiply-adds; padding, sparsity, weights
+// and packing included.
 #pragma once
 
 #include <cmath>
@@ -17,7 +18,7 @@ enum class Method {
 struct Plan {
     Method method;
     Outer outer;
-    double cost;  // multiply-adds
+    double cost;  // in multiply-adds
 };
 
 inline i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
@@ -58,9 +59,15 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const double feature_pairs = r.symmetric ? s * (s + 1) / 2 : s * t;
     const double active = density(q.slope, q.units, q.samples, q.units);
 
+    // Of outer pairs whose tile is rows x cols: weights are formed and listed for all samples, rows gathered into
+    // panels for those of nonzero weight. Both are given in multiply-adds, as measured: 12 cycles a weight, 40 a
+    // sample, 0.75 an item of its row.
+    const auto tiles = [&](double pairs, double share, double area, double items) {
+        return pairs * n * double(k.lanes) * (12 + share * (area / double(k.lanes) + 40 + 0.75 * items));
+    };
     const double share = r.part == Part::hidden ? active * active : r.part == Part::cross ? active : 1;
     Plan best = {Method::tiles, Outer::blocks,
-                 block_pairs * padded_area(k, r.left.size(), r.right.size(), r.symmetric) * n * share};
+                 tiles(block_pairs, share, padded_area(k, r.left.size(), r.right.size(), r.symmetric), s + t)};
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
@@ -68,16 +75,20 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     // small.
     if (within && !replicated && feature_pairs <= 1 << 18 && n * double(k.cols * sizeof(T)) <= batch_bytes)
         consider(Method::products, Outer::blocks,
-                 n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * std::ceil(block_pairs / k.cols) * k.cols);
+                 n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * std::ceil(block_pairs / k.cols) * k.cols +
+                     n * block_pairs * 6 * double(k.lanes));
     if (!r.pairs && r.dense.out && r.part == Part::output && q.probs) {
         const double features = density(r.left.data, r.left.ld, q.samples, r.left.cols);
         consider(Method::tiles, Outer::features,
-                 feature_pairs * padded_area(k, q.classes, q.classes, true) * n * features * features);
+                 tiles(feature_pairs, features * features, padded_area(k, q.classes, q.classes, true),
+                       2 * double(q.classes)));
     }
     if (!r.pairs && r.dense.out && r.part == Part::cross) {
-        const double features = density(r.right.data, r.right.ld, q.samples, r.right.cols);
-        consider(Method::tiles, Outer::mixed,
-                 (q.probs ? rows * t * features : rows) * padded_area(k, r.left.size(), q.classes, false) * n * active);
+        const double features = density(r.right.data, r.right.ld, q.samples, r.right.cols), both = active * features;
+        const double area = padded_area(k, r.left.size(), q.classes, false), items = s + double(q.classes);
+        consider(Method::tiles, Outer::mixed,  // without softmax, tiles (i, b) with b != i are outer products of sums
+                 q.probs ? tiles(rows * t, both, area, items)
+                         : tiles(rows, active, area, items) + tiles(rows * t, both, 0, s));
     }
     return best;
 }
