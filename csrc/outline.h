@@ -18,6 +18,25 @@ struct Pair {
     i64 first, second;
 };
 
+// Weights of the pairs (a, b) of Outer::features and (i, b) of Outer::mixed in sample n.
+template <class T>
+HESSEXT_ANYWHERE inline T features_weight(const Assembly<T>& r, i64 n, i64 a, i64 b) {
+    return -r.curvature.scale[n] * feature(r.left, n, a) * feature(r.right, n, b);
+}
+template <class T>
+HESSEXT_ANYWHERE inline T mixed_weight(const Assembly<T>& r, i64 n, i64 i, i64 b) {
+    const Curvature<T>& q = r.curvature;
+    return q.scale[n] * q.slope[n * q.units + i] * feature(r.right, n, b);
+}
+
+// What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both factors.
+template <class T>
+HESSEXT_ANYWHERE inline T residual_weight(const Curvature<T>& q, Outer outer, i64 n, i64 i, i64 j) {
+    const T slope = q.slope[n * q.units + i];
+    if (outer == Outer::mixed) return i == j ? slope : T(0);
+    return slope * q.residual[n * q.classes + j];
+}
+
 // Pairs of rows x cols, or those first <= second of a square, numbered row by row.
 struct Grid {
     i64 rows, cols;

@@ -46,20 +46,10 @@ __device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, Pair p, T c
     const Curvature<T>& q = o.r.curvature;
     if (o.r.part == Part::hidden) return hidden_curvature(q, n, p.first, p.second, covariance);
     if (!q.gauss_newton) return 0;
-    if (o.outer == Outer::features)
-        return -q.scale[n] * feature(o.r.left, n, p.first) * feature(o.r.right, n, p.second);
-    if (o.outer == Outer::mixed) return q.scale[n] * q.slope[n * q.units + p.first] * feature(o.r.right, n, p.second);
+    if (o.outer == Outer::features) return features_weight(o.r, n, p.first, p.second);
+    if (o.outer == Outer::mixed) return mixed_weight(o.r, n, p.first, p.second);
     if (o.r.part == Part::output) return output_curvature(q, n, p.first, p.second);
     return cross_curvature(q, n, p.first, p.second);
-}
-
-// What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both factors.
-template <class T>
-__device__ __forceinline__ T pair_extra(const Outline<T>& o, i64 n, Pair p) {
-    const Curvature<T>& q = o.r.curvature;
-    const T slope = q.slope[n * q.units + p.first];
-    if (o.outer == Outer::mixed) return p.first == p.second ? slope : T(0);
-    return slope * q.residual[n * q.classes + p.second];
 }
 
 // Weights out[t, n] of the pairs from `first` on, where all samples are taken; covariance [pairs, N] may be out itself.
@@ -89,7 +79,7 @@ __global__ void __launch_bounds__(list_threads) list_samples(Job<T> job) {
         T weight = 0, extra = 0;
         if (n < job.samples) {
             weight = pair_weight(o, n, pair, job.covariance ? job.covariance[at + n] : T(0));
-            if (job.lists.extra) extra = pair_extra(o, n, pair);
+            if (job.lists.extra) extra = residual_weight(q, o.outer, n, pair.first, pair.second);
         }
         const bool active = weight != T(0) || extra != T(0);
         const unsigned votes = __ballot_sync(all_lanes, active);
