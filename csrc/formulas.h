@@ -10,13 +10,18 @@ HESSEXT_ANYWHERE inline T feature(const Features<T>& f, i64 n, i64 a) {
     return a < f.cols ? f.data[n * f.ld + a] : T(1);
 }
 
-// c_n (delta_ij p_i - p_i p_j), with 1 - p formed from the other probabilities.
+// 1 - p_n[j]; of the top class as a sum of the others
+template <class T>
+HESSEXT_ANYWHERE inline T complement(const Curvature<T>& q, i64 n, i64 j) {
+    return q.top[n] == j ? q.rest[n] : T(1) - q.probs[n * q.classes + j];
+}
+
+// c_n (delta_ij p_i - p_i p_j)
 template <class T>
 HESSEXT_ANYWHERE inline T output_curvature(const Curvature<T>& q, i64 n, i64 i, i64 j) {
     if (!q.probs) return i == j ? q.scale[n] : T(0);
     const T* p = q.probs + n * q.classes;
-    if (i != j) return -q.scale[n] * p[i] * p[j];
-    return q.scale[n] * p[i] * (q.top[n] == i ? q.rest[n] : T(1) - p[i]);
+    return i == j ? q.scale[n] * p[i] * complement(q, n, i) : -q.scale[n] * p[i] * p[j];
 }
 
 // act'_i act'_l (V^T B_n V)[i, l] from c_n, the slopes act' and inner = (V^T B_n V)[i, l] / c_n. An inactive unit has

@@ -1,6 +1,8 @@
 // What one assembly runs over, the same on every device: outer pairs, the entries of a tile, and where they lie.
 #pragma once
 
+#include <cmath>
+
 #include "formulas.h"
 
 namespace hessext {
@@ -10,6 +12,45 @@ enum class Outer {
     blocks,    // pair (i, j), weight Q_n[i, j]; tile over features (a, b)
     features,  // output part: pair (a, b), weight -c_n phi_n[a] phi_n[b]; tile over classes (i, j) of p_n p_n^T
     mixed,     // cross part: pair (i, b), weight c_n act'_n[i] psi_n[b]; tile over (a, j) of x_n[a] (B_n V)[j, i]
+};
+
+struct Pair {
+    i64 first, second;
+};
+
+// Weights of the pairs (a, b) of Outer::features and (i, b) of Outer::mixed in sample n.
+template <class T>
+HESSEXT_ANYWHERE inline T features_weight(const Assembly<T>& r, i64 n, i64 a, i64 b) {
+    return -r.curvature.scale[n] * feature(r.left, n, a) * feature(r.right, n, b);
+}
+template <class T>
+HESSEXT_ANYWHERE inline T mixed_weight(const Assembly<T>& r, i64 n, i64 i, i64 b) {
+    const Curvature<T>& q = r.curvature;
+    return q.scale[n] * q.slope[n * q.units + i] * feature(r.right, n, b);
+}
+
+// What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both factors.
+template <class T>
+HESSEXT_ANYWHERE inline T residual_weight(const Curvature<T>& q, Outer outer, i64 n, i64 i, i64 j) {
+    const T slope = q.slope[n * q.units + i];
+    if (outer == Outer::mixed) return i == j ? slope : T(0);
+    return slope * q.residual[n * q.classes + j];
+}
+
+// Pairs of rows x cols, or those first <= second of a square, numbered row by row.
+struct Grid {
+    i64 rows, cols;
+    bool triangle;
+
+    HESSEXT_ANYWHERE i64 count() const { return triangle ? rows * (rows + 1) / 2 : rows * cols; }
+    HESSEXT_ANYWHERE Pair at(i64 t) const {
+        if (!triangle) return {t / cols, t % cols};
+        const double b = 2 * double(rows) + 1;
+        i64 i = i64((b - std::sqrt(b * b - 8 * double(t))) / 2);  // up to rounding
+        while (i * rows - i * (i - 1) / 2 > t) --i;
+        while ((i + 1) * rows - (i + 1) * i / 2 <= t) ++i;
+        return {i, i + t - (i * rows - i * (i - 1) / 2)};
+    }
 };
 
 template <class T>
@@ -30,20 +71,11 @@ struct Outline {
           extra(r.part == Part::cross && r.curvature.residual && r.right.cols > 0),
           dense(destination(r)) {}
 
-    HESSEXT_ANYWHERE i64 outer_rows() const {
-        if (replicated) return 1;
-        if (outer == Outer::features) return r.left.size();
-        return r.part == Part::output ? r.curvature.classes : r.curvature.units;
-    }
-    HESSEXT_ANYWHERE i64 outer_cols() const {
-        if (outer != Outer::blocks) return r.right.size();
-        return within ? outer_rows() : r.curvature.classes;
-    }
     // Whether only pairs first <= second are computed.
     HESSEXT_ANYWHERE bool outer_triangle() const { return within && (outer == Outer::blocks || r.symmetric); }
-    HESSEXT_ANYWHERE i64 pair_count() const {
-        if (r.pairs) return r.pair_count;
-        return outer_triangle() ? outer_rows() * (outer_rows() + 1) / 2 : outer_rows() * outer_cols();
+    HESSEXT_ANYWHERE i64 pair_count() const { return r.pairs ? r.pair_count : grid().count(); }
+    HESSEXT_ANYWHERE Pair pair(i64 t) const {
+        return r.pairs ? Pair{r.pairs[2 * t], r.pairs[2 * t + 1]} : grid().at(t);
     }
 
     // Destination of block `pair` of a list, or of the whole matrix.
@@ -70,6 +102,13 @@ struct Outline {
     }
 
   private:
+    HESSEXT_ANYWHERE Grid grid() const {
+        const i64 blocks = replicated ? 1 : r.part == Part::output ? r.curvature.classes : r.curvature.units;
+        const i64 rows = outer == Outer::features ? r.left.size() : blocks;
+        const i64 cols = outer != Outer::blocks ? r.right.size() : within ? blocks : r.curvature.classes;
+        return {rows, cols, outer_triangle()};
+    }
+
     static Dense<T> destination(const Assembly<T>& r) {
         if (r.dense.out) return r.dense;
         const auto axis = [](const Features<T>& f) { return Axis{0, 0, f.cols, 0, f.cols}; };

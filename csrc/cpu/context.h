@@ -18,7 +18,7 @@ inline i64 even(i64 total, i64 most, i64 unit) {
 
 template <class T>
 class Context : protected Outline<T> {
-    i64 next_row_ = 0, next_col_ = 0, next_pair_ = 0;
+    i64 next_pair_ = 0;
 
   protected:
     using Outline<T>::r;
@@ -41,20 +41,10 @@ class Context : protected Outline<T> {
     // The next outer pairs, at most `limit`; none at the end.
     PairBatch next_batch(i64 limit) {
         PairBatch batch;
-        if (r.pairs) {
-            const i64 count = std::min(limit, r.pair_count - next_pair_);
-            batch.pairs.assign(r.pairs + 2 * next_pair_, r.pairs + 2 * (next_pair_ + count));
-            next_pair_ += count;
-        } else {
-            const i64 rows = this->outer_rows(), cols = this->outer_cols();
-            while (next_row_ < rows && batch.count() < limit) {
-                batch.pairs.push_back(next_row_);
-                batch.pairs.push_back(next_col_);
-                if (++next_col_ == cols) {
-                    ++next_row_;
-                    next_col_ = this->outer_triangle() ? next_row_ : 0;
-                }
-            }
+        for (const i64 end = std::min(next_pair_ + limit, this->pair_count()); next_pair_ < end; ++next_pair_) {
+            const Pair pair = this->pair(next_pair_);
+            batch.pairs.push_back(pair.first);
+            batch.pairs.push_back(pair.second);
         }
         if (r.part == Part::hidden) batch.index_units();
         return batch;

@@ -118,23 +118,16 @@ void fill_weights(const Kernels<T>& kernel, const Assembly<T>& request, Outer ou
         if (!q.gauss_newton)
             for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = 0;
         else if (outer == Outer::features)
-            for (i64 n = n0; n < n0 + count; ++n)
-                to[n * stride] = -q.scale[n] * feature(request.left, n, i) * feature(request.right, n, j);
+            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = features_weight(request, n, i, j);
         else if (outer == Outer::mixed)
-            for (i64 n = n0; n < n0 + count; ++n)
-                to[n * stride] = q.scale[n] * q.slope[n * q.units + i] * feature(request.right, n, j);
+            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = mixed_weight(request, n, i, j);
         else if (request.part == Part::output)
             for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = output_curvature(q, n, i, j);
         else
             for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = cross_curvature(q, n, i, j);
-        if (view.extra) {  // residual: r_n[j] act'_n[i] x_n e_i^T
-            T* extra = view.extra + view.offset(t);
-            for (i64 n = n0; n < n0 + count; ++n) {
-                const T slope = q.slope[n * q.units + i];
-                extra[n * stride] =
-                    outer == Outer::mixed ? (i == j ? slope : T(0)) : slope * q.residual[n * q.classes + j];
-            }
-        }
+        if (!view.extra) continue;
+        T* extra = view.extra + view.offset(t);
+        for (i64 n = n0; n < n0 + count; ++n) extra[n * stride] = residual_weight(q, outer, n, i, j);
     }
 }
 

@@ -27,8 +27,8 @@ class Pieces {
 };
 
 inline double area(i64 rows, i64 cols, i64 side, bool triangle) {
-    const double r = double(blocks_for(rows, side)), c = double(blocks_for(cols, side));
-    return (triangle ? r * (r + 1) / 2 : r * c) * double(side) * double(side);
+    const Grid tiles{blocks_for(rows, side), blocks_for(cols, side), triangle};
+    return double(tiles.count()) * double(side) * double(side);
 }
 
 // Which index pair runs outside: the one with less padding. What is outside is sparse where ReLU units are.
@@ -85,12 +85,12 @@ class AssemblyRun {
 
         const i64 rows = job_.left.size(), cols = job_.right_size();
         side_ = choose_side(rows, cols, job_.triangle);
-        job_.row_tiles = blocks_for(rows, side_), job_.col_tiles = blocks_for(cols, side_);
-        job_.tiles = job_.triangle ? job_.row_tiles * (job_.row_tiles + 1) / 2 : job_.row_tiles * job_.col_tiles;
+        job_.tiles = {blocks_for(rows, side_), blocks_for(cols, side_), job_.triangle};
+        const i64 tiles = job_.tiles.count();
 
         const i64 list_bytes = q.samples * i64(sparse_ * sizeof(int) +
                                                sizeof(T) * (1 + o.extra + covariance_ + 2 * job_.curvature_column));
-        const i64 pair_bytes = list_bytes + i64(sizeof(i64)) + (o.r.norms ? job_.tiles * i64(sizeof(double)) : 0);
+        const i64 pair_bytes = list_bytes + i64(sizeof(i64)) + (o.r.norms ? tiles * i64(sizeof(double)) : 0);
         const i64 pairs = std::min(o.pair_count(), limits().blocks);
         batch_ = std::max<i64>(1, std::min(limits().workspace / pair_bytes, pairs));
 
@@ -100,9 +100,9 @@ class AssemblyRun {
             using K = decltype(kernel);
             resident *= resident_blocks(K::multiply, K::Shape::threads, sizeof(TileMemory<T, typename K::Shape>));
         });
-        job_.splits = std::max<i64>(1, std::min(2 * resident / (batch_ * job_.tiles), q.samples / least_split));
+        job_.splits = std::max<i64>(1, std::min(2 * resident / (batch_ * tiles), q.samples / least_split));
         slots_ = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > job_.span);
-        jobs_ = std::min(batch_ * job_.tiles, limits().blocks / job_.splits);
+        jobs_ = std::min(batch_ * tiles, limits().blocks / job_.splits);
         if (slots_) jobs_ = std::min(jobs_, limits().workspace / (job_.splits * side_ * side_ * i64(sizeof(double))));
         jobs_ = std::max<i64>(1, jobs_);
     }
@@ -167,7 +167,7 @@ class AssemblyRun {
         lists.count = pieces.take<i64>(sparse_ ? batch_ : 0);
         job_.covariance = pieces.take<T>(covariance_ ? entries : 0);
         job_.weight_columns = pieces.take<T>(job_.curvature_column ? q.classes * q.units : 0);
-        job_.partial = pieces.take<double>(o.r.norms ? batch_ * job_.tiles : 0);
+        job_.partial = pieces.take<double>(o.r.norms ? batch_ * job_.tiles.count() : 0);
         job_.slots = pieces.take<double>(slots_ ? jobs_ * job_.splits * side_ * side_ : 0);
         return pieces.used();
     }
@@ -186,7 +186,7 @@ class AssemblyRun {
     }
 
     void multiply() {
-        const i64 all = job_.pairs * job_.tiles;
+        const i64 all = job_.pairs * job_.tiles.count();
         for (job_.first_job = 0; job_.first_job < all; job_.first_job += jobs_) {
             const i64 count = std::min(jobs_, all - job_.first_job);
             visit([&](auto kernel) {

@@ -5,12 +5,8 @@
 
 namespace hessext::cuda {
 
-// An outer pair and, for each, the samples of nonzero weight in order.
-struct Pair {
-    i64 first, second;
-};
-
-// Lists of a batch, [pairs, N] each; entry k of pair t at t * N + k. Null where a part has no use for it.
+// The samples of nonzero weight of each outer pair of a batch, in order: [pairs, N], entry k of pair t at t * N + k.
+// Null where a part has no use for it.
 template <class T>
 struct Lists {
     int* index;  // sample n
@@ -30,9 +26,9 @@ struct Job {
     // The right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j] over classes j, of unit i = pair.first.
     bool curvature_column = false;
     Lists<T> lists{};
-    T* weight_columns = nullptr;  // V^T [m, C]
-    T* covariance = nullptr;      // (V^T B_n V)[i, l] / c_n of a batch, [pairs, N], for the hidden part
-    i64 row_tiles = 0, col_tiles = 0, tiles = 0;
+    T* weight_columns = nullptr;    // V^T [m, C]
+    T* covariance = nullptr;        // (V^T B_n V)[i, l] / c_n of a batch, [pairs, N], for the hidden part
+    Grid tiles{};                   // of one pair's product
     i64 first_pair = 0, pairs = 0;  // of the batch
     i64 first_job = 0;              // of the launch; a job is (pair, tile), pair-major
     i64 span = 0;                   // samples summed in T
@@ -44,21 +40,5 @@ struct Job {
 
     HESSEXT_ANYWHERE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
 };
-
-// Entry t of the upper triangle of size x size, row by row.
-__device__ __forceinline__ Pair upper(i64 t, i64 size) {
-    const double b = 2 * double(size) + 1;
-    i64 i = i64((b - sqrt(b * b - 8 * double(t))) / 2);  // up to rounding
-    while (i * size - i * (i - 1) / 2 > t) --i;
-    while ((i + 1) * size - (i + 1) * i / 2 <= t) ++i;
-    return {i, i + t - (i * size - i * (i - 1) / 2)};
-}
-
-// Pair t of the whole assembly.
-template <class T>
-__device__ __forceinline__ Pair pair_at(const Outline<T>& o, i64 t) {
-    if (o.r.pairs) return {o.r.pairs[2 * t], o.r.pairs[2 * t + 1]};
-    return o.outer_triangle() ? upper(t, o.outer_rows()) : Pair{t / o.outer_cols(), t % o.outer_cols()};
-}
 
 }  // namespace hessext::cuda

@@ -33,6 +33,8 @@ __device__ __forceinline__ T least(T a, T b) {
     return b < a ? b : a;
 }
 
+HESSEXT_ANYWHERE inline i64 blocks_for(i64 items, i64 each) { return (items + each - 1) / each; }
+
 // Shared memory of `block_sum`.
 template <int threads>
 struct Scratch {
@@ -68,8 +70,6 @@ __device__ __forceinline__ double lane_sum(double value, LaneScratch<threads>& s
 }
 
 // ------------------------------------------------------------------------------------------------------ launches
-
-inline i64 blocks_for(i64 items, i64 each) { return (items + each - 1) / each; }
 
 #ifdef HESSEXT_EMULATED
 

@@ -68,11 +68,10 @@ __device__ __forceinline__ double times(const Gram<T>& g, i64 n, i64 m) {
     return g.triangle && n < m ? 2 : 1;
 }
 
-// Tile `t` of the square of samples, in tiles.
+// Tiles of the square of samples.
 template <class T>
-__device__ __forceinline__ Pair tile_at(const Gram<T>& g, i64 t, i64 side) {
-    const i64 across = (g.cols + side - 1) / side;
-    return g.triangle ? upper(t, across) : Pair{t / across, t % across};
+HESSEXT_ANYWHERE inline Grid tiles_of(const Gram<T>& g, i64 side) {
+    return {blocks_for(g.rows, side), blocks_for(g.cols, side), g.triangle};
 }
 
 template <class T, class S>
@@ -86,7 +85,7 @@ union GramMemory {
 template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, double* partial) {
     GramMemory<T, S>& memory = shared<GramMemory<T, S>>();
-    const Pair place = tile_at(g, blockIdx.x, S::side);
+    const Pair place = tiles_of(g, S::side).at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     Sums<T, S> sums;
     double total = 0;
@@ -112,7 +111,7 @@ template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 span, double* partial) {
     GramMemory<T, S>& memory = shared<GramMemory<T, S>>();
     using Part = Sums<T, S>;
-    const Pair place = tile_at(g, blockIdx.x, S::side);
+    const Pair place = tiles_of(g, S::side).at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     T left_inverse[Part::thread_rows], right_inverse[Part::template thread_cols<tensor>];
     for (int e = 0; e < Part::thread_rows; ++e)
@@ -186,12 +185,6 @@ __global__ void __launch_bounds__(tops_threads) add_partial(const double* partia
     }
 }
 
-template <class T>
-i64 tile_count(i64 rows, i64 cols, bool triangle) {
-    const i64 r = blocks_for(rows, GramShape<T>::side), c = blocks_for(cols, GramShape<T>::side);
-    return triangle ? r * (r + 1) / 2 : r * c;
-}
-
 constexpr i64 most_top_blocks = 4096;
 
 // Room for both sums of each block.
@@ -222,7 +215,7 @@ const void* any_kernel() { return reinterpret_cast<const void*>(add_partial); }
 template <class T>
 void gram_sums(const Gram<T>& g, double* sums, const Stream& stream) {
     use_device(stream);
-    const i64 tiles = tile_count<T>(g.rows, g.cols, g.triangle);
+    const i64 tiles = tiles_of(g, GramShape<T>::side).count();
     double* partial = partial_sums(tiles, stream);
     tensor_cores(stream) ? launch_tiles<T, true>(g, tiles, partial, stream)
                          : launch_tiles<T, false>(g, tiles, partial, stream);

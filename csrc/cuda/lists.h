@@ -6,6 +6,7 @@
 namespace hessext::cuda {
 
 constexpr int list_threads = 512;
+constexpr int weight_threads = 256;
 constexpr int covariance_threads = 128;
 constexpr int transpose_threads = 256;
 
@@ -35,7 +36,7 @@ __global__ void covariances(Outline<T> outline, i64 first, i64 count, T* out) {
     const i64 samples = outline.r.curvature.samples;
     const i64 e = i64(blockIdx.x) * covariance_threads + threadIdx.x, t = e % count, n = e / count;
     if (n >= samples) return;
-    const Pair pair = pair_at(outline, first + t);
+    const Pair pair = outline.pair(first + t);
     out[t * samples + n] = covariance(outline.r.curvature, n, pair.first, pair.second);
 }
 
@@ -55,30 +56,18 @@ __device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, Pair p, T c
     const Curvature<T>& q = o.r.curvature;
     if (o.r.part == Part::hidden) return hidden_curvature(q, n, p.first, p.second, covariance);
     if (!q.gauss_newton) return 0;
-    if (o.outer == Outer::features)
-        return -q.scale[n] * feature(o.r.left, n, p.first) * feature(o.r.right, n, p.second);
-    if (o.outer == Outer::mixed) return q.scale[n] * q.slope[n * q.units + p.first] * feature(o.r.right, n, p.second);
+    if (o.outer == Outer::features) return features_weight(o.r, n, p.first, p.second);
+    if (o.outer == Outer::mixed) return mixed_weight(o.r, n, p.first, p.second);
     if (o.r.part == Part::output) return output_curvature(q, n, p.first, p.second);
     return cross_curvature(q, n, p.first, p.second);
 }
 
-// What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both factors.
-template <class T>
-__device__ __forceinline__ T pair_extra(const Outline<T>& o, i64 n, Pair p) {
-    const Curvature<T>& q = o.r.curvature;
-    const T slope = q.slope[n * q.units + p.first];
-    if (o.outer == Outer::mixed) return p.first == p.second ? slope : T(0);
-    return slope * q.residual[n * q.classes + p.second];
-}
-
 // Weights out[t, n] of the pairs from `first` on, where all samples are taken; covariance [pairs, N] may be out itself.
-constexpr int weight_threads = 256;
 template <class T>
 __global__ void weigh_pairs(Outline<T> outline, i64 first, i64 count, const T* covariance, T* out) {
     const i64 e = i64(blockIdx.x) * weight_threads + threadIdx.x, samples = outline.r.curvature.samples;
     if (e >= count * samples) return;
-    out[e] =
-        pair_weight(outline, e % samples, pair_at(outline, first + e / samples), covariance ? covariance[e] : T(0));
+    out[e] = pair_weight(outline, e % samples, outline.pair(first + e / samples), covariance ? covariance[e] : T(0));
 }
 
 struct ListMemory {
@@ -92,7 +81,7 @@ __global__ void __launch_bounds__(list_threads) list_samples(Job<T> job) {
     const Outline<T>& o = job.outline;
     const Curvature<T>& q = o.r.curvature;
     const i64 t = blockIdx.x, at = t * job.samples;
-    const Pair pair = pair_at(o, job.first_pair + t);
+    const Pair pair = o.pair(job.first_pair + t);
     const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
     i64 count = 0;
     for (i64 n0 = 0; n0 < job.samples; n0 += list_threads) {
@@ -100,7 +89,7 @@ __global__ void __launch_bounds__(list_threads) list_samples(Job<T> job) {
         T weight = 0, extra = 0;
         if (n < job.samples) {
             weight = pair_weight(o, n, pair, job.covariance ? job.covariance[at + n] : T(0));
-            if (job.lists.extra) extra = pair_extra(o, n, pair);
+            if (job.lists.extra) extra = residual_weight(q, o.outer, n, pair.first, pair.second);
         }
         const bool active = weight != T(0) || extra != T(0);
         const unsigned votes = __ballot_sync(all_lanes, active);

@@ -144,12 +144,6 @@ class Operands {
     }
 };
 
-// Tile `t` of the pair's product, in tiles.
-template <class T>
-__device__ __forceinline__ Pair tile_at(const Job<T>& job, i64 t) {
-    return job.triangle ? upper(t, job.row_tiles) : Pair{t / job.col_tiles, t % job.col_tiles};
-}
-
 template <class T>
 __device__ __forceinline__ bool wanted(const Job<T>& job, i64 r, i64 c) {
     return r < job.left.size() && c < job.right_size() && !(job.triangle && r > c);
@@ -186,8 +180,8 @@ template <class T, class S, class Right, bool tensor>
 __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
     TileMemory<T, S>& memory = shared<TileMemory<T, S>>();
     const i64 at = i64(blockIdx.x) / job.splits, split = i64(blockIdx.x) % job.splits;
-    const i64 t = (job.first_job + at) / job.tiles, tile = (job.first_job + at) % job.tiles;
-    const Pair pair = pair_at(job.outline, job.first_pair + t), place = tile_at(job, tile);
+    const i64 tiles = job.tiles.count(), t = (job.first_job + at) / tiles, tile = (job.first_job + at) % tiles;
+    const Pair pair = job.outline.pair(job.first_pair + t), place = job.tiles.at(tile);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     const i64 count = job.lists.count ? job.lists.count[t] : job.samples, share = (count + job.splits - 1) / job.splits;
     const i64 begin = least(split * share, count), end = least(begin + share, count);
@@ -214,7 +208,7 @@ __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
         double squares = 0;
         sums.each([&](T& v, int r, int c) { squares += square(job, row0 + r, col0 + c, v); });
         squares = block_sum(squares, memory.scratch);
-        if (threadIdx.x == 0) job.partial[t * job.tiles + tile] = squares;
+        if (threadIdx.x == 0) job.partial[job.first_job + blockIdx.x] = squares;
         return;
     }
     const Dense<T>& dense = job.outline.dense;
@@ -229,8 +223,9 @@ __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
 // One block per job: adds its slots in order.
 template <class T, class S>
 __global__ void __launch_bounds__(S::threads) finish_tiles(Job<T> job) {
-    const i64 at = blockIdx.x, t = (job.first_job + at) / job.tiles, tile = (job.first_job + at) % job.tiles;
-    const Pair pair = pair_at(job.outline, job.first_pair + t), place = tile_at(job, tile);
+    const i64 at = blockIdx.x, tiles = job.tiles.count();
+    const i64 t = (job.first_job + at) / tiles, tile = (job.first_job + at) % tiles;
+    const Pair pair = job.outline.pair(job.first_pair + t), place = job.tiles.at(tile);
     const double* slots = job.slots + at * job.splits * S::side * S::side;
     double squares = 0;
     for (int e = int(threadIdx.x); e < S::side * S::side; e += S::threads) {
@@ -246,7 +241,7 @@ __global__ void __launch_bounds__(S::threads) finish_tiles(Job<T> job) {
     }
     if (!job.partial) return;
     squares = block_sum(squares, shared<Scratch<S::threads>>());
-    if (threadIdx.x == 0) job.partial[t * job.tiles + tile] = squares;
+    if (threadIdx.x == 0) job.partial[job.first_job + at] = squares;
 }
 
 // One block per pair: its squared norm from those of its tiles, in order.
@@ -254,28 +249,29 @@ template <class T>
 __global__ void add_squares(Job<T> job) {
     const i64 t = i64(blockIdx.x) * blockDim.x + threadIdx.x;
     if (t >= job.pairs) return;
+    const i64 tiles = job.tiles.count();
     double sum = 0;
-    for (i64 tile = 0; tile < job.tiles; ++tile) sum += job.partial[t * job.tiles + tile];
+    for (i64 tile = 0; tile < tiles; ++tile) sum += job.partial[t * tiles + tile];
     job.outline.r.norms[job.first_pair + t] = sum;
 }
 
-// Where classes fill the tile, entries (j, j) of p p^T become p_j (1 - p_j). A block has 32 classes of one pair.
 constexpr int diagonal_strips = 16;
+
+// Where classes fill the tile, entries (j, j) of p p^T become p_j (1 - p_j). A block has 32 classes of one pair.
 template <class T>
 __global__ void __launch_bounds__(warp_size* diagonal_strips) softmax_diagonals(Job<T> job) {
     const Curvature<T>& q = job.outline.r.curvature;
-    const i64 groups = (q.classes + warp_size - 1) / warp_size, t = i64(blockIdx.x) / groups;
+    const i64 groups = blocks_for(q.classes, warp_size), t = i64(blockIdx.x) / groups;
     const int lane = int(threadIdx.x) % warp_size, strip = int(threadIdx.x) / warp_size;
     const i64 j = i64(blockIdx.x) % groups * warp_size + lane, list = t * job.samples, count = job.lists.count[t];
     double total = 0;
     for (i64 k = strip; k < count && j < q.classes; k += diagonal_strips) {
         const i64 n = job.lists.index[list + k];
-        const T p = q.probs[n * q.classes + j];
-        total -= double(job.lists.weight[list + k] * p * (q.top[n] == j ? q.rest[n] : T(1) - p));
+        total -= double(job.lists.weight[list + k] * q.probs[n * q.classes + j] * complement(q, n, j));
     }
     total = lane_sum(total, shared<LaneScratch<warp_size * diagonal_strips>>());
     if (strip || j >= q.classes) return;
-    write(job, t, pair_at(job.outline, job.first_pair + t), j, j, false, T(total));
+    write(job, t, job.outline.pair(job.first_pair + t), j, j, false, T(total));
 }
 
 }  // namespace hessext::cuda

@@ -63,7 +63,7 @@ __global__ void label_residuals(const T* probs, const T* scale, const i64* label
 template <class T>
 __global__ void __launch_bounds__(warp_size* shift_lanes)
     softmax_shifts(const T* probs, const i64* top, const T* weight, i64 classes, i64 units, T* shift) {
-    const i64 groups = (units + warp_size - 1) / warp_size, n = i64(blockIdx.x) / groups;
+    const i64 groups = blocks_for(units, warp_size), n = i64(blockIdx.x) / groups;
     const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
     const i64 i = i64(blockIdx.x) % groups * warp_size + lane;
     double total = 0;
