@@ -130,7 +130,7 @@ def test_cifar100(torchvision, tmp_path):
 
 
 def test_missing_or_damaged_cifar100(torchvision, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"^folder: no CIFAR-100 .* download=True \(--download\)"):
+    with pytest.raises(FileNotFoundError, match=r"^folder: expected one that holds .* download=True \(--download\)"):
         datasets.cifar100(tmp_path)
     datasets.cifar100(tmp_path, download=True)
 

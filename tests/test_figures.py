@@ -230,7 +230,7 @@ def test_every_figure_says_what_it_is():
         ("5", {"draws": 2.5}, TypeError, "draws: expected an integer; got 2.5"),
         ("5", {"dtype": "half"}, ValueError, "dtype: expected float32 or float64; got 'half'"),
         ("5", {"dtype": torch.float32}, TypeError, "dtype: expected a str; got torch.float32"),
-        ("5", {"out": __file__}, ValueError, "out: .* is a file, expected a folder"),
+        ("5", {"out": __file__}, ValueError, "out: expected a folder; got .*, which is a file"),
         ("1", {}, FileNotFoundError, "data_folder: expected the folder that holds CIFAR-100 .*--data gaussian"),
         (
             "1",
