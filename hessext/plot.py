@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ._sweep_report import PointEstimate, Sweep
 
 DECADES = 4  # of the colour scale at most, where no limits are given
-SMALLEST = 1e-300  # end of a colour scale: DECADES below it there are still numbers
+SCALES = 1e-280, 1e280  # where colour scales of DECADES may end, and below
+LIMITS = 1e-100, 1e100  # those that are given: matplotlib's bars compute with numbers well beyond their ends
 ZERO_COLOR = "0.8"  # of entries that are exactly zero
 BORDERS = 127  # between blocks along a side at most: closer lines make patterns of their own
 NAMED_SHARE = 0.08  # of a side: a narrower layer has no room for its name
@@ -52,7 +53,7 @@ def _draw(
         limits = _limits(limits)
     else:
         seen = image[np.isfinite(image) & (image > 0)]
-        low, high = (max(float(end), SMALLEST) for end in (seen.min(), seen.max())) if seen.size else (1.0, 1.0)
+        low, high = np.clip([seen.min(), seen.max()], *SCALES).tolist() if seen.size else (1.0, 1.0)
         floor = high * 10.0**-DECADES
         limits = (max(low, floor) if low < high else floor, high)
 
@@ -93,8 +94,8 @@ def _limits(limits: tuple[float, float]) -> tuple[float, float]:
         low, high = (_checks.number("limits", end) for end in limits)
     except (TypeError, ValueError):
         raise TypeError(f"limits: expected two numbers, 0 < low < high; got {limits!r}") from None
-    if not 0 < low < high < np.inf:
-        raise ValueError(f"limits: expected 0 < low < high; got {limits!r}")
+    if not LIMITS[0] <= low < high <= LIMITS[1]:
+        raise ValueError(f"limits: expected {LIMITS[0]:g} <= low < high <= {LIMITS[1]:g}; got {limits!r}")
     return low, high
 
 

@@ -122,7 +122,7 @@ def softmax_moment(C: int, *powers: float, variance: float = 1.0) -> float:
     """
     C = _arguments.count("C", C, 2)
     beta = math.sqrt(_arguments.nonnegative("variance", variance))
-    exponents = [a for a in (_arguments.nonnegative("powers", a) for a in powers) if a]
+    exponents = [_arguments.positive("powers", a) for a in powers if _arguments.nonnegative("powers", a)]
     if len(exponents) > C:
         raise ValueError(f"powers: expected at most C = {C}; got {len(exponents)}")
     total = _arguments.nonnegative("powers", sum(exponents))
