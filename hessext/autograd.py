@@ -71,6 +71,8 @@ class _Truth:
             if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
                 got = ", ".join(type(t).__name__ for t in (x, y))
                 raise TypeError(f"x, y: expected tensors beside a module; got {got}")
+            if x.is_meta or x.device != y.device:
+                raise ValueError(f"x, y: expected tensors with values, on one device; got {x.device}, {y.device}")
             if not x.ndim or not x.numel():
                 raise ValueError(f"x: expected at least one sample; got shape {tuple(x.shape)}")
             _checks.finite("x", x)
