@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from typing import IO
 
 from .cases import GROWTH, VARIED
 from .run import Report
@@ -54,7 +55,7 @@ def sentence(report: Report) -> str:
     return start + "; ".join(found) + "."
 
 
-def draw(report: Report, path: os.PathLike | str) -> bool:
+def draw(report: Report, file: str | os.PathLike | IO[bytes]) -> bool:
     """Write the picture, time against each size with quartiles; False where no size was varied."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, NullLocator
@@ -87,5 +88,5 @@ def draw(report: Report, path: os.PathLike | str) -> bool:
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines))
     axes[0].set_ylabel("seconds")
     figure.suptitle(f"Whole Hessian around {GROWTH}, {report['settings']['dtype']}", fontsize="medium")
-    figure.savefig(path, dpi=130)
+    figure.savefig(file, dpi=130)
     return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import hessext
-from hessext import autograd, datasets, plot
+from hessext import _files, autograd, datasets, plot
 
 HIDDEN = 8
 TITLES = {"linear": "linear model", "network": f"{HIDDEN} ReLU units"}
@@ -111,10 +112,11 @@ def picture(columns: list[tuple[str, hessext.Hessian]], path: Path, max_pixels: 
     for (title, H), heat, norms in zip(columns, *axes, strict=True):
         plot.heat_map(H, ax=heat, max_pixels=max_pixels, title=f"|H|, {title}")
         plot.block_norm_map(H, ax=norms, title=f"Block norms, {title}")
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    with Image.open(path) as image:  # one colour map needs few colours: half the bytes
-        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, dpi=100, bbox_inches="tight")
+    with Image.open(drawn) as image:  # one colour map needs few colours: half the bytes
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    _files.replace(path, small.getvalue())
 
 
 def main() -> int:

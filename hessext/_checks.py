@@ -236,23 +236,47 @@ def pairs(pairs: Tensor | Sequence[tuple[int, int]], rows: int, cols: int, devic
 # --- numbers ------------------------------------------------------------------------------------------------
 
 
-def count(name: str, value: object, least: int | None = 1) -> int:
-    """Return value as an int >= least, or any int."""
+def count(name: str, value: object, least: int | None = 1, most: int | None = None) -> int:
+    """Return value as an int >= least, or any int, and <= most."""
     try:
         number = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer; got {value!r}") from None
     if least is not None and number < least:
         raise ValueError(f"{name}: expected at least {least}; got {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name}: expected at most {most}; got {number}")
     return number
+
+
+def number(name: str, value: object) -> float:
+    """Return value as a float, infinite where it is too large for one. Raises TypeError, also for text and bools."""
+    try:
+        return float(None if isinstance(value, bool | str | bytes | complex) else value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a number; got {value!r}") from None
 
 
 def real(name: str, value: object, least: float) -> float:
     """Return value as a finite float >= least."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number; got {value!r}") from None
-    if not least <= number < math.inf:
-        raise ValueError(f"{name}: expected a finite number >= {least:g}; got {number}")
-    return number
+    result = number(name, value)
+    if not least <= result < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= {least:g}; got {result}")
+    return result
+
+
+def positive(name: str, value: object) -> float:
+    """Return value as a finite float > 0."""
+    result = number(name, value)
+    if not 0 < result < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0; got {result}")
+    return result
+
+
+def dtype(value: object) -> torch.dtype:
+    """Return torch.float32 or torch.float64."""
+    if value not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64; got {value!r}")
+    return value

@@ -19,11 +19,20 @@ def replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def checked(name: str, path: str | os.PathLike) -> Path:
+    """Return a path. Raises TypeError, ValueError, naming the argument, for what is none."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"{name}: expected a path; got {path!r}")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"{name}: expected a path without null characters; got {path!r}")
+    return Path(path)
+
+
 def folder(name: str, path: str | os.PathLike) -> Path:
     """Return the folder, made if need be. Raises ValueError, naming the argument, where it is a file."""
-    path = Path(path)
+    path = checked(name, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(f"{name}: {path} is a file, expected a folder") from None
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{name}: expected a folder; got {path}, which is a file or in one") from None
     return path

@@ -125,6 +125,8 @@ def _run(
         )
     if y is not None and not isinstance(y, Tensor):
         raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}")
+    if y is not None and (y.is_meta or y.layout != torch.strided):
+        raise TypeError(f"batches: expected targets that are a dense tensor with values; got {y.layout} on {y.device}")
     return x, y
 
 

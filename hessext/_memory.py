@@ -20,8 +20,9 @@ def memory(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> 
     free = _free_on_gpu(device) if device.type == "cuda" else _free_on_host()
     if bytes_needed > free:
         gib = 1 << 30
+        needed = min(bytes_needed, 1 << 1000) / gib  # more is no float
         raise MemoryError(
-            f"{what} needs {bytes_needed} bytes ({bytes_needed / gib:.1f} GiB), but {free} bytes "
+            f"{what} needs {bytes_needed} bytes ({needed:.1f} GiB), but {free} bytes "
             f"({free / gib:.1f} GiB) are free on {device}"
         )
 

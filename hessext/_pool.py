@@ -101,7 +101,8 @@ def _reduced(matrix: torch.Tensor, rows: np.ndarray, cols: np.ndarray, pooling: 
     image = np.empty((len(rows), len(cols)))
     for first in range(0, len(rows), step):
         last = min(first + step, len(rows))
-        strip, inside = matrix[ends[first] : ends[last]].abs().numpy(), ends[first:last] - ends[first]
+        strip, inside = matrix[ends[first] : ends[last]], ends[first:last] - ends[first]
+        strip = (strip if strip.dtype == torch.float32 else strip.double()).abs().numpy()
         if pooling == "max":  # along rows first: there the entries of a cell are neighbours
             image[first:last] = np.maximum.reduceat(np.maximum.reduceat(strip, cols, axis=1), inside, axis=0)
         else:
@@ -111,15 +112,29 @@ def _reduced(matrix: torch.Tensor, rows: np.ndarray, cols: np.ndarray, pooling: 
     return image
 
 
+def numbers(name: str, values: object) -> torch.Tensor:
+    """Return values as a dense tensor of real numbers, detached."""
+    try:
+        result = torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected numbers; {error}") from None
+    if result.is_complex() or result.layout != torch.strided or result.is_meta:
+        raise TypeError(
+            f"{name}: expected a dense tensor of real numbers; got {result.dtype}, {result.layout}, on {result.device}"
+        )
+    return result
+
+
 def layout(H: Hessian | BlockMatrix | torch.Tensor) -> tuple[list[Layer], list[Layer], Callable, bool]:
     """Layers along rows and columns, part(i, j) of two of them, and whether the matrix is symmetric by construction."""
     if isinstance(H, torch.Tensor):
+        H = numbers("H", H)
         if H.ndim != 2 or not H.numel():
             raise ValueError(f"H: expected a matrix with entries; got shape {tuple(H.shape)}")
         rows, cols = ([Layer("", 1, size)] for size in H.shape)
         return rows, cols, lambda i, j: H, False
     if not hasattr(H, "layers"):
-        raise TypeError(f"H: expected a hessext.Hessian or a BlockMatrix; got {type(H).__name__}")
+        raise TypeError(f"H: expected a hessext.Hessian, a BlockMatrix or a tensor; got {type(H).__name__}")
     if hasattr(H, "grid"):
         rows, cols = ([Layer(*side)] for side in zip(H.layers, H.grid, H.block_shape, strict=True))
         return rows, cols, lambda i, j: H, False

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from numbers import Real
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from . import _checks, _files
 from ._checks import count
 from ._sweep_draws import CASES, Point, Row, Task, compute, compute_all, one_thread
 from ._sweep_report import Sweep
@@ -24,6 +23,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
+_KEPT = 400  # bytes of a draw, at least: its task and its rows
 _START = 3.0  # seconds until a new worker computes: it imports torch, and scipy where expectations are needed
 
 Sizes = int | Iterable[int]
@@ -74,14 +74,14 @@ def sweep(
     case = count("case", case, None)
     if case not in CASES:
         raise ValueError(f"case: expected one of {', '.join(map(str, CASES))}; got {case!r}")
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype: expected torch.float32 or torch.float64; got {dtype!r}")
+    _checks.dtype(dtype)
     swept, points = _points(CASES[case].network, classes, samples, features, hidden, gamma)
     draws, seed = count("draws", draws, 2), count("seed", seed, None)
     workers = None if workers is None else count("workers", workers, 1)
     name = str(dtype).removeprefix("torch.")
+    _checks.memory(_KEPT * draws * len(points), f"a list of {draws} draws of {len(points)} points")
     tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
-    with closing(_Log(None if path is None else Path(path), tasks[0])) as log:
+    with closing(_Log(None if path is None else _files.checked("path", path), tasks[0])) as log:
         try:
             _run(tasks, log, workers, progress)
         except KeyboardInterrupt:
@@ -98,9 +98,7 @@ def sweep(
 def _points(network: bool, classes, samples, features, hidden, gamma) -> tuple[str, list[Point]]:
     """Name of the swept size, and all points in its order."""
     sizes = {"classes": classes, "samples": samples, "features": features, "hidden": hidden, "gamma": gamma}
-    many = {
-        name: list(size) for name, size in sizes.items() if isinstance(size, Iterable) and not isinstance(size, str)
-    }
+    many = {name: list(size) for name, size in sizes.items() if _several(size)}
     if len(many) > 1:
         first, second = list(many)[:2]
         raise ValueError(f"{second}: expected one size, as {first} is swept; got {many[second]}")
@@ -118,14 +116,21 @@ def _points(network: bool, classes, samples, features, hidden, gamma) -> tuple[s
     return swept, sorted(points, key=operator.attrgetter(swept))
 
 
+def _several(size: object) -> bool:
+    """Whether it is a sequence of sizes; an array without axes is a number."""
+    return isinstance(size, Iterable) and not isinstance(size, str | bytes) and getattr(size, "ndim", 1) > 0
+
+
 def _point(classes, samples, features, hidden, gamma) -> Point:
     if gamma is not None:
-        if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 < gamma < math.inf:
-            raise ValueError(f"gamma: expected a finite number > 0; got {gamma!r}")
-        if samples is None:
-            samples = max(1, round(count("features", features, 1) / gamma))
-        else:
-            features = max(1, round(count("samples", samples, 1) * gamma))
+        gamma = _checks.positive("gamma", gamma)
+        try:
+            if samples is None:
+                samples = max(1, round(count("features", features, 1) / gamma))
+            else:
+                features = max(1, round(count("samples", samples, 1) * gamma))
+        except OverflowError:
+            raise ValueError(f"gamma: expected d / N of sizes that a float can hold; got {gamma}") from None
     return Point(
         count("classes", classes, 2),
         count("samples", samples, 1),
@@ -210,6 +215,8 @@ class _Log:
             return
         if not path.parent.is_dir():
             raise FileNotFoundError(f"path: expected a file in a folder that exists; got {path}")
+        if path.is_dir():
+            raise IsADirectoryError(f"path: expected a file; got the folder {path}")
         self.file = path.open("a+b")
         try:
             self._lock()
@@ -258,7 +265,7 @@ class _Log:
             self._write([header])
             return
         if lines[:1] != [header.rstrip()]:
-            raise ValueError(f"path: {self.path} is not a file of hessext.sweep, or one of another version")
+            raise ValueError(f"path: expected a file of hessext.sweep, of this version; got {self.path}")
         for number, line in enumerate(lines[1:], 2):
             try:
                 row = _parse(line)

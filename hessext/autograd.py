@@ -1,10 +1,4 @@
-"""The slow truth: the same Hessian through torch.func, used to check the closed forms. No compiled code runs here.
-
-Cross entropy is differentiated as  sum_n c_n log1p(sum_{j != top} e^{f_nj - f_n,top}) + sum_j t_nj (f_n,top - f_nj),
-t_n being torch's weighted, smoothed target and c_n = sum_j t_nj. That is torch's function, but the derivatives of
-log_softmax itself lose p (1 - p) where one class dominates, even in float64. Binary cross entropy is that of the two
-logits 0 and f_n with t_n = k w_n (1 - y_n, v_n y_n), k, w and v being torch's 1 / N or 1, weight and pos_weight.
-"""
+"""The slow truth: the same Hessian through torch.func, used to check the closed forms. No compiled code runs here."""
 
 from __future__ import annotations
 
@@ -17,6 +11,8 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional as F
 
 from . import _checks, _losses
+from ._autograd_loss import check_targets, scalar_loss
+from ._random import generator
 from ._report import CheckReport, PartError
 
 __all__ = ["CheckReport", "PartError", "check", "hessian"]
@@ -51,10 +47,13 @@ def hessian(
         (P, P) tensor of dtype, on the device of the parameters.
 
     Raises:
-        TypeError: x or y missing with a module, or given with a Hessian object.
-        ValueError: an unknown loss.
+        TypeError: x or y missing with a module, or given with a Hessian object; neither of these.
+        ValueError: an unknown loss; inputs that the module does not take, or logits that are not (N, C); targets that
+            do not fit them.
         MemoryError: the result does not fit.
     """
+    dtype = _checks.dtype(dtype)
+    chunk_size = None if chunk_size is None else _checks.count("chunk_size", chunk_size)
     truth = _Truth(target, x, y, loss, dtype)
     P = truth.size
     _checks.memory(P * P * dtype.itemsize, "the dense Hessian by autograd")
@@ -69,13 +68,24 @@ class _Truth:
     def __init__(self, target: Any, x: Tensor | None, y: Tensor | None, loss: Any, dtype: torch.dtype) -> None:
         self.term = "full"
         if isinstance(target, nn.Module):
-            if x is None or y is None:
-                raise TypeError("x, y: expected tensors beside a module; got None")
+            if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+                got = ", ".join(type(t).__name__ for t in (x, y))
+                raise TypeError(f"x, y: expected tensors beside a module; got {got}")
+            if x.is_meta or x.device != y.device:
+                raise ValueError(f"x, y: expected tensors with values, on one device; got {x.device}, {y.device}")
+            if not x.ndim or not x.numel():
+                raise ValueError(f"x: expected at least one sample; got shape {tuple(x.shape)}")
+            _checks.finite("x", x)
+            loss = _losses.resolve(loss)
             parameters = dict(target.named_parameters())
+            if not parameters:
+                raise ValueError("target: expected a module with parameters; got none")
             buffers = {k: _lift(b, dtype) for k, b in target.named_buffers()}
             self.logits: Callable[[Mapping[str, Tensor]], Tensor] = lambda p: functional_call(
                 target, {**p, **buffers}, (lifted_x,)
             )
+        elif not hasattr(target, "term"):
+            raise TypeError(f"target: expected a hessext.Hessian or an nn.Module; got {type(target).__name__}")
         else:
             if x is not None or y is not None:
                 raise TypeError("x, y: expected None beside a Hessian, which has its own data; got tensors")
@@ -89,10 +99,25 @@ class _Truth:
         self.size = sum(p.numel() for p in self.parameters.values())
         self.device, self.dtype = lifted_x.device, dtype
         with torch.no_grad():
-            logits = self.logits(self.parameters)
-        self.loss = _loss(loss, logits, y)
+            logits = self._logits_of(target, x, y, loss)
+        self.loss = scalar_loss(loss, logits, y)
         self.residual = grad(self.loss)(logits)
         self.work = self.size + 8 * x.shape[0] * (sum(p.shape[0] for p in self.parameters.values()) + x[0].numel())
+
+    def _logits_of(self, target: Any, x: Tensor, y: Tensor | None, loss: _losses.Loss) -> Tensor:
+        """Logits (N, C), those of a module and its targets checked."""
+        if not isinstance(target, nn.Module):
+            return self.logits(self.parameters)
+        try:
+            logits = self.logits(self.parameters)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            cause, shape = str(error).split("\n")[0], tuple(x.shape)
+            raise ValueError(f"x: expected inputs that the module takes; got {shape}: {cause}") from None
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"target: expected a module with logits ({len(x)}, C) of x; got {got}")
+        check_targets(y, logits, loss)
+        return logits
 
     def product(self) -> Callable[[Tensor], Tensor]:
         """v -> H v (P,) of the object's term alone; no term is formed as a difference of the others.
@@ -116,7 +141,7 @@ class _Truth:
         """Writes rows `indices` (R,) of the Hessian into out (R, P)."""
         chunk = chunk_size or max(1, CHUNK_BYTES // (self.work * self.dtype.itemsize))
         product, start = vmap(self.product()), 0
-        for part in indices.split(chunk):
+        for part in indices.split(min(chunk, len(indices))):
             unit = torch.zeros(len(part), self.size, dtype=self.dtype, device=self.device)
             unit.scatter_(1, part[:, None], 1.0)
             out[start : start + len(part)] = product(unit)
@@ -167,47 +192,6 @@ def _activation_at_own_kinks(problem: Any, dtype: torch.dtype) -> Callable[[Tens
     return lambda z: slopes * z
 
 
-def _loss(loss: Any, logits: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    """The scalar loss of (N, C) logits; logits give the classes that cross entropy is anchored at."""
-    if isinstance(loss, str | nn.Module):
-        loss = _losses.resolve(loss)
-    N, C = logits.shape
-    if loss.kind == "binary_cross_entropy":
-        _checks.single_logit(C)
-        y = logits.new_zeros(N, 1) if y is None else y.detach().to(logits.dtype)
-        w, v = (torch.ones_like(y) if t is None else t.to(logits) for t in (loss.weight, loss.pos_weight))
-        t = torch.stack([(1 - y) * w, v * y * w], -1).view(N, 2) / (N if loss.reduction == "mean" else 1)
-        two = _softmax_loss(t, F.pad(logits, (1, 0)))
-        return lambda f: two(F.pad(f, (1, 0)))
-    if y is None:  # only where the Hessian does not depend on it
-        y = torch.zeros(N, dtype=torch.int64, device=logits.device)
-    labels = not y.is_floating_point()
-    target = (F.one_hot(y.clamp(0, C - 1), C) if labels else y.detach()).to(logits.dtype)
-    if loss.kind == "mse":
-        count = {"samples": N, "mean": N * C, "sum": 1}[loss.reduction]
-        return lambda f: (f - target).square().sum() / count
-    weight = torch.ones_like(target[0]) if loss.weight is None else loss.weight.to(logits)
-    kept = (y != loss.ignore_index)[:, None] if labels else 1
-    hit = weight[y.clamp(0, C - 1)][:, None] if labels else weight  # torch weighs a label's whole term by its class
-    t = ((1 - loss.label_smoothing) * target * hit + loss.label_smoothing / C * weight) * kept
-    if loss.reduction == "mean":
-        t = t / ((hit * kept).sum() if labels else N)
-    return _softmax_loss(t, logits)
-
-
-def _softmax_loss(t: Tensor, logits: Tensor) -> Callable[[Tensor], Tensor]:
-    """- sum_n t_n . log softmax(f_n) for targets t (N, C), anchored at the largest of the logits."""
-    top = logits.argmax(1, keepdim=True)
-    other = torch.ones_like(logits).scatter_(1, top, 0.0)
-
-    def value(f: Tensor) -> Tensor:
-        shifted = f - f.gather(1, top)
-        others = (other * shifted.exp()).sum(1)
-        return (t.sum(1) * others.log1p()).sum() - (t * shifted).sum()
-
-    return value
-
-
 def check(
     H: Any, *, rtol: float | None = None, max_bytes: int = 1 << 28, samples: int = 16, seed: int = 0
 ) -> CheckReport:
@@ -231,17 +215,21 @@ def check(
 
     Raises:
         TypeError: H is not a Hessian.
+        ValueError: rtol < 0, max_bytes < 0 or samples < 1.
         MemoryError: not even one row of the truth fits.
     """
     if not hasattr(H, "term"):
         raise TypeError(f"H: expected a hessext.Hessian; got {type(H).__name__}")
+    rtol = None if rtol is None else _checks.real("rtol", rtol, 0)
+    max_bytes, samples = _checks.count("max_bytes", max_bytes, 0), _checks.count("samples", samples)
+    random = generator("check", seed)
     truth = _Truth(H, None, None, None, torch.float64)
     dtype = H.dtype
     if rtol is None:
         rtol = TOLERANCE[dtype] * max(1.0, truth.logits(truth.parameters).abs().max().item())
     complete = truth.size * truth.size * 8 <= max_bytes
     compare = _compare_all if complete else _compare_sample
-    found = compare(H, truth, max_bytes, samples, torch.Generator().manual_seed(seed))
+    found = compare(H, truth, max_bytes, samples, random)
     whole = torch.tensor([norm for *_, norm in found], dtype=torch.float64, device="cpu").norm().item()
     parts = []
     for layers, blocks, worst, difference, norm in found:

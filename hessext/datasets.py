@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from . import _checks, _files
 from ._checks import count
 from ._random import generator
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 Data = tuple[Tensor, Tensor]
-_DTYPES = (torch.float32, torch.float64)
+_LABEL = torch.iinfo(torch.int64).max
 
 
 def gaussian(
@@ -30,10 +30,11 @@ def gaussian(
 ) -> Data:
     """x ~ N(0, I), labels uniform and independent of x; balanced: every class equally often (but for one), in order.
 
-    Numbers are drawn in float32 for either dtype. Raises ValueError, TypeError.
+    Numbers are drawn in float32 for either dtype. Raises ValueError, TypeError, MemoryError.
     """
-    N, d, C = count("samples", samples), count("features", features), count("classes", classes)
+    N, d, C = count("samples", samples), count("features", features), count("classes", classes, 1, _LABEL)
     g = _seeded("gaussian", seed, dtype)
+    _checks.memory(N * d * (4 + dtype.itemsize) + 16 * N, f"{N} samples of {d} features")
     x = torch.randn(N, d, generator=g).to(dtype)
     return x, torch.arange(N) % C if balanced else torch.randint(C, (N,), generator=g)
 
@@ -55,15 +56,17 @@ def clustered(
     2 sin(t / 2) uniform in [0, radius].
 
     Raises:
-        ValueError: clusters < classes, fewer than 2 features, radius not in [0, 2]. TypeError.
+        ValueError: clusters < classes, fewer than 2 features, radius not in [0, 2]. TypeError, MemoryError.
     """
-    N, d, C = count("samples", samples), count("features", features, 2), count("classes", classes)
+    N, d, C = count("samples", samples), count("features", features, 2), count("classes", classes, 1, _LABEL)
     k = count("clusters", clusters)
     if k < C:
         raise ValueError(f"clusters: expected at least one per class, {C}; got {k}")
+    radius = _checks.number("radius", radius)
     if not 0 <= radius <= 2:
-        raise ValueError(f"radius: expected a distance between points of the unit sphere, 0 to 2; got {radius!r}")
+        raise ValueError(f"radius: expected a distance between points of the unit sphere, 0 to 2; got {radius}")
     g = _seeded("clustered", seed, dtype)
+    _checks.memory(8 * d * (4 * N + 2 * k), f"{N} samples of {d} features in {k} clusters")
     centres = torch.nn.functional.normalize(torch.randn(k, d, generator=g, dtype=torch.float64))
     cluster = torch.arange(N) % k
     c = centres[cluster]
@@ -104,12 +107,12 @@ def cifar100(
     cifar-100-python. Raises ImportError without torchvision, FileNotFoundError, OSError where files are damaged,
     ValueError, TypeError.
     """
-    folder = Path(folder)
+    folder = _files.checked("folder", folder)
     datasets = _torchvision()
     if not download and not (folder / "cifar-100-python").is_dir():
         raise FileNotFoundError(
-            f"folder: no CIFAR-100 (cifar-100-python) in {folder}; name the folder that holds it, or let torchvision "
-            "download 169 MB into this one: download=True (--download)"
+            "folder: expected one that holds CIFAR-100 (cifar-100-python), or download=True (--download), with which "
+            f"torchvision puts 169 MB there; got {folder}"
         )
     try:
         images = datasets.CIFAR100(str(folder), train=True, download=download)
@@ -138,8 +141,7 @@ def _torchvision() -> ModuleType:
 
 
 def _seeded(stream: str, seed: int, dtype: torch.dtype) -> torch.Generator:
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype: expected torch.float32 or torch.float64; got {dtype!r}")
+    _checks.dtype(dtype)
     return generator(stream, seed)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ._pool import Cells, layout
+from . import _checks
+from ._pool import Cells, layout, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ._sweep_report import PointEstimate, Sweep
 
 DECADES = 4  # of the colour scale at most, where no limits are given
+SCALES = 1e-280, 1e280  # where colour scales of DECADES may end, and below
+LIMITS = 1e-100, 1e100  # those that are given: matplotlib's bars compute with numbers well beyond their ends
 ZERO_COLOR = "0.8"  # of entries that are exactly zero
 BORDERS = 127  # between blocks along a side at most: closer lines make patterns of their own
 NAMED_SHARE = 0.08  # of a side: a narrower layer has no room for its name
@@ -39,15 +42,18 @@ def _draw(
     """Show the image with a colour bar, borders of blocks and layers, and the layers' names."""
     check_matplotlib()
     from matplotlib import colormaps
+    from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    if limits is not None and not 0 < limits[0] < limits[1] < np.inf:
-        raise ValueError(f"limits: expected 0 < low < high; got {limits}")
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"ax: expected matplotlib's Axes; got {type(ax).__name__}")
     down, across = cells.down, cells.across
-    if limits is None:
+    if limits is not None:
+        limits = _limits(limits)
+    else:
         seen = image[np.isfinite(image) & (image > 0)]
-        low, high = (float(seen.min()), float(seen.max())) if seen.size else (1.0, 1.0)
+        low, high = np.clip([seen.min(), seen.max()], *SCALES).tolist() if seen.size else (1.0, 1.0)
         floor = high * 10.0**-DECADES
         limits = (max(low, floor) if low < high else floor, high)
 
@@ -81,6 +87,16 @@ def _draw(
     note = f"colours from {limits[0]:.1e} to {limits[1]:.1e}" + "; grey: exactly 0" * bool((image == 0).any())
     bar.set_label(f"{heading}\n{note}", fontsize="small")
     return ax.figure
+
+
+def _limits(limits: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (_checks.number("limits", end) for end in limits)
+    except (TypeError, ValueError):
+        raise TypeError(f"limits: expected two numbers, 0 < low < high; got {limits!r}") from None
+    if not LIMITS[0] <= low < high <= LIMITS[1]:
+        raise ValueError(f"limits: expected {LIMITS[0]:g} <= low < high <= {LIMITS[1]:g}; got {limits!r}")
+    return low, high
 
 
 def check_matplotlib() -> None:
@@ -127,9 +143,11 @@ def heat_map(
     cells = Cells(rows, cols, max_pixels)
     if pooled is None:
         pooled = cells.image(part, symmetric, pooling)
-    elif np.shape(pooled) != cells.shape:
-        raise ValueError(f"pooled: expected shape {cells.shape}; got {np.shape(pooled)}")
-    return _draw(cells, np.asarray(pooled), "|H|", limits, title, ax, pooling)
+    else:
+        pooled = numbers("pooled", pooled).double().cpu().numpy()
+        if pooled.shape != cells.shape:
+            raise ValueError(f"pooled: expected shape {cells.shape}; got {pooled.shape}")
+    return _draw(cells, pooled, "|H|", limits, title, ax, pooling)
 
 
 def block_norm_map(
@@ -148,7 +166,7 @@ def block_norm_map(
     if isinstance(H, torch.Tensor):
         raise TypeError("H: expected a hessext.Hessian or a BlockMatrix; got Tensor")
     rows, cols = ([layer._replace(size=1) for layer in side] for side in layout(H)[:2])
-    norms = H.norms() if norms is None else torch.as_tensor(norms)
+    norms = H.norms() if norms is None else numbers("norms", norms)
     down, across = ([layer.count for layer in side] for side in (rows, cols))
     if norms.shape != (sum(down), sum(across)):
         raise ValueError(f"norms: expected shape ({sum(down)}, {sum(across)}); got {tuple(norms.shape)}")
@@ -168,6 +186,10 @@ def ratios(result: Sweep) -> Figure:
     check_matplotlib()
     from matplotlib.figure import Figure
 
+    from ._sweep_report import Sweep
+
+    if not isinstance(result, Sweep):
+        raise TypeError(f"result: expected what hessext.sweep returns; got {type(result).__name__}")
     parts = [part for part in result.parts() if all(e.mean > 0 and e.theory > 0 for e in part[2])]
     if not parts:
         raise ValueError("result: expected a quantity that is not 0; got none")

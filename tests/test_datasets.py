@@ -64,6 +64,18 @@ def test_clusters_lie_on_the_sphere_around_their_centres():
     assert reached.mean() == pytest.approx(radius / 2, rel=0.1)  # uniform
 
 
+@pytest.mark.parametrize("radius", ["x", None, True, [1]])
+def test_a_radius_that_is_no_number(radius):
+    with pytest.raises(TypeError, match=r"^radius: expected a number; got"):
+        datasets.clustered(9, 3, 2, 3, radius=radius)
+
+
+def test_data_that_do_not_fit():
+    for call in (lambda: datasets.gaussian(2**40, 2**30, 2), lambda: datasets.clustered(3, 2, 2, 2**62)):
+        with pytest.raises(MemoryError, match=r"features.* needs"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -130,7 +142,7 @@ def test_cifar100(torchvision, tmp_path):
 
 
 def test_missing_or_damaged_cifar100(torchvision, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"^folder: no CIFAR-100 .* download=True \(--download\)"):
+    with pytest.raises(FileNotFoundError, match=r"^folder: expected one that holds .* download=True \(--download\)"):
         datasets.cifar100(tmp_path)
     datasets.cifar100(tmp_path, download=True)
 

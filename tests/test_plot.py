@@ -1,5 +1,7 @@
 """Pictures show what they claim: the largest entry of every pixel, borders at the blocks, the stated limits."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -174,3 +176,37 @@ def test_draws_into_given_axes():
 def test_bad_arguments_are_named(arguments, name):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         plot.heat_map(**{"H": torch.ones(2, 2), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"limits": 3}, "limits: expected two numbers, 0 < low < high; got 3"),
+        ({"limits": (1, 2, 3)}, "limits: expected two numbers"),
+        ({"ax": 3}, "ax: expected matplotlib's Axes; got int"),
+        ({"pooled": "x"}, "pooled: expected numbers"),
+        (
+            {"H": torch.ones(2, 2, dtype=torch.complex64)},
+            "H: expected a dense tensor of real numbers; got torch.complex64",
+        ),
+        ({"H": torch.ones(2, 2, device="meta")}, "H: expected a dense tensor of real numbers"),
+    ],
+)
+def test_arguments_of_another_type_are_named(arguments, message):
+    with pytest.raises(TypeError, match="^" + re.escape(message)):
+        plot.heat_map(**{"H": torch.ones(2, 2), **arguments})
+
+
+def test_a_result_that_is_no_sweep():
+    with pytest.raises(TypeError, match=r"^result: expected what hessext\.sweep returns; got NoneType"):
+        plot.ratios(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.bfloat16, torch.float16, torch.int64], ids=str)
+def test_entries_of_any_real_dtype(dtype):
+    matrix = torch.tensor([[-128, 1], [0, 3]]).to(dtype)
+    assert np.array_equal(plot.pool(matrix), matrix.double().abs().numpy())
+
+
+def test_a_matrix_of_the_smallest_numbers_is_drawn():
+    plot.heat_map(torch.full((2, 2), 5e-324, dtype=torch.float64)).draw_without_rendering()

@@ -171,7 +171,7 @@ def test_other_settings_are_refused(other, tmp_path):
 def test_other_files_are_refused(text, tmp_path):
     path = tmp_path / "draws.csv"
     path.write_bytes(text)
-    with pytest.raises(ValueError, match="is not a file of"):
+    with pytest.raises(ValueError, match=r"^path: expected a file of hessext\.sweep"):
         hessext.sweep(2, path=path, **TINY)
     assert path.read_bytes() == text
 
@@ -261,6 +261,11 @@ def test_a_dead_worker_is_an_error():
         ({"samples": None}, ValueError, "samples, features, gamma: expected two of them; got samples=None"),
         ({"gamma": 1.0}, ValueError, "samples, features, gamma: expected two of them; got samples=6"),
         ({"features": None, "gamma": -1.0}, ValueError, "gamma: expected a finite number > 0; got -1.0"),
+        ({"features": None, "gamma": 1e308}, ValueError, "gamma: expected d / N of sizes that a float can hold"),
+        ({"path": 3}, TypeError, "path: expected a path; got 3"),
+        ({"path": "a\0b"}, ValueError, "path: expected a path without null characters; got"),
+        ({"path": "."}, IsADirectoryError, "path: expected a file; got the folder ."),
+        ({"draws": 2**40}, MemoryError, "a list of 1099511627776 draws of 2 points needs"),
         ({"samples": [2, 3]}, ValueError, r"samples: expected one size, as classes is swept; got \[2, 3\]"),
         ({"hidden": 3}, ValueError, "hidden: expected None for a linear model; got 3"),
         ({"case": 4}, ValueError, "hidden: expected m, the number of hidden units; got None"),

@@ -194,8 +194,8 @@ def test_command_over_gamma(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--draws", "1"], "draws: expected at least 2"),
-        (["--hidden", "3"], "hidden: a linear model has none; leave out --hidden, or use --case 3 or 4"),
-        (["--out", __file__], f"out: {__file__} is a file, expected a folder"),
+        (["--hidden", "3"], "hidden: expected none for a linear model (cases 3 and 4 have it); got 3"),
+        (["--out", __file__], f"out: expected a folder; got {__file__}, which is a file or in one"),
         (["--classes", "1000000000000"], "a draw (classes 1000000000000, samples 20, features 10) needs"),
         (["--out", "/proc/nowhere"], "/proc/nowhere"),
     ],

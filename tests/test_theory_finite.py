@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -136,3 +139,32 @@ def test_averages_at_finite_size_are_means_of_given_weights():
     samples = np.array(samples)
     error = np.hypot(samples.std(0) / 600**0.5, (*hidden.error[:2], *output.error[:2]))
     assert (np.abs(samples.mean(0) - (*hidden.value[:2], *output.value[:2])) < 4 * error).all()
+
+
+@pytest.mark.parametrize("m", [10**9, 10**15, 2**53])
+def test_digits_are_kept_where_there_are_many_neurons(m):
+    """m -> inf of (1 + O(1/m))^m, by mpmath at that m."""
+    with mpmath.workdps(60):
+        t = mpmath.mpf(1) / m
+        rest = 1 - t * t
+        Q = (mpmath.pi / 2 + mpmath.asin(t)) / (2 * mpmath.pi * mpmath.sqrt(rest))
+        Q1 = (t * Q + 1 / (2 * mpmath.pi)) / rest
+        r = (1 - 2 * t) ** mpmath.mpf(-0.5)
+        h0 = (mpmath.mpf(3) / 4 + Q) ** (m - 2) * (Q + Q1 / m) ** 2
+        h1 = ((1 + r) / 2) ** (m - 2) * ((r + r**3 / m) / 2) ** 2
+    assert theory.h0(m) == pytest.approx(float(h0), rel=1e-14)
+    assert theory.h1(m) == pytest.approx(float(h1), rel=1e-14)
+
+
+def test_what_overflows_is_infinite():
+    assert theory.F(0.5, 10**6) == theory.fourth_moment(0.2, 10**6) == math.inf
+
+
+def test_units_without_weights_are_off():
+    W, V = torch.eye(3, 4), torch.ones(2, 3)
+    W[1] = 0
+    for loss in ("mse", "cross_entropy"):
+        hidden = theory.given_weights(W, V + torch.eye(2, 3), 10, loss=loss).hidden
+        without = theory.given_weights(W[::2], (V + torch.eye(2, 3))[:, ::2], 10, loss=loss).hidden
+        assert hidden.diagonal == pytest.approx(without.diagonal * 2 / 3, rel=0.2 if loss == "cross_entropy" else 1e-12)
+        assert hidden.off_diagonal == pytest.approx(without.off_diagonal / 3, rel=0.5 if loss != "mse" else 1e-12)

@@ -152,7 +152,7 @@ OPPOSITE = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.0, 1.0]])
 BAD = [
     (lambda: theory.marchenko_pastur(0), ValueError, "gamma: expected a finite number > 0"),
     (lambda: theory.marchenko_pastur(1, -1), ValueError, "s2"),
-    (lambda: theory.Spectrum(1, []), ValueError, "tau: expected 1 dimensions and at least one element"),
+    (lambda: theory.Spectrum(1, []), ValueError, "tau: expected a vector with at least one element"),
     (lambda: theory.Spectrum(1, [0.0, 0.0]), ValueError, "tau: expected a value that is not 0"),
     (lambda: theory.Spectrum(1, [math.nan]), ValueError, "tau: expected finite"),
     (lambda: theory.Spectrum(1, "tau"), TypeError, "tau: expected numbers"),

@@ -67,7 +67,7 @@ def _figure(args: argparse.Namespace) -> int:
         print(_listing())
         return 0
     if args.name is None:
-        raise ValueError(f"NAME: expected all or one of {', '.join(NAMES)}; --list says what they are")
+        raise ValueError(f"NAME: expected all or one of {', '.join(NAMES)} (--list says what they are); got none")
     given = {name: value for name in PARAMETERS if (value := getattr(args, name)) is not None}
     try:
         if args.name == "all":

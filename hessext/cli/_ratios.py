@@ -30,7 +30,9 @@ def _ratios(args: argparse.Namespace) -> int:
     options = preset | {name: chosen[name] for name in (*SMALL, "gamma", "seed", "workers") if name in chosen}
     if options["case"] in (1, 2):
         if "hidden" in chosen:
-            raise ValueError("hidden: a linear model has none; leave out --hidden, or use --case 3 or 4")
+            raise ValueError(
+                f"hidden: expected none for a linear model (cases 3 and 4 have it); got {chosen['hidden']}"
+            )
         del options["hidden"]
     out = args.out or Path("out", f"figure{args.figure}" if args.figure else f"ratios-case{options['case']}")
     _files.folder("out", out)

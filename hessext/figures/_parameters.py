@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
-from hessext import _checks
+from hessext import _checks, _files
 
 
 class Parameter(NamedTuple):
@@ -76,11 +74,9 @@ def _check_one(name: str, value: object) -> object:
     if kind is int:
         return _checks.count(name, value, least)
     if kind is Path:
-        return Path(value)
+        return _files.checked(name, value)
     if kind is float:
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected a finite number > 0; got {value!r}")
-        return float(value)
+        return _checks.positive(name, value)
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected a {kind.__name__}; got {value!r}")
     if choices and value not in choices:

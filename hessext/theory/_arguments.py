@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from hessext._checks import count
+from hessext import _checks
+
+LARGEST = 1e100  # of numbers, and 1 over the smallest: their squares and cubes, and those of counts, are floats
+_LARGEST_COUNT = 2**53  # up to here every integer is a float
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """Return value as an int >= least that a float can hold."""
+    return _checks.count(name, value, least, _LARGEST_COUNT)
 
 
 def nonnegative(name: str, value: Any) -> float:
-    """Return value as a finite float >= 0."""
-    number = _real(name, value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name}: expected a finite number >= 0; got {value!r}")
+    """Return value as a float >= 0, of a size that can be computed with."""
+    number = _checks.real(name, value, 0)
+    if number > LARGEST:
+        raise ValueError(f"{name}: expected at most {LARGEST:g}; got {number}")
     return number
 
 
 def positive(name: str, value: Any) -> float:
-    """Return value as a finite float > 0."""
-    number = _real(name, value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name}: expected a finite number > 0; got {value!r}")
+    """Return value as a float > 0, of a size that can be computed with."""
+    number = _checks.positive(name, value)
+    if not 1 / LARGEST <= number <= LARGEST:
+        raise ValueError(f"{name}: expected {1 / LARGEST:g} to {LARGEST:g}; got {number}")
     return number
 
 
@@ -49,30 +56,32 @@ def power_of_two(name: str, value: Any) -> int:
 
 def generator(seed: Any) -> np.random.Generator:
     """Return numpy's generator for an integer seed >= 0."""
-    return np.random.default_rng(count("seed", seed, 0))
+    return np.random.default_rng(_checks.count("seed", seed, 0))
 
 
-def array(name: str, values: Any, ndim: int) -> np.ndarray:
-    """Return values, finite and not empty, as float64 of ndim dimensions."""
+def numbers(name: str, values: Any, dtype: type = float) -> np.ndarray:
+    """Return values of any shape as an array of dtype, none larger than can be computed with."""
     try:
-        result = np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
+        if dtype is float and np.iscomplexobj(values):
+            raise TypeError("they are complex")
+        result = np.asarray(values, dtype=dtype)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TypeError(f"{name}: expected numbers; {error}") from None
-    if result.ndim != ndim or not result.size:
-        raise ValueError(f"{name}: expected {ndim} dimensions and at least one element; got shape {result.shape}")
-    if not np.isfinite(result).all():
-        raise ValueError(f"{name}: expected finite values; got NaN or infinity")
+    if not (np.abs(result) <= LARGEST).all():
+        raise ValueError(f"{name}: expected finite values, at most {LARGEST:g}; got {result}")
+    return result
+
+
+def vector(name: str, values: Any) -> np.ndarray:
+    """Return values, not empty, as a float64 vector."""
+    result = numbers(name, values)
+    if result.ndim != 1 or not result.size:
+        raise ValueError(f"{name}: expected a vector with at least one element; got shape {result.shape}")
     return result
 
 
 def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
     """Return value, one of the options."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name}: expected {' or '.join(map(repr, options))}; got {value!r}")
     return value
-
-
-def _real(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number; got {value!r}")
-    return float(value)

@@ -195,7 +195,13 @@ def probabilities(a: Array, V: Array) -> Iterator[tuple[slice, Array]]:
 
 
 def normal_points(points: int, dims: int, rng: np.random.Generator) -> Array:
-    """(points, dims) for means over N(0, I): a Sobol set, moved at random on the torus."""
+    """(points, dims) for means over N(0, I): a Sobol set, moved at random on the torus.
+
+    Raises ValueError, MemoryError.
+    """
+    if dims > qmc.Sobol.MAXDIM:
+        raise ValueError(f"m, d: expected one of them to be at most {qmc.Sobol.MAXDIM}; got a rank of {dims}")
+    _checks.memory(8 * 8 * points * dims, f"{points} points in {dims} dimensions")
     return ndtri(np.maximum((_sobol(points, dims) + rng.random(dims)) % 1, 2.0**-64))
 
 

@@ -19,7 +19,7 @@ from ._results import CrossNorms
 class Kernel(NamedTuple):
     """M(t) = E e^{t a a'} for one neuron's independent a, a' = relu(N(0, 1)); Q, its part with both active; Q', ..."""
 
-    M: float
+    growth: float  # M - 1, which powers of M are formed from
     Q: float
     Q1: float
     Q2: float
@@ -29,10 +29,25 @@ class Kernel(NamedTuple):
 def kernel(t: float) -> Kernel:
     """Q(t) = (pi/2 + asin t) / (2 pi sqrt(1 - t^2)), its derivatives, and M = 3/4 + Q, for 0 <= t < 1."""
     rest = 1 - t * t
-    Q = (math.pi / 2 + math.asin(t)) / (2 * math.pi * math.sqrt(rest))
+    root = math.sqrt(rest)
+    growth = (math.asin(t) / (2 * math.pi) + t * t / (4 * (1 + root))) / root  # Q - 1/4
+    Q = 0.25 + growth
     Q1 = (t * Q + 1 / (2 * math.pi)) / rest
     Q2 = (Q + 3 * t * Q1) / rest
-    return Kernel(0.75 + Q, Q, Q1, Q2, (4 * Q1 + 5 * t * Q2) / rest)
+    return Kernel(growth, Q, Q1, Q2, (4 * Q1 + 5 * t * Q2) / rest)
+
+
+def power(growth: float, n: int) -> float:
+    """(1 + growth)^n without rounding 1 + growth, which is close to 1 where n is large; inf beyond a float."""
+    try:
+        return math.exp(n * math.log1p(growth))
+    except OverflowError:
+        return math.inf
+
+
+def root_growth(s: float) -> float:
+    """E e^{s a^2} - 1 = ((1 - 2 s)^-1/2 - 1) / 2 of one neuron, 0 <= s < 1/2."""
+    return math.expm1(-math.log1p(-2 * s) / 2) / 2
 
 
 def h0(m: int) -> float:
@@ -43,7 +58,7 @@ def h0(m: int) -> float:
     """
     m = _arguments.count("m", m, 2)
     k = kernel(1 / m)
-    return k.M ** (m - 2) * (k.Q + k.Q1 / m) ** 2
+    return power(k.growth, m - 2) * (k.Q + k.Q1 / m) ** 2
 
 
 def h1(m: int) -> float:
@@ -56,7 +71,7 @@ def h1(m: int) -> float:
     if m < 3:
         return math.inf
     r = (1 - 2 / m) ** -0.5
-    return ((1 + r) / 2) ** (m - 2) * ((r + r**3 / m) / 2) ** 2
+    return power(root_growth(1 / m), m - 2) * ((r + r**3 / m) / 2) ** 2
 
 
 def F(t: float, m: int) -> float:
@@ -69,7 +84,7 @@ def F(t: float, m: int) -> float:
     if t >= 1:
         return math.inf
     k = kernel(t)
-    return m * (m - 1) * k.M ** (m - 2) * k.Q1**2 + m * k.M ** (m - 1) * k.Q2
+    return m * (m - 1) * power(k.growth, m - 2) * k.Q1**2 + m * power(k.growth, m - 1) * k.Q2
 
 
 def fourth_moment(s: float, m: int) -> float:
@@ -82,8 +97,8 @@ def fourth_moment(s: float, m: int) -> float:
     if s >= 0.5:
         return math.inf
     r = (1 - 2 * s) ** -0.5
-    A, B, D = (1 + r) / 2, r**3 / 2, 3 * r**5 / 2
-    return m * D * A ** (m - 1) + m * (m - 1) * B**2 * A ** (m - 2)
+    B, D, growth = r**3 / 2, 3 * r**5 / 2, root_growth(s)
+    return m * D * power(growth, m - 1) + m * (m - 1) * B**2 * power(growth, m - 2)
 
 
 def hidden_ce_limit(gamma: float, m: int) -> BlockRatio:
@@ -146,12 +161,12 @@ def cross_ce(gamma: float, m: int, C: int) -> CrossNorms:
         return CrossNorms(residual, math.inf)
     t = 1 / m
     r = (1 - 2 * t) ** -0.5
-    M, Q, Q1, Q2, Q3 = kernel(t)
+    growth, Q, Q1, Q2, Q3 = kernel(t)
     Z = Q1 - 1 / (2 * math.pi)
     I0, I1, I2 = Q + t * Q1, Q1 + t * Q2, Q2 + t * Q3
-    A = I2 * M ** (m - 1) + (m - 1) * M ** (m - 2) * (I1 * Z + I1 * Q1 + I0 * Q2)
-    A += (m - 1) * (m - 2) * I0 * Q1 * Z * M ** (m - 3)
-    P0, P1 = (1 + r) / 2, r**3 / 2
+    A = I2 * power(growth, m - 1) + (m - 1) * power(growth, m - 2) * (I1 * Z + I1 * Q1 + I0 * Q2)
+    A += (m - 1) * (m - 2) * I0 * Q1 * Z * power(growth, m - 3)
+    rise, P1 = root_growth(t), r**3 / 2
     J0, J1 = (r + t * r**3) / 2, (r**3 + 3 * t * r**5) / 2
-    B = J1 * P0 ** (m - 1) + (m - 1) * J0 * P1 * P0 ** (m - 2)
+    B = J1 * power(rise, m - 1) + (m - 1) * J0 * P1 * power(rise, m - 2)
     return CrossNorms(residual, (A + gamma * B) / (m * C**2))

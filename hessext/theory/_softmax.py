@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
+from hessext import _checks
+
 from . import _arguments
 
 Array = np.ndarray
@@ -42,12 +44,15 @@ class Softmax:
         step = min(_STEP, 0.7 / math.sqrt(total))
         self._step = step * max(1.0, beta / math.sqrt(4 + 2 * math.log(C)))
         largest = min(beta**2 / 2, beta * math.sqrt(2 * (math.log(C) + _DECAY)))  # log S - log C, to all purposes
-        u = np.arange(-(math.log(C) + largest + _DECAY / min(1.0, least)), _TAIL * beta + 4, self._step)
+        start, end = -(math.log(C) + largest + _DECAY / min(1.0, least)), _TAIL * beta + 4
         # Beyond y = e^4 nothing is left, and a tilt by y^a, a <= total, moves x to a beta.
-        self._small = u < -(beta**2)  # y < 1 at x = beta
-        right = (4 - u[0]) / max(beta, 1e-9)
-        right = min(_TAIL + total * beta, max(right, _TAIL + beta) if self._small.any() else right)
+        right = (4 - start) / max(beta, 1e-9)
+        right = min(_TAIL + total * beta, max(right, _TAIL + beta) if start < -(beta**2) else right)
         spacing = min(0.4, step / max(beta, 1e-9))
+        entries = int((end - start) / self._step + 2) * int((_TAIL + right) / spacing + 2)
+        _checks.memory(6 * 8 * entries, f"the grid of {entries} nodes for logits of deviation {beta:g}")
+        u = np.arange(start, end, self._step)
+        self._small = u < -(beta**2)  # y < 1 at x = beta
         x = np.arange(-_TAIL, right + spacing, spacing)
         self._normal = np.exp(-(x**2) / 2) * (spacing / math.sqrt(2 * math.pi))
         self._centred = x - beta
@@ -112,12 +117,13 @@ def softmax_moment(C: int, *powers: float, variance: float = 1.0) -> float:
         variance: of the logits, >= 0.
 
     Raises:
-        TypeError, ValueError: an argument is not such a number, or there are more powers than classes.
+        TypeError, ValueError: an argument is not such a number, or there are more powers than classes. MemoryError: a
+            variance or powers for which the sums are too long.
     """
     C = _arguments.count("C", C, 2)
     beta = math.sqrt(_arguments.nonnegative("variance", variance))
-    exponents = [a for a in (_arguments.nonnegative("powers", a) for a in powers) if a]
+    exponents = [_arguments.positive("powers", a) for a in powers if _arguments.nonnegative("powers", a)]
     if len(exponents) > C:
         raise ValueError(f"powers: expected at most C = {C}; got {len(exponents)}")
-    total = sum(exponents)
+    total = _arguments.nonnegative("powers", sum(exponents))
     return Softmax(C, beta, max(total, 1.0), total).moment(*exponents) if exponents else 1.0

@@ -17,10 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
+from hessext import _checks
+
 from . import _arguments
 
 Array = np.ndarray
 
+_MOMENTS = 200  # at most: the work goes as the cube
 _BINS = 1000  # of the normal score of tau, over +-8
 _STEPS = 100  # of Newton's method at one distance from the real axis; a few are enough but near edges
 _TOLERANCE = 1e-10
@@ -49,25 +52,27 @@ class MarchenkoPastur(NamedTuple):
 
     def moment(self, k: int) -> float:
         """int x^k dmu."""
-        return _moment(k, self.gamma, lambda n: self.s2**n)
+        return _moment(k, self.gamma, lambda n: np.float64(self.s2) ** n)
 
     def stieltjes(self, z: Any) -> Array:
         """s(z), Im z >= 0: the root of s2 gamma z s^2 + (z - s2 (1 - gamma)) s + 1 = 0 with Im s >= 0."""
-        z = np.asarray(z, dtype=complex)
-        a, b = self.support
+        z = _arguments.numbers("z", z, complex)
+        (a, b), square = self.support, self.s2 * self.gamma * z
         root = np.sqrt(z - a) * np.sqrt(z - b)  # ~ z at infinity, with the cut [a, b]
-        s = (root - z + self.s2 * (1 - self.gamma)) / (2 * self.s2 * self.gamma * z)
+        linear = z - self.s2 * (1 - self.gamma)
+        adds = (root * linear.conj()).real > 0  # of the two forms of the root, the one that does not cancel
+        s = np.where(adds, -2 / np.where(adds, root + linear, 1), (root - linear) / np.where(adds, 1, 2 * square))
         return s.real + 1j * np.abs(s.imag)
 
     def density(self, x: Any) -> Array:
         """Density of the continuous part."""
-        x = np.asarray(x, dtype=float)
+        x = _arguments.numbers("x", x)
         inside = x > 0
         return np.where(inside, self.stieltjes(np.where(inside, x, 1.0)).imag / math.pi, 0.0)
 
     def cdf(self, x: Any) -> Array:
         """mu((-inf, x]), the atom included."""
-        x = np.asarray(x, dtype=float)
+        x = _arguments.numbers("x", x)
         positive = np.where(x > 0, x, 1.0)
         below = _below(positive, self.stieltjes(positive), self.gamma, np.full(1, self.s2), np.ones(1))
         return np.where(x > 0, below, np.where(x == 0, self.atom, 0.0))
@@ -90,10 +95,10 @@ class Spectrum:
 
     def __init__(self, gamma: float, tau: Any, weights: Any = None) -> None:
         self.gamma = _arguments.positive("gamma", gamma)
-        tau = _arguments.array("tau", tau, 1)
-        if not tau.any():
-            raise ValueError("tau: expected a value that is not 0; all are")
-        weights = np.ones(len(tau)) if weights is None else _arguments.array("weights", weights, 1)
+        tau = _arguments.vector("tau", tau)
+        if not (np.abs(tau) >= 1 / _arguments.LARGEST).any():
+            raise ValueError(f"tau: expected a value that is not 0; got none of at least {1 / _arguments.LARGEST:g}")
+        weights = np.ones(len(tau)) if weights is None else _arguments.vector("weights", weights)
         if len(weights) != len(tau) or (weights < 0).any() or not weights.sum() > 0:
             raise ValueError(f"weights: expected {len(tau)} numbers >= 0, not all 0; got {weights}")
         weights = weights / weights.sum()
@@ -118,7 +123,7 @@ class Spectrum:
         Raises:
             ValueError: Im z is not positive.
         """
-        z = np.asarray(z, dtype=complex)
+        z = _arguments.numbers("z", z, complex)
         if not (z.imag > 0).all():
             raise ValueError(f"z: expected a positive imaginary part; got {z}")
         flat = z.ravel()
@@ -142,7 +147,7 @@ class Spectrum:
         return np.clip(below + atom, 0, 1)
 
     def _above(self, x: Any) -> Array:
-        x = np.asarray(x, dtype=float)
+        x = _arguments.numbers("x", x)
         return x + 1e-8j * np.maximum(np.abs(x), 1e-4 * self._scale)
 
     def _solve(self, z: Array) -> Array:
@@ -179,15 +184,21 @@ def _below(z: Array, s: Array, gamma: float, tau: Array, weights: Array) -> Arra
 
 def _moment(k: int, gamma: float, power: Callable[[int], float]) -> float:
     """From the free cumulants gamma^{n-1} E tau^n: m_k = sum_n kappa_n [x^{k-n}] (sum_j m_j x^j)^n."""
-    k = _arguments.count("k", k, 0)
-    moments = [1.0]
+    k, moments = _checks.count("k", k, 0, _MOMENTS), [1.0]
     for top in range(1, k + 1):
         product, total = np.ones(1), 0.0
         for n in range(1, top + 1):
             product = np.convolve(product, moments)[:top]
-            total += gamma ** (n - 1) * power(n) * product[top - n]
+            total += _cumulant(n, gamma, power) * product[top - n]
+        if not math.isfinite(total):
+            raise ValueError(f"k: expected a moment that a float can hold; got {k}")
         moments.append(total)
     return float(moments[k])
+
+
+def _cumulant(n: int, gamma: float, power: Callable[[int], float]) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float64(gamma) ** (n - 1) * power(n))
 
 
 def _binned(tau: Array, weights: Array) -> tuple[Array, Array]:
