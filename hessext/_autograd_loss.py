@@ -21,6 +21,8 @@ from ._losses import Loss
 def check_targets(y: Tensor, logits: Tensor, loss: Loss) -> None:
     """Refuse targets that torch's loss of these logits would refuse, too."""
     (N, C), labels = logits.shape, not y.is_floating_point()
+    if loss.kind == "binary_cross_entropy":
+        _checks.single_logit(C)
     shapes = [(N,), (N, 1)] if loss.kind == "binary_cross_entropy" else [(N,)] if labels else [(N, C)]
     if y.shape not in shapes or (labels and y.dtype not in (torch.int64, torch.bool)):
         wanted = "int64 labels" if labels else "targets"
@@ -37,7 +39,6 @@ def scalar_loss(loss: Loss, logits: Tensor, y: Tensor | None) -> Callable[[Tenso
     """The scalar loss of (N, C) logits; logits give the classes that cross entropy is anchored at."""
     N, C = logits.shape
     if loss.kind == "binary_cross_entropy":
-        _checks.single_logit(C)
         y = logits.new_zeros(N, 1) if y is None else y.detach().to(logits.dtype)
         w, v = (torch.ones_like(y) if t is None else t.to(logits) for t in (loss.weight, loss.pos_weight))
         t = torch.stack([(1 - y) * w, v * y * w], -1).view(N, 2) / (N if loss.reduction == "mean" else 1)

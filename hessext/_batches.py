@@ -73,7 +73,7 @@ class Batches(Data):
             else:
                 spare = compute(problem, spare)
                 result += spare
-            divisor += float(self.loss.divisor(y, self._logits(x)))
+            divisor += float(self.loss.divisor(y, problem.like_logits))
             del problem, x, y  # before the next piece is read
         if self.loss.reduction == "sum":
             return result
@@ -105,10 +105,6 @@ class Batches(Data):
         network = self.network
         units = 0 if network.hidden is None else 4 * len(network.hidden[0])
         return samples * (network.inputs + units + 4 * network.classes) * network.like.element_size()
-
-    def _logits(self, x: Tensor) -> Tensor:
-        """What has the shape and dtype of the logits."""
-        return x.new_empty(()).expand(len(x), self.network.classes)
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Inputs (n, d) and targets of all samples in their order, n at most what _PIECE holds."""

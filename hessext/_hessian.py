@@ -54,7 +54,7 @@ class Hessian:
 
     def _restricted(self, term: Term) -> Hessian:
         if self.term not in ("full", term):
-            raise ValueError(f"expected the full Hessian; this is its {self.term} term already")
+            raise ValueError(f"{term}: expected the full Hessian; this is its {self.term} term already")
         return Hessian(self._data, term)
 
     def gauss_newton(self) -> Hessian:
@@ -99,7 +99,10 @@ class Hessian:
         Raises TypeError for a dtype other than float32 and float64, ValueError for a device that is neither a CPU nor
         a GPU or for values beyond the range of float32, MemoryError.
         """
-        wanted = torch.empty(1, dtype=self.dtype, device=self.device).to(*args, **kwargs)
+        try:
+            wanted = torch.zeros(1, dtype=self.dtype, device=self.device).to(*args, **kwargs)
+        except (RuntimeError, AssertionError) as error:  # not a device, or one that is not there
+            raise ValueError(f"to: {str(error).splitlines()[0]}") from None
         _checks.vector("to", wanted)
         if (wanted.dtype, wanted.device) == (self.dtype, self.device):
             return self

@@ -59,10 +59,10 @@ class CrossEntropy:
             label_smoothing=self.label_smoothing,
         )
 
-    def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
-        """Curvature and residual at logits (N, C), which become probabilities, for checked targets y."""
-        top, rest = _ops.softmax_(logits)
-        probs = logits
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+        """Curvature and residual at fresh logits (N, C), of like's shape and dtype, for checked targets y."""
+        probs = logits()
+        top, rest = _ops.softmax_(probs)
         plain = y is None or self._is_plain(y)
         scale = self._uniform(probs) if plain else self._weighted(y, probs)
 
@@ -184,17 +184,18 @@ class BinaryCrossEntropy:
         """What the sum over samples is divided by: N or 1."""
         return 1 if self.reduction == "sum" else len(like)
 
-    def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
-        """Curvature and residual at logits (N, 1) for checked targets y."""
-        p, rest = logits.sigmoid(), logits.neg().sigmoid()
-        weight = _column(self.weight, logits) / self.divisor(y, logits)
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+        """Curvature and residual at logits (N, 1), of like's shape and dtype, for checked targets y."""
+        f = logits()
+        p, rest = f.sigmoid(), f.neg().sigmoid()
+        weight = _column(self.weight, like) / self.divisor(y, like)
 
         def shares() -> tuple[Tensor, Tensor]:
             """t_n and u_n."""
             if y is None:
                 raise _no_targets()
-            label = _column(y, logits)
-            return weight * _column(self.pos_weight, logits) * label, weight * (1 - label)
+            label = _column(y, like)
+            return weight * _column(self.pos_weight, like) * label, weight * (1 - label)
 
         def residual() -> Tensor:
             hit, miss = shares()
@@ -229,19 +230,21 @@ class SquaredError:
             y = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
         return (logits - y.to(logits.dtype)).square().sum() / self.divisor(y, logits)
 
-    def output(self, logits: Tensor, y: Tensor | None = None) -> OutputCurvature:
-        """Curvature and residual at logits (N, C) for checked targets y."""
-        factor = 2 / self.divisor(y, logits)
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+        """Curvature and residual at logits (N, C), of like's shape and dtype, for checked targets y.
+
+        The curvature is that of any logits: they are formed for the residual alone.
+        """
+        factor = 2 / self.divisor(y, like)
 
         def residual() -> Tensor:
             if y is None:
                 raise _no_targets()
-            if y.is_floating_point():
-                return (logits - y).mul_(factor)
-            return logits.scatter_add(1, y[:, None], logits.new_full((len(y), 1), -1.0)).mul_(factor)
+            f = logits()
+            f = f.sub_(y) if y.is_floating_point() else f.scatter_add_(1, y[:, None], f.new_full((len(y), 1), -1.0))
+            return f.mul_(factor)
 
-        scale = logits.new_full((len(logits),), factor)
-        return OutputCurvature(scale, residual)
+        return OutputCurvature(like.new_full((len(like),), factor), residual)
 
     def divisor(self, y: Tensor | None, like: Tensor) -> int:
         """What the sum over samples is divided by: N, N C or 1; `like` is shaped as the logits."""

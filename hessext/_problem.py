@@ -104,14 +104,23 @@ class Problem(Data):
     @cached_property
     def curvature(self) -> OutputCurvature:
         """Derivatives of the loss with respect to the logits."""
-        size = len(self.x) * self.network.classes * self.x.element_size()
-        _checks.memory(2 * size, "logits and probabilities", self.x.device)
-        return self.loss.output(F.linear(self.features, *self.network.output), self.y)
+        features, output, like = self.features, self.network.output, self.like_logits  # `logits` must not keep self
+
+        def logits() -> Tensor:
+            _checks.memory(2 * like.numel() * like.element_size(), "logits and their derivatives", like.device)
+            return F.linear(features, *output)
+
+        return self.loss.output(logits, self.y, like)
+
+    @property
+    def like_logits(self) -> Tensor:
+        """Of the logits' shape and dtype; it has no memory of its own."""
+        return self.x.new_empty(()).expand(len(self.x), self.network.classes)
 
     @cached_property
     def scale(self) -> Tensor:
         """c_n (N,) of the softmax: the curvature of l_n is c_n (diag p_n - p_n p_n^T)."""
-        return self.loss.scale(self.y, self.x.new_empty(()).expand(len(self.x), self.network.classes))
+        return self.loss.scale(self.y, self.like_logits)
 
     @cached_property
     def residual(self) -> Tensor:

@@ -9,7 +9,9 @@ from . import _ops
 from ._network import Affine, Layer
 from ._problem import Problem, Term
 
-_CHUNK_BYTES = 1 << 21  # of a (samples, C) work tensor: a few stay in cache; sums of chunks are kept in float64
+# Bytes of a (samples, C) work tensor, a few of which stay in the cache; and the most, where results are wide and adding
+# those of chunks, in float64, takes long.
+_CHUNK_BYTES = 1 << 22, 1 << 24
 
 
 def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: set[str]) -> dict[str, Affine]:
@@ -20,8 +22,9 @@ def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: 
         hidden rows: (a' (B R f V [Gauss-Newton] + r dV [residual]) + a'' R z (r V) [residual])^T x
     """
     problem.check_unchanged()
-    samples, classes = len(problem.x), problem.network.classes
-    step = max(64, _CHUNK_BYTES // (classes * problem.x.element_size()))
+    samples, (classes, width) = len(problem.x), problem.network.output[0].shape
+    least, most = (size // (classes * problem.x.element_size()) for size in _CHUNK_BYTES)
+    step = max(64, least, min(8 * width, most))
     # BLAS multiplies by a thin V twice as fast in this layout, and forms thin results faster by rows than by columns
     weight = problem.network.output[0].T.contiguous().T
     total: dict[str, list[Tensor]] = {}

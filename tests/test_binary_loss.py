@@ -59,7 +59,7 @@ def test_derivatives_are_those_of_torchs_loss(weight, pos_weight, reduction, sha
 
     gradient = torch.func.grad(value)(f.double())
     curvature = torch.func.jacrev(torch.func.grad(value))(f.double()).view(N, N)
-    output, tolerance = loss.output(f.clone(), y), {torch.float32: 1e-6, torch.float64: 5e-15}[dtype]
+    output, tolerance = loss.output(f.clone, y, f), {torch.float32: 1e-6, torch.float64: 5e-15}[dtype]
     for got, true in (
         (loss.value(f, y), value(f.double())),
         (output.residual(), gradient),
@@ -68,7 +68,7 @@ def test_derivatives_are_those_of_torchs_loss(weight, pos_weight, reduction, sha
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), true, rtol=0, atol=tolerance * true.abs().max().item())
     if pos_weight == "none":
-        assert torch.equal(loss.output(f.clone()).scale, output.scale)
+        assert torch.equal(loss.output(f.clone, None, f).scale, output.scale)
     assert loss.needs_targets == (pos_weight != "none")
 
 
@@ -87,7 +87,7 @@ def test_digits_at_large_logits(label, pos_weight, dtype):
     f = torch.tensor([[-90.0], [-40], [-17], [-1e-3], [0], [2], [40], [90]], dtype=dtype)
     y = torch.full_like(f, label)
     weight = None if pos_weight is None else torch.tensor([pos_weight], dtype=dtype)
-    output = BinaryCrossEntropy("sum", pos_weight=weight).output(f, y)
+    output = BinaryCrossEntropy("sum", pos_weight=weight).output(f.clone, y, f)
     mp = mpmath.mp.clone()
     mp.dps = 60
     v, t = mp.mpf(1 if weight is None else weight.item()), mp.mpf(y[0].item())

@@ -154,6 +154,7 @@ def test_to_where_it_is_already():
         (torch.float16, TypeError, "to: expected torch.float32 or torch.float64; got torch.float16"),
         (torch.int64, TypeError, "to: expected torch.float32 or torch.float64; got torch.int64"),
         ("meta", ValueError, "to: expected a CPU or CUDA tensor; got meta"),
+        ("nowhere", ValueError, "to: Expected one of cpu, cuda"),
     ],
     ids=str,
 )

@@ -199,3 +199,4 @@ def test_pickles(case, dtype):
     H = make_inputs.__wrapped__(case, dtype).hessian()
     for A in (H, H.residual(), H[H.layers[0], H.layers[-1]]):
         assert torch.equal(pickle.loads(pickle.dumps(A)).dense(), A.dense())
+    assert torch.equal(H.to(torch.float64).to(dtype).dense(), H.dense())

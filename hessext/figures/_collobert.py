@@ -22,7 +22,8 @@ PIXELS = 400
 def curvature(network: Trained, step: int) -> float:
     """Mean over samples of d2 l_n / df2: of p (1 - p), or 2 under MSE."""
     W, V = network.weights[step]
-    return float(resolve(network.task.loss).output(torch.relu(network.x @ W.T) @ V.T).scale.sum(dtype=torch.float64))
+    f = torch.relu(network.x @ W.T) @ V.T
+    return float(resolve(network.task.loss).output(lambda: f, None, f).scale.sum(dtype=torch.float64))
 
 
 def right(network: Trained, step: int) -> Tensor:
