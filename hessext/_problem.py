@@ -110,7 +110,11 @@ class Problem(Data):
             _checks.memory(2 * like.numel() * like.element_size(), "logits and their derivatives", like.device)
             return F.linear(features, *output)
 
-        return self.loss.output(logits, self.y, like)
+        curvature = self.loss.output(logits, self.y, like)
+        # a look at N numbers, which would make a GPU wait
+        if curvature.rest is not None and curvature.rest.is_cpu and not curvature.rest.isfinite().all():
+            raise ValueError(f"x: expected logits that {like.dtype} can hold; got some that overflow")
+        return curvature
 
     @property
     def like_logits(self) -> Tensor:

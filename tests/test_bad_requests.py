@@ -174,3 +174,13 @@ def test_many_classes_need_no_memory():
     ratio = B.ratio()
     assert ratio.diagonal == pytest.approx(16 * (p * (1 - p)) ** 2, rel=1e-5)
     assert ratio.off_diagonal == pytest.approx(16 * p**4, rel=1e-5)
+
+
+def test_logits_that_overflow():
+    W = torch.full((3, 2), 1e30)
+    W[1] *= -1
+    H = hessext.linear(W, torch.full((4, 2), 1e30))
+    for ask in (H.dense, H["output"].norms, H["output"].diagonal, lambda: H @ torch.zeros(6)):
+        with pytest.raises(ValueError, match=r"^x: expected logits that torch.float32 can hold; got"):
+            ask()
+    assert H.to(torch.float64).dense().isfinite().all()
