@@ -178,10 +178,14 @@ def _hessian(
     features: Callable[[Tensor], Tensor] | None = None,
 ) -> Hessian:
     """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; `features` of x are the inputs."""
-    loss = _losses.resolve(loss)
+    loss, memory = _losses.resolve(loss), _checks.count("memory", memory)
     if not isinstance(x, Iterable) or isinstance(x, Tensor | str | dict) or type(x).__module__ == "numpy":
         return Hessian(checked(network, loss, x if features is None else features(x), y))
     if y is not None:
         got = type(x).__name__
+        if isinstance(y, str | nn.Module):
+            raise TypeError(
+                f"y: expected None beside batches (x, y); got {type(y).__name__}: a loss is passed as loss="
+            )
         raise TypeError(f"x: expected a torch.Tensor; got {got} (of batches (x, y)? they come without a y beside them)")
-    return Hessian(Batches(network, loss, x, _checks.count("memory", memory), *([features] if features else [])))
+    return Hessian(Batches(network, loss, x, memory, *([features] if features else [])))

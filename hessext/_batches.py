@@ -12,9 +12,10 @@ from torch import Tensor
 
 from . import _checks
 from ._losses import BinaryCrossEntropy
-from ._network import moved
+from ._network import moved, own_precision
 from ._problem import Data, Problem, checked
 
+_SMALL = 8 << 20  # numbers of a result whose sum is kept in float64
 _PIECE = 128 << 20  # bytes of samples, and of what is computed from them, that are worked on at once
 
 
@@ -46,6 +47,8 @@ class Batches(Data):
                 t = getattr(self.loss, name)
                 if t is not None and t.numel() != 1:
                     raise ValueError(f"loss.{name}: expected one number with batches; got shape {tuple(t.shape)}")
+                if t is not None:  # without the axes of a batch
+                    self.loss = replace(self.loss, **{name: t.reshape(())})
         next(self._read())  # its errors are better raised now
 
     def __reduce__(self) -> tuple:
@@ -59,27 +62,31 @@ class Batches(Data):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batches:
         """Return the same batches for parameters elsewhere."""
+        self.network.check_unchanged()
         return replace(self, network=moved(self.network, device, dtype), loss=moved(self.loss, device, dtype))
 
+    @own_precision
     def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
-        """One pass over the batches."""
+        """One pass over the batches; what is small is added in float64. Only with `out` does compute write to it."""
         self.network.check_unchanged()
         result, spare, divisor = None, None, 0.0
         summed = replace(self.loss, reduction="sum")
         for x, y in self._pieces():
             problem = Problem(self.network, summed, x, y)
             if result is None:
-                result = compute(problem, out)
+                part = compute(problem, out)
+                result = part.double() if part.numel() <= _SMALL else part
             else:
-                spare = compute(problem, spare)
-                result += spare
+                part = compute(problem, spare)
+                result += part
+                spare = None if out is None else part
             divisor += float(self.loss.divisor(y, problem.like_logits))
-            del problem, x, y  # before the next piece is read
-        if self.loss.reduction == "sum":
-            return result
-        if not divisor:
-            raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
-        return result.div_(divisor)
+            del problem, x, y, part  # before the next piece is read
+        if self.loss.reduction != "sum":
+            if not divisor:
+                raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
+            result.div_(divisor)
+        return result.to(self.network.like.dtype) if out is None else out.copy_(result)
 
     def in_memory(self) -> Problem:
         """All batches, read once and kept."""
@@ -132,7 +139,7 @@ class Batches(Data):
         for k, batch in enumerate(self.source):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-                raise TypeError(f"x: expected a tensor, or batches (x, y); batch {k} is a {got}")
+                raise TypeError(f"x: expected a tensor, or a list or loader of batches (x, y); batch {k} is a {got}")
             x, y = (
                 t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) if isinstance(t, Tensor) else t
                 for t in batch
@@ -146,6 +153,7 @@ class Batches(Data):
                 raise ValueError(f"batch {k}: y: expected {before}, as in the batches before; got {form}")
             before = form
             yield problem
+            del batch, x, y, problem  # before the next batch is read
         if k < 0:
             raise ValueError("x: expected at least one batch; got none")
 

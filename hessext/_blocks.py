@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _block_diagonal, _checks, _ops, _scipy
-from ._network import Layer
+from ._network import Layer, own_precision
 from ._norms import BlockRatio, RowNorms, block_norms, block_ratio, diagonal_entries, row_norms
 from ._problem import Data, Problem, Term
 from ._product import columns, from_affine, product, to_affine
@@ -135,6 +135,7 @@ class BlockMatrix:
 
     # ------------------------------------------------------------------------------------------ norms and sums
 
+    @own_precision
     def norms(self, pairs: Tensor | Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Frobenius norms of all blocks, shaped `grid`, or (P,) of the listed pairs; no block is formed.
 
@@ -144,6 +145,7 @@ class BlockMatrix:
             pairs = _checks.pairs(pairs, *self.grid, self.device)
         return block_norms(self, pairs)
 
+    @own_precision
     def ratio(self) -> BlockRatio:
         """Means of ||H_ii||_F^2 and of ||H_ij||_F^2, i != j, over all blocks, and the second over the first.
 
@@ -152,6 +154,7 @@ class BlockMatrix:
         self._within("ratio")
         return block_ratio(self)
 
+    @own_precision
     def row_norms(self) -> RowNorms:
         """For each block row: ||H_ii||_F, mean and largest ||H_ij||_F, j != i, and where; K^2 norms in O(K) memory.
 
@@ -187,6 +190,7 @@ class BlockMatrix:
 
     # -------------------------------------------------------------------------------------------- block by block
 
+    @own_precision
     def solve_block_diagonal(self, v: Tensor, damping: float = 0.0) -> Tensor:
         """u, like v, (shape[0],) or (shape[0], k), with (H_ii + damping I) u_i = v_i for every block: LU, in pieces.
 
@@ -198,6 +202,7 @@ class BlockMatrix:
         v = _checks.multiplied("v", v, self.shape[0], self._data.network.like)
         return _block_diagonal.solve(self, v, _checks.real("damping", damping, 0))
 
+    @own_precision
     def eigh_blocks(self) -> torch.return_types.linalg_eigh:
         """torch.linalg.eigh of every diagonal block: `eigenvalues` (K, s), ascending, and `eigenvectors` (K, s, s).
 

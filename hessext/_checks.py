@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from . import _core
 from ._losses import Loss
@@ -135,6 +136,7 @@ def _floats(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | 
 def _tensor(name: str, t: object) -> None:
     if not isinstance(t, Tensor):
         hint = " (torch.from_numpy makes it one)" if type(t).__module__ == "numpy" else ""
+        hint = " (a DataLoader makes batches of it)" if isinstance(t, Dataset) else hint
         raise TypeError(f"{name}: expected a torch.Tensor; got {type(t).__name__}{hint}")
     if t.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor; got {t.layout}")

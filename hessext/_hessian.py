@@ -155,6 +155,15 @@ class Hessian:
         parts = [part.reshape(-1) for k, (_, bias) in affine.items() for part in result[k][: 1 if bias is None else 2]]
         return torch.cat(parts)
 
+    def diagonal(self) -> Tensor:
+        """The diagonal (parameters,), in torch's order. No block is formed."""
+        parts = [self._layer(name) for name in self._data.network.parameters]
+        return torch.cat([BlockMatrix(self._data, self.term, part, part).diagonal() for part in parts])
+
+    def trace(self) -> Tensor:
+        """The trace, a scalar tensor."""
+        return self.diagonal().sum(dtype=torch.float64).to(self.dtype)
+
     def to_scipy(self) -> LinearOperator:
         """A scipy.sparse.linalg.LinearOperator, for eigsh, cg, ...: its products are `H @ v`, its dtype is H's."""
         return _scipy.linear_operator(self, self)

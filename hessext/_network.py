@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,6 +37,20 @@ class Layer(NamedTuple):
 def version(t: Tensor | None) -> int:
     """torch's count of changes in place; inference tensors have none."""
     return 0 if t is None or t.is_inference() else t._version
+
+
+def own_precision(method: Callable) -> Callable:
+    """Let a method of something on a `device` run outside of autocast, which computes in half precision."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kind = self.device.type
+        if not torch.is_autocast_enabled(kind):
+            return method(self, *args, **kwargs)
+        with torch.autocast(kind, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class Watch:

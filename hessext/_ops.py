@@ -94,6 +94,13 @@ def _where(t: Tensor) -> _core.Where:
     return _core.Where(torch.get_num_threads())
 
 
+def _wide(t: Tensor) -> bool:
+    """Whether t is float64 and not float32: the core has these two, and takes others for one of them."""
+    if t.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"expected torch.float32 or torch.float64; got {t.dtype}")
+    return t.dtype == torch.float64
+
+
 def _features(t: Tensor, ones: bool) -> _core.Features:
     return _core.Features(t.data_ptr(), t.stride(0), t.shape[1], ones)
 
@@ -105,7 +112,7 @@ def _part(part: int, left: Tensor, left_ones: bool, right: Tensor, right_ones: b
     tensors = [0 if t is None else t.data_ptr() for t in c[1:]]
     curvature = _core.Curvature(len(c.scale), units, classes, c.gauss_newton, *tensors)
     features = _features(left, left_ones), _features(right, right_ones)
-    return left.dtype == torch.float64, part, *features, symmetric, curvature
+    return _wide(left), part, *features, symmetric, curvature
 
 
 def _dense(out, ld, axes, direct, mirror, *part):
@@ -130,7 +137,7 @@ def _block_squares(pairs, *part):
 
 def _softmax(logits):
     top, rest = _fake_softmax(logits)
-    wide, where = logits.dtype == torch.float64, _where(logits)
+    wide, where = _wide(logits), _where(logits)
     _core.softmax(wide, logits.data_ptr(), *logits.shape, top.data_ptr(), rest.data_ptr(), where)
     return top, rest
 
@@ -138,7 +145,7 @@ def _softmax(logits):
 def _label_residual(probs, scale, label, top, rest):
     out = torch.empty_like(probs)
     pointers = [t.data_ptr() for t in (probs, scale, label, top, rest)]
-    wide, where = probs.dtype == torch.float64, _where(probs)
+    wide, where = _wide(probs), _where(probs)
     _core.label_residual(wide, *pointers, *probs.shape, out.data_ptr(), where)
     return out
 
@@ -146,14 +153,14 @@ def _label_residual(probs, scale, label, top, rest):
 def _softmax_shift(probs, top, weight):
     out = _fake_softmax_shift(probs, top, weight)
     pointers = [t.data_ptr() for t in (probs, top, weight)]
-    wide, where = probs.dtype == torch.float64, _where(probs)
+    wide, where = _wide(probs), _where(probs)
     _core.softmax_shift(wide, *pointers, *probs.shape, weight.shape[1], out.data_ptr(), where)
     return out
 
 
 def _softmax_product(v, probs, scale, top):
     pointers = [t.data_ptr() for t in (probs, scale, top, v)]
-    _core.softmax_product(v.dtype == torch.float64, *pointers, *v.shape, v.data_ptr(), _where(v))
+    _core.softmax_product(_wide(v), *pointers, *v.shape, v.data_ptr(), _where(v))
 
 
 def _curvature_entries(part, pairs, classes, *curvature):
@@ -166,13 +173,13 @@ def _curvature_entries(part, pairs, classes, *curvature):
 
 def _softmax_scan(logits, first, largest, top, others):
     pointers = [t.data_ptr() for t in (largest, top, others)]
-    wide, where = logits.dtype == torch.float64, _where(logits)
+    wide, where = _wide(logits), _where(logits)
     _core.softmax_scan(wide, logits.data_ptr(), *logits.shape, first, *pointers, where)
 
 
 def _softmax_others(logits, first, largest, top, others, lift):
     pointers = [t.data_ptr() for t in (largest, top, others, lift)]
-    wide, where = logits.dtype == torch.float64, _where(logits)
+    wide, where = _wide(logits), _where(logits)
     _core.softmax_others(wide, logits.data_ptr(), *logits.shape, first, *pointers, where)
 
 
@@ -180,7 +187,7 @@ def _gram_sums(left, right, weight, triangle, products, lifts, sums):
     sides = [n for t in (left, right) for n in (t.data_ptr(), t.stride(0))]
     results = 0 if products is None else products.data_ptr(), *_lifts(lifts), sums.data_ptr()
     pointers = weight.data_ptr(), triangle, *results
-    _core.gram_sums(left.dtype == torch.float64, len(left), *weight.shape, *sides, *pointers, _where(sums))
+    _core.gram_sums(_wide(left), len(left), *weight.shape, *sides, *pointers, _where(sums))
 
 
 def _lifts(lifts):
@@ -191,7 +198,7 @@ def _lifts(lifts):
 def _gram_tops(products, weight, triangle, lifts, left, right, sums):
     sides = [[t.data_ptr() for t in side] for side in (left, right)]
     pointers = weight.data_ptr(), triangle, products.data_ptr(), *_lifts(lifts), *sides, sums.data_ptr()
-    _core.gram_tops(weight.dtype == torch.float64, *weight.shape, *pointers, _where(sums))
+    _core.gram_tops(_wide(weight), *weight.shape, *pointers, _where(sums))
 
 
 def _fake_softmax(logits):

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _checks, _ops
 from ._activations import Derivatives
 from ._losses import Loss, OutputCurvature
-from ._network import Layer, Network, Watch, compact, map_tensors, moved
+from ._network import Layer, Network, Watch, compact, map_tensors, moved, own_precision
 from ._ops import Curvature, Part
 
 Term = Literal["full", "gauss_newton", "residual"]
@@ -29,6 +29,11 @@ class Data(ABC):
     loss: Loss
 
     results = 1  # tensors of a result's size that `sum` needs
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters and of what is computed."""
+        return self.network.like.device
 
     @abstractmethod
     def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
@@ -72,6 +77,7 @@ class Problem(Data):
         self.check_unchanged()
         return Problem, (self.network, *(map_tensors(compact, t) for t in (self.loss, self.x, self.y)))
 
+    @own_precision
     def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
         """One part, all of the data."""
         return compute(self, out)

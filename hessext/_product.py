@@ -11,7 +11,8 @@ from ._problem import Problem, Term
 
 # Bytes of a (samples, C) work tensor, a few of which stay in the cache; and the most, where results are wide and adding
 # those of chunks, in float64, takes long.
-_CHUNK_BYTES = 1 << 22, 1 << 24
+_CHUNK_BYTES = 1 << 22, 1 << 26
+_THIN = 64  # units
 
 
 def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: set[str]) -> dict[str, Affine]:
@@ -25,8 +26,10 @@ def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: 
     samples, (classes, width) = len(problem.x), problem.network.output[0].shape
     least, most = (size // (classes * problem.x.element_size()) for size in _CHUNK_BYTES)
     step = max(64, least, min(8 * width, most))
-    # BLAS multiplies by a thin V twice as fast in this layout, and forms thin results faster by rows than by columns
-    weight = problem.network.output[0].T.contiguous().T
+    weight = problem.network.output[0]
+    if width <= _THIN and problem.network.hidden is not None:
+        # BLAS multiplies by a thin V twice as fast in this layout, and forms thin results faster by rows
+        weight = weight.T.contiguous().T
     total: dict[str, list[Tensor]] = {}
     for start in range(0, samples, step):
         rows = slice(start, start + step)

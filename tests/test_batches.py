@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,7 @@ def test_what_is_a_sum_over_samples(case, dtype, piece):
         H, expected = restrict(batches), restrict(whole)
         size = whole.dense().double().norm()
         assert close(H.dense(), expected.dense(), size)
+        assert close(H.diagonal(), expected.dense().diagonal(), size)
         v = torch.linspace(-1, 1, H.shape[0], dtype=dtype)
         assert close(H @ v, expected @ v, size * v.norm())
         for row in H.layers:
@@ -164,6 +166,48 @@ def test_batches_take_the_parameters_dtype():
     assert torch.allclose(wide.dense(), expected, rtol=1e-12, atol=1e-14)
 
 
+def test_many_pieces_are_added_in_float64(monkeypatch):
+    x = 1 + torch.rand(3000, 3, generator=torch.Generator().manual_seed(3))
+    W = torch.randn(C, 3, generator=torch.Generator().manual_seed(4))
+    monkeypatch.setattr(_batches, "_PIECE", 1)
+    H = hessext.linear(W, list(zip(x.split(1), [None] * 3000, strict=True)))
+    exact = hessext.linear(W.double(), x.double())
+    for out, wanted in ((H.dense(), exact.dense()), (H @ torch.ones(12), exact @ torch.ones(12).double())):
+        assert out.dtype == torch.float32
+        assert (out - wanted).norm() <= 1e-7 * exact.dense().norm()
+
+
+def test_binary_weight_with_axes():
+    g = torch.Generator().manual_seed(5)
+    x, y = torch.randn(6, 2, 3, generator=g), torch.randint(2, (6, 2), generator=g)
+    loss = nn.BCEWithLogitsLoss(torch.full((1, 1), 2.0), pos_weight=torch.full((1,), 3.0))
+    W = torch.randn(1, 3, generator=g)
+    H, expected = hessext.linear(W, [(x[:2], y[:2]), (x[2:], y[2:])], loss=loss), hessext.linear(W, x, y, loss=loss)
+    assert torch.allclose(H.dense(), expected.dense(), rtol=1e-6)
+    assert torch.allclose(H.norms(), expected.norms(), rtol=1e-6)
+
+
+def test_one_result_and_that_of_a_piece_are_alive(monkeypatch):
+    """The memory that is asked for before: two results, whether compute writes to what it is given or not."""
+    x, y = data(40)
+    monkeypatch.setattr(_batches, "_PIECE", 1)
+    monkeypatch.setattr(_batches, "_SMALL", 0)
+    H = hessext.hessian(model(), list(zip(x.split(9), y.split(9), strict=True)))
+    alive, most = [], 0
+
+    def compute(problem, out):
+        nonlocal most
+        alive[:] = [r for r in alive if r() is not None]
+        result = torch.zeros(5) if out is None else out
+        alive.append(weakref.ref(result))
+        most = max(most, len({id(r()) for r in alive}))
+        return result
+
+    H._data.sum(compute)
+    H._data.sum(compute, torch.zeros(5))
+    assert most == 2
+
+
 def test_result_given():
     x, y = data()
     H = hessext.hessian(model(), list(zip(x.split(4), y.split(4), strict=True)))
@@ -212,7 +256,7 @@ def test_memory_for_norms():
     [
         ([], ValueError, "x: expected at least one batch; got none"),
         (((x, y) for x, y in [data()]), TypeError, "x: expected batches that can be read again, .* got a generator"),
-        ([data()[0]], TypeError, r"x: expected a tensor, or batches \(x, y\); batch 0 is a Tensor"),
+        ([data()[0]], TypeError, r"x: expected a tensor, or a list or loader of batches \(x, y\); batch 0 is a Tensor"),
         ([(1, 2, 3)], TypeError, r"x: .* batch 0 is a tuple of 3"),
         ([{"x": 1}], TypeError, r"x: .* batch 0 is a dict"),
         ([(3, 4)], TypeError, "batch 0: x: expected a torch.Tensor; got int"),
@@ -221,7 +265,7 @@ def test_memory_for_norms():
         ([(data()[0].long(), data()[1])], TypeError, "batch 0: x: expected torch.float64; got torch.int64"),
         ({"x": data()[0]}, TypeError, "x: expected a torch.Tensor; got dict"),
         ("batches", TypeError, "x: expected a torch.Tensor; got str"),
-        (TensorDataset(*data()), TypeError, "x: expected a torch.Tensor; got TensorDataset"),
+        (TensorDataset(*data()), TypeError, r"x: expected a torch.Tensor; got TensorDataset \(a DataLoader"),
     ],
 )
 def test_bad_batches(batches, error, message):
@@ -243,6 +287,11 @@ def test_targets_beside_batches():
     x, y = data()
     with pytest.raises(TypeError, match=r"^x: expected a torch.Tensor; got list \(of batches"):
         hessext.hessian(model(), [(x, y)], y)
+    for loss in ("mse", nn.CrossEntropyLoss()):
+        with pytest.raises(
+            TypeError, match=r"^y: expected None beside batches \(x, y\); got .*: a loss is passed as loss="
+        ):
+            hessext.hessian(model(), [(x, y)], loss)
 
 
 def test_weights_of_single_samples():
@@ -266,5 +315,6 @@ def test_large_weights_are_watched(monkeypatch):
     H = hessext.linear(W, [(x, None)])
     H.dense()
     W += 1
-    with pytest.raises(RuntimeError, match=r"^output_weight was changed in place"):
-        H.dense()
+    for ask in (H.dense, H.norms, lambda: H.to(torch.float32), lambda: pickle.dumps(H)):
+        with pytest.raises(RuntimeError, match=r"^output_weight was changed in place"):
+            ask()

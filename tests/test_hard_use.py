@@ -141,3 +141,37 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         _files.replace(path, b"new, and longer")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("batches", [False, True])
+def test_autocast_changes_nothing(loss, batches):
+    """It would hand bfloat16 to kernels that take float32."""
+    g = torch.Generator().manual_seed(0)
+    W, V = torch.randn(5, 8, generator=g), torch.randn(3, 5, generator=g)
+    x, y = torch.randn(700, 8, generator=g), torch.randint(3, (700,), generator=g)
+    data = ([(x[:300], y[:300]), (x[300:], y[300:])], None) if batches else (x, y)
+
+    def results():
+        for activation in ("relu", "gelu"):
+            H = hessext.one_hidden(W, V, *data, activation=activation, loss=loss)
+            v = torch.ones(H.shape[0])
+            yield from (H.dense(), H @ v, H.norms())
+            for name in H.layers:
+                B = H[name]
+                yield from (B.block(0, 0), B.diagonal(), B.trace(), B.norms([(0, 0)]), torch.tensor(B.ratio()))
+                yield from (*B.row_norms(), B @ v[: B.shape[0]], B.solve_block_diagonal(v[: B.shape[0]], 1.0))
+                yield B.eigh_blocks().eigenvalues
+        H = hessext.linear(V, x[:, :5], y, loss=loss)["output"]
+        yield from (H.dense(), H.norms(), torch.tensor(H.ratio()), H.diagonal_blocks())
+
+    expected = list(results())
+    with torch.autocast("cpu", torch.bfloat16):
+        for out, wanted in zip(results(), expected, strict=True):
+            assert out.dtype == wanted.dtype
+            assert torch.equal(out, wanted)
+
+
+def test_operators_refuse_half_precision():
+    with pytest.raises(TypeError, match=r"expected torch.float32 or torch.float64; got torch.bfloat16"):
+        torch.ops.hessext.softmax_(torch.ones(2, 3, dtype=torch.bfloat16))
