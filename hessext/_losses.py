@@ -270,9 +270,10 @@ def resolve(loss: LossLike) -> Loss:
     if isinstance(loss, type):
         raise TypeError(f"loss: expected a name or an instance; got the class, {loss.__name__}() makes an instance")
     if type(loss) not in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss):
+        got = "a tensor" if isinstance(loss, Tensor) else repr(loss)
         raise TypeError(
             "loss: expected 'cross_entropy', 'binary_cross_entropy', 'mse', or an instance of nn.CrossEntropyLoss, "
-            f"nn.BCEWithLogitsLoss or nn.MSELoss (not of a subclass); got {loss!r}"
+            f"nn.BCEWithLogitsLoss or nn.MSELoss (not of a subclass); got {got}"
         )
     if loss.reduction not in ("mean", "sum"):
         raise ValueError(f"loss: a Hessian needs a scalar, reduction 'mean' or 'sum'; got {loss.reduction!r}")

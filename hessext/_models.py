@@ -14,6 +14,7 @@ from . import _activations
 from ._activations import Activation
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 _SHAPES = {  # steps that may come before the first linear layer
     *(nn.Flatten, nn.Unflatten),
     *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose),
@@ -55,6 +56,8 @@ def read(model: nn.Module) -> tuple[Form, dict[str, str]]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
+    if (kind := type(model).__name__) in _WRAPPERS:
+        raise TypeError(f"model: expected the module itself, model.{_WRAPPERS[kind]}; got a {kind} around it")
     for name, module in model.named_modules():
         check_forward("model", name, module)
     form = Form({"": model}) if type(model) is nn.Linear else _follow(model)

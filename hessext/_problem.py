@@ -201,7 +201,7 @@ def checked(network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Proble
     x = _checks.samples("x", x, network.inputs, network.like)
     y = _checks.targets(y, x.shape[:-1], network.classes, loss, x)
     if y is None and network.hidden is not None:
-        raise ValueError("y: the cross-layer blocks depend on the targets; got None")
+        raise ValueError("y: the Hessian of a network depends on the targets; expected those of the loss; got None")
     if x.ndim > 2:
         last = x.ndim - 2
         if loss.kind == "binary_cross_entropy":

@@ -323,5 +323,7 @@ def test_more_than_one_logit(loss):
 
 
 def test_a_network_needs_targets():
-    with pytest.raises(ValueError, match=r"^y: the cross-layer blocks depend on the targets; got None"):
+    with pytest.raises(
+        ValueError, match=r"^y: the Hessian of a network depends on the targets; expected those of the loss; got None"
+    ):
         hessext.one_hidden(torch.ones(m, d), torch.ones(1, m), X, None, loss="binary_cross_entropy")

@@ -171,3 +171,19 @@ def test_several_threads_read_at_once():
     with ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(H, expected) for H in pool.map(lambda _: hessext.hessian(net, x, y).dense(), range(40)))
     assert nn.Module.__call__ is call
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, when it loads its compiler
+@pytest.mark.parametrize(
+    ("wrap", "inner"), [(nn.DataParallel, "module"), (torch.compile, "_orig_mod")], ids=["parallel", "compiled"]
+)
+def test_wrapped_modules(wrap, inner):
+    wrapped = wrap(nn.Linear(D, C).double())
+    with pytest.raises(TypeError, match=rf"^model: expected the module itself, model\.{inner}; got a \w+ around it"):
+        hessext.hessian(wrapped, normal(N, D), torch.arange(N) % C)
+    assert hessext.hessian(getattr(wrapped, inner), normal(N, D), torch.arange(N) % C).layers == ("weight", "bias")
+
+
+def test_targets_in_place_of_the_loss():
+    with pytest.raises(TypeError, match=r"not of a subclass\); got a tensor$"):
+        hessext.hessian(nn.Linear(D, C).double(), normal(N, D), torch.arange(N) % C, torch.ones(99))
