@@ -188,4 +188,4 @@ def _hessian(
                 f"y: expected None beside batches (x, y); got {type(y).__name__}: a loss is passed as loss="
             )
         raise TypeError(f"x: expected a torch.Tensor; got {got} (of batches (x, y)? they come without a y beside them)")
-    return Hessian(Batches(network, loss, x, memory, *([features] if features else [])))
+    return Hessian(Batches(network, loss, x, memory, features))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,16 +12,12 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._losses import BinaryCrossEntropy
+from ._losses import BinaryCrossEntropy, Loss
 from ._network import moved, own_precision
 from ._problem import Data, Problem, checked
 
 _SMALL = 8 << 20  # numbers of a result whose sum is kept in float64
 _PIECE = 128 << 20  # bytes of samples, and of what is computed from them, that are worked on at once
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
 
 
 @dataclass(eq=False)
@@ -32,7 +29,7 @@ class Batches(Data):
 
     source: Iterable[Any]
     memory: int  # bytes that samples, and what is computed from them, may take where all are kept
-    features: Callable[[Tensor], Tensor] = field(default=_unchanged)  # of what a batch has as x
+    features: Callable[[Tensor], Tensor] | None = None  # of what a batch has as x; None: x itself
 
     results = 2
 
@@ -51,9 +48,14 @@ class Batches(Data):
                     self.loss = replace(self.loss, **{name: t.reshape(())})
         next(self._read())  # its errors are better raised now
 
-    def __reduce__(self) -> tuple:
-        """Pickle no samples but those that `source` holds itself."""
-        return Batches, tuple(getattr(self, f.name) for f in fields(self))
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and copy no samples but those that `source` holds itself."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def _summed(self) -> Loss:
+        """The loss of a part of the data: what a mean divides by is known in the end."""
+        return replace(self.loss, reduction="sum")
 
     @property
     def numel(self) -> int:
@@ -63,14 +65,15 @@ class Batches(Data):
     def to(self, device: torch.device, dtype: torch.dtype) -> Batches:
         """Return the same batches for parameters elsewhere."""
         self.network.check_unchanged()
-        return replace(self, network=moved(self.network, device, dtype), loss=moved(self.loss, device, dtype))
+        result = copy(self)  # what was checked is not read again
+        result.network, result.loss = (moved(t, device, dtype) for t in (self.network, self.loss))
+        return result
 
     @own_precision
     def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
         """One pass over the batches; what is small is added in float64. Only with `out` does compute write to it."""
         self.network.check_unchanged()
-        result, spare, divisor = None, None, 0.0
-        summed = replace(self.loss, reduction="sum")
+        result, spare, divisor, summed = None, None, 0.0, self._summed
         for x, y in self._pieces():
             problem = Problem(self.network, summed, x, y)
             if result is None:
@@ -83,8 +86,7 @@ class Batches(Data):
             divisor += float(self.loss.divisor(y, problem.like_logits))
             del problem, x, y, part  # before the next piece is read
         if self.loss.reduction != "sum":
-            if not divisor:
-                raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
+            _checks.divisor(divisor)
             result.div_(divisor)
         return result.to(self.network.like.dtype) if out is None else out.copy_(result)
 
@@ -133,9 +135,7 @@ class Batches(Data):
 
     def _read(self) -> Iterator[Problem]:
         """Yield checked batches, whose samples are all in one axis."""
-        before, k = "", -1
-        summed = replace(self.loss, reduction="sum")  # a batch may have no label that counts
-        like = self.network.like
+        before, k, summed, like = "", -1, self._summed, self.network.like
         for k, batch in enumerate(self.source):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
@@ -145,7 +145,7 @@ class Batches(Data):
                 for t in batch
             )
             try:
-                problem = checked(self.network, summed, self.features(x), y)
+                problem = checked(self.network, summed, x if self.features is None else self.features(x), y)
             except (TypeError, ValueError) as error:
                 raise (TypeError if isinstance(error, TypeError) else ValueError)(f"batch {k}: {error}") from None
             form = "None" if problem.y is None else f"{problem.y.dtype} of {problem.y.ndim} axes"

@@ -85,6 +85,12 @@ def targets(y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss, like: 
     return y
 
 
+def divisor(total: Tensor | float) -> None:
+    """Refuse a mean over labels that weigh nothing."""
+    if not total:
+        raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
+
+
 def single_logit(C: int) -> None:
     """Refuse binary cross-entropy of several logits: each has a curvature of its own."""
     if C != 1:
@@ -186,8 +192,8 @@ def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
     if low < 0 or high >= C:
         raise ValueError(f"y: expected labels in [0, {C}); got {low if low < 0 else high}")
     by_weight = loss.kind == "cross_entropy" and loss.reduction == "mean" and (ignored or loss.weight is not None)
-    if by_weight and not loss.kept(y, like)[1].sum():
-        raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
+    if by_weight:
+        divisor(loss.divisor(y, like))
 
 
 def _bounds(t: Tensor) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _checks, _ops, _scipy
 from ._blocks import BlockMatrix
 from ._network import Affine, Layer
+from ._norms import diagonal_entries
 from ._problem import Data, Problem, Term
 from ._product import columns, product
 
@@ -158,7 +159,11 @@ class Hessian:
     def diagonal(self) -> Tensor:
         """The diagonal (parameters,), in torch's order. No block is formed."""
         parts = [self._layer(name) for name in self._data.network.parameters]
-        return torch.cat([BlockMatrix(self._data, self.term, part, part).diagonal() for part in parts])
+
+        def entries(problem: Problem, _: Tensor | None) -> Tensor:
+            return torch.cat([diagonal_entries(BlockMatrix(problem, self.term, part, part)) for part in parts])
+
+        return self._data.sum(entries)
 
     def trace(self) -> Tensor:
         """The trace, a scalar tensor."""

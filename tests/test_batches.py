@@ -217,6 +217,33 @@ def test_result_given():
         assert torch.equal(out, A.dense())
 
 
+class Counted(list):
+    """Batches that know how often they were read to the end, or begun to be."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_one_pass_for_a_result_and_none_for_a_copy():
+    x, y = data()
+    batches = Counted(zip(x.split(4), y.split(4), strict=True))
+    H = hessext.hessian(model(), batches)
+    v = torch.ones(H.shape[0], dtype=torch.float64)
+    begun = batches.passes
+    for ask in (H.dense, H.diagonal, H.trace, lambda: H @ v, H["3"].diagonal_blocks, H.norms):
+        ask()
+        begun += 1
+        assert batches.passes == begun
+    H["1"].ratio()  # of the samples that are kept
+    wide = H.to(torch.float32).to(torch.float64)
+    assert batches.passes == begun
+    assert torch.allclose(wide.norms(), H.norms(), rtol=1e-5)
+    assert batches.passes == begun + 1  # those of another dtype are not
+
+
 def test_pieces_are_of_bounded_size(monkeypatch):
     x, y = data(64)
     seen = []
