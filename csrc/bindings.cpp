@@ -189,18 +189,18 @@ void bind_gram(py::module_& m) {
                           i64 right_ld, Address weight, bool triangle, Address products, Address left_lift,
                           Address right_lift, Address sums, const Where& where) {
         by_type(float64, [&]<class T>(T) {
-            const Gram<T> request{depth,
-                                  rows,
-                                  cols,
-                                  at<const T>(left),
-                                  left_ld,
-                                  at<const T>(right),
-                                  right_ld,
-                                  at<const T>(weight),
-                                  triangle,
-                                  at<double>(products),
-                                  at<const double>(left_lift),
-                                  at<const double>(right_lift)};
+            const Gram<T> request{.depth = depth,
+                                  .rows = rows,
+                                  .cols = cols,
+                                  .left = at<const T>(left),
+                                  .left_ld = left_ld,
+                                  .right = at<const T>(right),
+                                  .right_ld = right_ld,
+                                  .weight = at<const T>(weight),
+                                  .triangle = triangle,
+                                  .products = at<double>(products),
+                                  .left_lift = at<const double>(left_lift),
+                                  .right_lift = at<const double>(right_lift)};
             call(where, cpu::gram_sums<T>, cuda::gram_sums<T>, request, at<double>(sums));
         });
     });
@@ -208,18 +208,11 @@ void bind_gram(py::module_& m) {
                           Address left_lift, Address right_lift, const std::array<Address, 4>& left,
                           const std::array<Address, 4>& right, Address sums, const Where& where) {
         by_type(float64, [&]<class T>(T) {
-            const Gram<T> request{0,
-                                  rows,
-                                  cols,
-                                  nullptr,
-                                  0,
-                                  nullptr,
-                                  0,
-                                  at<const T>(weight),
-                                  triangle,
-                                  at<double>(products),
-                                  at<const double>(left_lift),
-                                  at<const double>(right_lift)};
+            Gram<T> request{};  // without the sides of a product
+            request.rows = rows, request.cols = cols;
+            request.weight = at<const T>(weight), request.triangle = triangle;
+            request.products = at<double>(products);
+            request.left_lift = at<const double>(left_lift), request.right_lift = at<const double>(right_lift);
             call(where, cpu::gram_tops<T>, cuda::gram_tops<T>, request, tops<T>(left), tops<T>(right),
                  at<double>(sums));
         });

@@ -104,9 +104,9 @@ struct Scan {
             return;
         }
         const bool other = o.largest > largest || (o.largest == largest && o.top < top);
-        const Scan &more = other ? o : *this, &less = other ? *this : o;
-        *this = {more.largest, more.top,
-                 more.others + (less.others + 1) * double(exp_negative(less.largest - more.largest))};
+        const double decay = double(exp_negative(other ? largest - o.largest : o.largest - largest));
+        others = other ? o.others + (others + 1) * decay : others + (o.others + 1) * decay;
+        if (other) largest = o.largest, top = o.top;
     }
 };
 

@@ -73,11 +73,11 @@ __device__ __forceinline__ void multiply_16x8x8(double sum[4], const double left
 
 #endif
 
-// high + low = v up to float32 rounding, each what TF32 keeps (the unit ignores the 13 lowest bits of `low`). A NaN
-// stays one: rounded up, a GPU's own (0x7FFFFFFF) would carry into the sign.
+// high + low = v, high rounded to what TF32 keeps; the unit ignores the 13 lowest bits of `low`. A GPU's own NaN,
+// 0x7FFFFFFF, carries into the sign of `high`, and stays one in `low`.
 __device__ __forceinline__ void split(float v, float& high, float& low) {
-    high = v == v ? __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xFFFFE000u) : v;
-    low = __uint_as_float(__float_as_uint(v - high) + 0x1000u);
+    high = __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xFFFFE000u);
+    low = v - high;
 }
 
 template <int n>
@@ -104,8 +104,8 @@ struct Fragment<float, n> : Split<n> {
 };
 
 // sum += left right. The unit truncates its float32 sums, so each product starts from zero and is added by a rounded
-// addition. Low times low is left out: at most 2^-22 of a term, of random sign because parts are rounded, not
-// truncated.
+// addition. Left out are low times low, at most 2^-22 of a term, and the last bits of `low`, at most 2^-21: of random
+// sign because `high` is rounded, not truncated.
 __device__ __forceinline__ void multiply_add(float sum[4], const Fragment<float, 4>& left,
                                              const Fragment<float, 2>& right) {
     float part[4] = {0, 0, 0, 0};
