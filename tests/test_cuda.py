@@ -116,7 +116,7 @@ def test_covariance_of_many_classes(cuda):
 
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7FC00000, -1])
 def test_nan_stays_nan(bits, cuda):
-    """A GPU's own NaN has all bits set: rounding it to TF32 must not carry into the sign."""
+    """A GPU's own NaN has all bits set, which rounding to TF32 carries into the sign."""
     x = torch.ones(20, 33, device=cuda)
     x[3, 5] = torch.tensor([bits], dtype=torch.int32).view(torch.float32).item()
     x.view(torch.int32)[3, 5] = bits

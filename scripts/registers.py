@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""What nvcc says of each CUDA kernel: registers of a thread, and bytes that it spills, by architecture.
+
+    python scripts/registers.py 80 90 120 > bench/results/cuda-registers.txt
+
+Needs nvcc and c++filt. Shared memory is asked for at the launch (csrc/cuda), so the compiler does not know it.
+"""
+
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+SOURCES = sorted((Path(__file__).resolve().parent.parent / "csrc" / "cuda").glob("*.cu"))
+REPORT = re.compile(
+    r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S
+)
+
+
+def report(source: Path, architecture: str) -> dict[str, str]:
+    """Kernel -> registers, and what is spilled."""
+    nvcc = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
+    with TemporaryDirectory() as folder:
+        done = subprocess.run([*nvcc, "-o", f"{folder}/cubin", str(source)], text=True, capture_output=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found = REPORT.findall(done.stderr)
+    mangled = "\n".join(kernel for kernel, *_ in found)
+    names = subprocess.run(["c++filt"], input=mangled, text=True, capture_output=True, check=True)
+    return {
+        short(name): registers + (f" ({stores}+{loads})" if stores != "0" or loads != "0" else "")
+        for name, (_, stores, loads, registers) in zip(names.stdout.splitlines(), found, strict=True)
+    }
+
+
+def short(name: str) -> str:
+    """multiply_tiles<float, side 64, WeightedFeatures, tensor cores>"""
+    name = re.sub(r"hessext::(cuda::)?|\(anonymous namespace\)::|^void |\(.*", "", name)
+    name = re.sub(r"(WeightedFeatures|CurvatureColumn)<\w+, Shape<[^>]*> >", r"\1", name)
+    name = re.sub(r"Shape<\w+, (\d+), \d+, \d+>", r"side \1", name)
+    return name.replace("true", "tensor cores").replace(", false", "")
+
+
+def main(architectures: list[str]) -> None:
+    """Prints a table, kernels down and architectures across."""
+    jobs = [(source, a) for a in architectures for source in SOURCES]
+    with ThreadPoolExecutor() as pool:
+        reports = list(pool.map(lambda job: report(*job), jobs))
+    by_architecture: dict[str, dict[str, str]] = {a: {} for a in architectures}
+    for (_, a), found in zip(jobs, reports, strict=True):
+        by_architecture[a].update(found)
+    version = subprocess.run(["nvcc", "--version"], text=True, capture_output=True, check=True).stdout
+    print("Registers of a thread (bytes spilled: stored + loaded), nvcc", re.search(r"V([\d.]+)", version)[1], "\n")
+    names = sorted(by_architecture[architectures[0]])
+    width = max(map(len, names))
+    print("kernel".ljust(width), *(f"sm_{a}".rjust(14) for a in architectures))
+    for name in names:
+        print(name.ljust(width), *(by_architecture[a][name].rjust(14) for a in architectures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["90"])
