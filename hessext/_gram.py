@@ -132,7 +132,7 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
     phi = _FeatureProducts(problem.features_of(B._row), B._row.ones, B.dtype)
     scale_unit = _unit(problem.scale)
     scale = problem.scale / scale_unit
-    pairs = SamplePairs(len(scale), 8 + 4 * scale.element_size(), B.device)
+    pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), B.device)
     kept = min(_KEPT, problem.network.classes * len(scale) * scale.element_size())
     _checks.memory(pairs.bytes + kept + _TILE, "the ratio in the Gram form", B.device)
     P = _OtherClasses(problem)
@@ -159,9 +159,10 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
 
 
 def _gather(top: Tensor, first: int, tile: Tensor, out: Tensor) -> None:
-    """Rows out[n] = tile[top_n - first] where the tile has that class."""
+    """Rows out[n] = tile[top_n - first] where the tile has that class, some at a time: no second N x N tensor."""
     rows = ((top >= first) & (top < first + len(tile))).nonzero().squeeze(1)
-    out[rows] = tile[top[rows] - first]
+    for some in rows.split(256):
+        out[some] = tile[top[some] - first]
 
 
 def chunks(pairs: Tensor, x: Tensor) -> tuple[Tensor, ...]:

@@ -203,3 +203,18 @@ def test_memory_is_asked_for(monkeypatch):
     for call in (B.ratio, B.row_norms, lambda: B.norms([(0, 1)] * 60)):
         with pytest.raises(MemoryError, match="are free on cpu"):
             call()
+
+
+def test_a_gpu_takes_4096_samples_at_once(monkeypatch):
+    """Logits of 128k classes are then formed twice and not three times."""
+    blocks = []
+
+    class Spy(_gram.SamplePairs):
+        def __init__(self, samples, bytes_each, device):
+            super().__init__(4096, bytes_each, torch.device("cuda"))
+            blocks.append(self.blocks)
+            super().__init__(samples, bytes_each, device)
+
+    monkeypatch.setattr(_gram, "SamplePairs", Spy)
+    _gram.softmax_sums(hessext.linear(torch.ones(3, 2), torch.ones(5, 2))["output"])
+    assert blocks == [[slice(0, 4096)]]
