@@ -17,7 +17,7 @@ def memory(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> 
     if bytes_needed <= _ALWAYS_FREE:
         return
     device = torch.device(device)
-    free = _free_on_gpu(device) if device.type == "cuda" else _free_on_host()
+    free = _free_on_gpu(device, bytes_needed) if device.type == "cuda" else _free_on_host()
     if bytes_needed > free:
         gib = 1 << 30
         needed = min(bytes_needed, 1 << 1000) / gib  # more is no float
@@ -27,9 +27,11 @@ def memory(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> 
         )
 
 
-def _free_on_gpu(device: torch.device) -> int:
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + reusable
+def _free_on_gpu(device: torch.device, enough: int) -> int:
+    """What torch holds and does not use, and the rest, if that is not enough: the driver takes long to say."""
+    stats = torch.cuda.memory_stats_as_nested_dict(device)
+    held, used = (stats[f"{state}_bytes"]["all"]["current"] for state in ("reserved", "allocated"))
+    return held - used + (torch.cuda.mem_get_info(device)[0] if held - used < enough else 0)
 
 
 def _free_on_host() -> int:

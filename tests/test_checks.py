@@ -256,6 +256,18 @@ def test_small_requests_do_not_ask_the_system(monkeypatch):
     memory(64 << 20, "a block")
 
 
+def test_memory_of_a_gpu(monkeypatch):
+    """What torch holds and does not use is free; the driver is asked when that is too little."""
+    stats = {"reserved_bytes": {"all": {"current": 300 << 20}}, "allocated_bytes": {"all": {"current": 100 << 20}}}
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda _: stats)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: pytest.fail("asked"))
+    memory(200 << 20, "a block", "cuda:1")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (50 << 20, 80 << 30))
+    memory(250 << 20, "a block", "cuda:1")
+    message = "a block needs 263192576 bytes (0.2 GiB), but 262144000 bytes (0.2 GiB) are free on cuda:1"
+    refused(MemoryError, message, lambda: memory(251 << 20, "a block", "cuda:1"))
+
+
 def test_memory_of_this_machine():
     memory(65 << 20, "a block")
     refused(MemoryError, "everything needs 1152921504606846976 bytes", lambda: memory(1 << 60, "everything"))
