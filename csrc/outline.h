@@ -73,6 +73,12 @@ struct Outline {
 
     // Whether only pairs first <= second are computed.
     HESSEXT_ANYWHERE bool outer_triangle() const { return within && (outer == Outer::blocks || r.symmetric); }
+    HESSEXT_ANYWHERE Grid grid() const {
+        const i64 blocks = replicated ? 1 : r.part == Part::output ? r.curvature.classes : r.curvature.units;
+        const i64 rows = outer == Outer::features ? r.left.size() : blocks;
+        const i64 cols = outer != Outer::blocks ? r.right.size() : within ? blocks : r.curvature.classes;
+        return {rows, cols, outer_triangle()};
+    }
     HESSEXT_ANYWHERE i64 pair_count() const { return r.pairs ? r.pair_count : grid().count(); }
     HESSEXT_ANYWHERE Pair pair(i64 t) const {
         return r.pairs ? Pair{r.pairs[2 * t], r.pairs[2 * t + 1]} : grid().at(t);
@@ -90,9 +96,6 @@ struct Outline {
     }
 
     // Row (or column) of the result that tile entry e of the pair (first, second) lies in.
-    HESSEXT_ANYWHERE i64 place(bool row, i64 first, i64 second, i64 e) const {
-        return place(row ? dense.rows : dense.cols, row, first, second, e);
-    }
     HESSEXT_ANYWHERE i64 place(const Axis& axis, bool row, i64 first, i64 second, i64 e) const {
         const i64 of_pair = row ? first : second;
         return tile_is_features(row) ? axis.at(of_pair, e) : axis.at(e, of_pair);
@@ -102,13 +105,6 @@ struct Outline {
     }
 
   private:
-    HESSEXT_ANYWHERE Grid grid() const {
-        const i64 blocks = replicated ? 1 : r.part == Part::output ? r.curvature.classes : r.curvature.units;
-        const i64 rows = outer == Outer::features ? r.left.size() : blocks;
-        const i64 cols = outer != Outer::blocks ? r.right.size() : within ? blocks : r.curvature.classes;
-        return {rows, cols, outer_triangle()};
-    }
-
     static Dense<T> destination(const Assembly<T>& r) {
         if (r.dense.out) return r.dense;
         const auto axis = [](const Features<T>& f) { return Axis{0, 0, f.cols, 0, f.cols}; };

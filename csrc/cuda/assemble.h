@@ -195,7 +195,7 @@ class AssemblyRun {
                 static_assert(sizeof(TileMemory<T, S>) <= most_shared);
                 HESSEXT_LAUNCH((K::multiply), count * job_.splits, S::threads, sizeof(TileMemory<T, S>), stream_, job_);
                 if (slots_)
-                    HESSEXT_LAUNCH((finish_tiles<T, S>), count, S::threads, sizeof(Scratch<S::threads>), stream_, job_);
+                    HESSEXT_LAUNCH((finish_tiles<T, S>), count, S::threads, sizeof(TileMemory<T, S>), stream_, job_);
             });
         }
         const Outline<T>& o = job_.outline;

@@ -41,4 +41,19 @@ struct Job {
     HESSEXT_ANYWHERE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
 };
 
+// Pair t of an assembly. Of a triangle the pairs (i, i) come first: of ReLU units they have twice the samples of
+// others, and what takes longest should not begin last.
+template <class T>
+HESSEXT_ANYWHERE inline Pair pair_at(const Outline<T>& o, i64 t) {
+    if (o.r.pairs || !o.outer_triangle()) return o.pair(t);
+    const i64 rows = o.grid().rows;
+    if (t < rows) return {t, t};
+    const Pair above = Grid{rows - 1, rows - 1, true}.at(t - rows);
+    return {above.first, above.second + 1};
+}
+template <class T>
+HESSEXT_ANYWHERE inline Pair pair_of(const Job<T>& job, i64 t) {
+    return pair_at(job.outline, job.first_pair + t);
+}
+
 }  // namespace hessext::cuda

@@ -36,7 +36,7 @@ __global__ void covariances(Outline<T> outline, i64 first, i64 count, T* out) {
     const i64 samples = outline.r.curvature.samples;
     const i64 e = i64(blockIdx.x) * covariance_threads + threadIdx.x, t = e % count, n = e / count;
     if (n >= samples) return;
-    const Pair pair = outline.pair(first + t);
+    const Pair pair = pair_at(outline, first + t);
     out[t * samples + n] = covariance(outline.r.curvature, n, pair.first, pair.second);
 }
 
@@ -67,7 +67,8 @@ template <class T>
 __global__ void weigh_pairs(Outline<T> outline, i64 first, i64 count, const T* covariance, T* out) {
     const i64 e = i64(blockIdx.x) * weight_threads + threadIdx.x, samples = outline.r.curvature.samples;
     if (e >= count * samples) return;
-    out[e] = pair_weight(outline, e % samples, outline.pair(first + e / samples), covariance ? covariance[e] : T(0));
+    out[e] =
+        pair_weight(outline, e % samples, pair_at(outline, first + e / samples), covariance ? covariance[e] : T(0));
 }
 
 struct ListMemory {
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(list_threads) list_samples(Job<T> job) {
     const Outline<T>& o = job.outline;
     const Curvature<T>& q = o.r.curvature;
     const i64 t = blockIdx.x, at = t * job.samples;
-    const Pair pair = o.pair(job.first_pair + t);
+    const Pair pair = pair_of(job, t);
     const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
     i64 count = 0;
     for (i64 n0 = 0; n0 < job.samples; n0 += list_threads) {

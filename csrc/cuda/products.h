@@ -1,6 +1,7 @@
-// The jobs of an assembly: the product of one tile, its sums over spans and splits, and where its entries go.
+// The jobs of an assembly: the product of one tile, its sums over spans and splits, and what becomes of its entries.
 #pragma once
 
+#include "destination.h"
 #include "lists.h"
 #include "tiles.h"
 
@@ -144,30 +145,6 @@ class Operands {
     }
 };
 
-template <class T>
-__device__ __forceinline__ bool wanted(const Job<T>& job, i64 r, i64 c) {
-    return r < job.left.size() && c < job.right_size() && !(job.triangle && r > c);
-}
-
-template <class T>
-__device__ __forceinline__ double square(const Job<T>& job, i64 r, i64 c, T value) {
-    return wanted(job, r, c) ? (job.triangle && r < c ? 2 : 1) * double(value) * double(value) : 0;
-}
-
-// Writes entry (r, c) of a pair's tile to its places in the rows of `direct` blocks, or to their mirror images.
-template <class T>
-__device__ __forceinline__ void write(const Job<T>& job, i64 t, Pair pair, i64 r, i64 c, bool mirror, T value) {
-    const Outline<T>& o = job.outline;
-    if (!(mirror ? o.dense.mirror : o.dense.direct) || !wanted(job, r, c)) return;
-    T* out = o.base(job.first_pair + t);
-    const i64 copies = o.copies(pair.first, pair.second);
-    for (i64 copy = 0; copy < copies; ++copy) {
-        const Pair at = o.replicated ? Pair{copy, copy} : copy ? Pair{pair.second, pair.first} : pair;
-        const i64 x = o.place(true, at.first, at.second, r), y = o.place(false, at.first, at.second, c);
-        out[mirror ? y * o.dense.ld + x : x * o.dense.ld + y] = value;
-    }
-}
-
 template <class T, class S>
 union TileMemory {
     typename S::Stage buffers[2];
@@ -175,13 +152,41 @@ union TileMemory {
     Scratch<S::threads> scratch;
 };
 
+// Squares or writes the entries of a job's tile.
+template <class T, class S>
+__device__ __forceinline__ void finish(const Job<T>& job, i64 t, Pair pair, i64 row0, i64 col0, i64 partial,
+                                       Sums<T, S>& sums, TileMemory<T, S>& memory) {
+    const Outline<T>& o = job.outline;
+    if (job.partial) {
+        const i64 rows = job.left.size() - row0, cols = job.right_size() - col0, diagonal = col0 - row0;
+        double squares = 0;
+        sums.each([&](T& v, int r, int c) {
+            if (r < rows && c < cols && !(job.triangle && r - c > diagonal))
+                squares += (job.triangle && r - c < diagonal ? 2 : 1) * double(v) * double(v);
+        });
+        squares = block_sum(squares, memory.scratch);
+        if (threadIdx.x == 0) job.partial[partial] = squares;
+        return;
+    }
+    each_copy(o, pair, [&](Pair copy) {
+        if (o.dense.direct) {
+            const Destination<T> to(job, t, copy, row0, col0, false);
+            sums.template each_through<false>(memory.strips, [&](T v, int r, int c) { to.write(r, c, v); });
+        }
+        if (o.dense.mirror) {
+            const Destination<T> to(job, t, copy, row0, col0, true);
+            sums.template each_through<true>(memory.strips, [&](T v, int r, int c) { to.write(r, c, v); });
+        }
+    });
+}
+
 // One block per job and split. Without slots its samples fit one span and nothing is split: entries go out at once.
 template <class T, class S, class Right, bool tensor>
 __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
     TileMemory<T, S>& memory = shared<TileMemory<T, S>>();
     const i64 at = i64(blockIdx.x) / job.splits, split = i64(blockIdx.x) % job.splits;
     const i64 tiles = job.tiles.count(), t = (job.first_job + at) / tiles, tile = (job.first_job + at) % tiles;
-    const Pair pair = job.outline.pair(job.first_pair + t), place = job.tiles.at(tile);
+    const Pair pair = pair_of(job, t), place = job.tiles.at(tile);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     const i64 count = job.lists.count ? job.lists.count[t] : job.samples, share = (count + job.splits - 1) / job.splits;
     const i64 begin = least(split * share, count), end = least(begin + share, count);
@@ -204,20 +209,7 @@ __global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
         from = to;
     } while (from < end);
     if (slot) return;
-    if (job.partial) {
-        double squares = 0;
-        sums.each([&](T& v, int r, int c) { squares += square(job, row0 + r, col0 + c, v); });
-        squares = block_sum(squares, memory.scratch);
-        if (threadIdx.x == 0) job.partial[job.first_job + blockIdx.x] = squares;
-        return;
-    }
-    const Dense<T>& dense = job.outline.dense;
-    if (dense.direct)
-        sums.template each_through<false>(
-            memory.strips, [&](T v, int r, int c) { write(job, t, pair, row0 + r, col0 + c, false, v); });
-    if (dense.mirror)
-        sums.template each_through<true>(memory.strips,
-                                         [&](T v, int r, int c) { write(job, t, pair, row0 + r, col0 + c, true, v); });
+    finish(job, t, pair, row0, col0, job.first_job + at, sums, memory);
 }
 
 // One block per job: adds its slots in order.
@@ -225,23 +217,16 @@ template <class T, class S>
 __global__ void __launch_bounds__(S::threads) finish_tiles(Job<T> job) {
     const i64 at = blockIdx.x, tiles = job.tiles.count();
     const i64 t = (job.first_job + at) / tiles, tile = (job.first_job + at) % tiles;
-    const Pair pair = job.outline.pair(job.first_pair + t), place = job.tiles.at(tile);
+    const Pair pair = pair_of(job, t), place = job.tiles.at(tile);
     const double* slots = job.slots + at * job.splits * S::side * S::side;
-    double squares = 0;
-    for (int e = int(threadIdx.x); e < S::side * S::side; e += S::threads) {
+    Sums<T, S> sums;
+    sums.each([&](T& v, int r, int c) {
         double total = 0;
-        for (i64 s = 0; s < job.splits; ++s) total += slots[s * S::side * S::side + e];
-        const i64 r = place.first * S::side + e / S::side, c = place.second * S::side + e % S::side;
-        if (job.partial) {
-            squares += square(job, r, c, T(total));
-        } else {
-            write(job, t, pair, r, c, false, T(total));
-            write(job, t, pair, r, c, true, T(total));
-        }
-    }
-    if (!job.partial) return;
-    squares = block_sum(squares, shared<Scratch<S::threads>>());
-    if (threadIdx.x == 0) job.partial[job.first_job + at] = squares;
+        for (i64 s = 0; s < job.splits; ++s) total += slots[(s * S::side + r) * S::side + c];
+        v = T(total);
+    });
+    finish(job, t, pair, place.first * S::side, place.second * S::side, job.first_job + at, sums,
+           shared<TileMemory<T, S>>());
 }
 
 // One block per pair: its squared norm from those of its tiles, in order.
@@ -271,7 +256,8 @@ __global__ void __launch_bounds__(warp_size* diagonal_strips) softmax_diagonals(
     }
     total = lane_sum(total, shared<LaneScratch<warp_size * diagonal_strips>>());
     if (strip || j >= q.classes) return;
-    write(job, t, job.outline.pair(job.first_pair + t), j, j, false, T(total));
+    each_copy(job.outline, pair_of(job, t),
+              [&](Pair copy) { Destination<T>(job, t, copy, 0, 0, false).write(int(j), int(j), T(total)); });
 }
 
 }  // namespace hessext::cuda

@@ -60,10 +60,18 @@ struct Sums {
         for (int i = 0; i < S::row_parts; ++i) {
             each_of(i, [&](T& v, int r, int c) { strip[r][c] = v; });
             __syncwarp();
+            // what depends on the fixed one of row and column is computed once
+            if constexpr (columns) {
+                const int r = lane % 16;
 #pragma unroll 1
-            for (int e = lane; e < 16 * S::cols; e += warp_size) {
-                const int r = columns ? e % 16 : e / S::cols, c = columns ? e / 16 : e % S::cols;
-                f(strip[r][c], S::first_row() + 16 * i + r, S::first_col() + c);
+                for (int c = lane / 16; c < S::cols; c += warp_size / 16)
+                    f(strip[r][c], S::first_row() + 16 * i + r, S::first_col() + c);
+            } else {
+                static_assert(warp_size % S::cols == 0);
+                const int c = lane % S::cols;
+#pragma unroll 1
+                for (int r = lane / S::cols; r < 16; r += warp_size / S::cols)
+                    f(strip[r][c], S::first_row() + 16 * i + r, S::first_col() + c);
             }
             __syncwarp();
         }
