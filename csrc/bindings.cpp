@@ -186,8 +186,8 @@ void bind_softmax(py::module_& m) {
 
 void bind_gram(py::module_& m) {
     m.def("gram_sums", [](bool float64, i64 depth, i64 rows, i64 cols, Address left, i64 left_ld, Address right,
-                          i64 right_ld, Address weight, bool triangle, Address products, Address left_lift,
-                          Address right_lift, Address sums, const Where& where) {
+                          i64 right_ld, Address weight, bool triangle, Address products, Address left_unit,
+                          Address right_unit, Address sums, const Where& where) {
         by_type(float64, [&]<class T>(T) {
             const Gram<T> request{.depth = depth,
                                   .rows = rows,
@@ -199,20 +199,20 @@ void bind_gram(py::module_& m) {
                                   .weight = at<const T>(weight),
                                   .triangle = triangle,
                                   .products = at<double>(products),
-                                  .left_lift = at<const double>(left_lift),
-                                  .right_lift = at<const double>(right_lift)};
+                                  .left_unit = at<const double>(left_unit),
+                                  .right_unit = at<const double>(right_unit)};
             call(where, cpu::gram_sums<T>, cuda::gram_sums<T>, request, at<double>(sums));
         });
     });
     m.def("gram_tops", [](bool float64, i64 rows, i64 cols, Address weight, bool triangle, Address products,
-                          Address left_lift, Address right_lift, const std::array<Address, 4>& left,
+                          Address left_unit, Address right_unit, const std::array<Address, 4>& left,
                           const std::array<Address, 4>& right, Address sums, const Where& where) {
         by_type(float64, [&]<class T>(T) {
             Gram<T> request{};  // without the sides of a product
             request.rows = rows, request.cols = cols;
             request.weight = at<const T>(weight), request.triangle = triangle;
             request.products = at<double>(products);
-            request.left_lift = at<const double>(left_lift), request.right_lift = at<const double>(right_lift);
+            request.left_unit = at<const double>(left_unit), request.right_unit = at<const double>(right_unit);
             call(where, cpu::gram_tops<T>, cuda::gram_tops<T>, request, tops<T>(left), tops<T>(right),
                  at<double>(sums));
         });

@@ -107,13 +107,13 @@ struct Gram {
     const T* weight;   // W [rows, cols]
     bool triangle;     // left = right, W symmetric: n < n' are counted twice, n > n' left out
     double* products;  // [rows, cols], its upper triangle with `triangle`; or null
-    // With products, left and right are these powers of two times what is meant: small probabilities do not underflow.
-    const double* left_lift;   // [rows]
-    const double* right_lift;  // [cols]
+    // With products, left and right are in these units, powers of two: small probabilities do not underflow.
+    const double* left_unit;   // [rows]
+    const double* right_unit;  // [cols]
 };
 
 // The most probable class of each sample n of one side: p = p_n[top], rest = 1 - p. at_other has the probabilities of
-// that class at the samples n' of the other side, times the lifts of those.
+// that class at the samples n' of the other side, in the units of those.
 template <class T>
 struct Tops {
     const i64* top;      // [n]

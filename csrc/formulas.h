@@ -42,7 +42,7 @@ HESSEXT_ANYWHERE inline T cross_curvature(const Curvature<T>& q, i64 n, i64 i, i
     return slope * (q.scale[n] * q.probs[n * q.classes + j] * centred);
 }
 
-// What the top classes of samples n and m add to the sums of `gram_tops`; down and across undo the lifts of n and m.
+// What the top classes of samples n and m add to the sums of `gram_tops`; down and across are the units of n and m.
 struct TopSums {
     double on, off;
 };

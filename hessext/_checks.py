@@ -42,11 +42,16 @@ def samples(name: str, t: Tensor, cols: int, like: Tensor) -> Tensor:
 
 def finite(name: str, t: Tensor) -> None:
     """Refuse a (non-empty) tensor that holds NaN or infinity; not seen while a CUDA graph is captured."""
-    if t.is_cuda and torch.cuda.is_current_stream_capturing():
+    if _captured(t):
         return
     if not all(map(math.isfinite, _bounds(t))):
         count = int((~t.isfinite()).sum())
         raise ValueError(f"{name}: expected finite values; got {count} that are NaN or infinite")
+
+
+def _captured(t: Tensor) -> bool:
+    """Whether t has no values yet."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def targets(y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss, like: Tensor) -> Tensor | None:
@@ -184,6 +189,8 @@ def _broadcast(name: str, t: Tensor, shape: Sequence[int], like: Tensor) -> None
 
 
 def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
+    if _captured(y):
+        return
     low, high = _bounds(y)
     ignored = loss.ignore_index is not None and low <= loss.ignore_index <= high
     if ignored:
@@ -197,9 +204,9 @@ def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
 
 
 def _bounds(t: Tensor) -> tuple[float, float]:
-    """Minimum and maximum in one pass, without temporaries; NaN if there is one."""
+    """Minimum and maximum in one pass, without temporaries, and one wait for a GPU; NaN if there is one."""
     low, high = torch.aminmax(t)
-    return low.item(), high.item()
+    return tuple(torch.stack((low, high)).tolist()) if t.is_cuda else (low.item(), high.item())
 
 
 def _text(shape: Sequence[int | None]) -> str:

@@ -83,7 +83,7 @@ class _OtherClasses:
 
     Top-class deflation: where one class dominates, sums of squares over all classes cancel; over the others they do
     not. Probabilities are kept where they fit, else a tile of classes is formed again when it is asked for. Those of
-    sample n are lift_n times what they are, about 1 together.
+    sample n are in units of `unit[n]`, about 1 together.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -99,9 +99,10 @@ class _OtherClasses:
             _ops.softmax_scan_(self._logits(c, slice(None)), c, self._largest, self.top, self._others)
         self.p = 1 / (1 + self._others)  # of the top class
         self.rest = self._others * self.p  # 1 - p
-        self.lift = 1 / _unit(self.rest[:, None], 1)[:, 0]
+        self.unit = _unit(self.rest[:, None], 1)[:, 0]
+        self._lift = 1 / self.unit
         if self._kept is not None:
-            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self.lift)
+            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self._lift)
 
     def _logits(self, c: int, samples: slice) -> Tensor:
         some = slice(c, c + self._tile)
@@ -117,8 +118,15 @@ class _OtherClasses:
         for c in range(0, len(self._weight), self._tile):
             tile = [self._logits(c, s) for s in samples]
             for s, logits in zip(samples, tile, strict=True):
-                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self.lift[s])
+                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self._lift[s])
             yield c, tile
+
+    def samples_by_tile(self, samples: slice) -> tuple[Tensor, ...]:
+        """Which of some samples have their top class in each of the `tiles`; a GPU is waited for once."""
+        C = len(self._weight)
+        step = self._tile if self._kept is None else C
+        tile = self.top[samples] // step
+        return tile.argsort().split(tile.bincount(minlength=-(-C // step)).tolist())
 
 
 def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
@@ -134,23 +142,24 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
     scale = problem.scale / scale_unit
     pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), B.device)
     kept = min(_KEPT, problem.network.classes * len(scale) * scale.element_size())
-    _checks.memory(pairs.bytes + kept + _TILE, "the ratio in the Gram form", B.device)
+    _checks.memory(pairs.bytes + kept + 2 * _TILE, "the ratio in the Gram form", B.device)
     P = _OtherClasses(problem)
     diagonal = off_diagonal = 0.0
     for a, b, same, times in pairs:
         W = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b])
         products = torch.zeros(W.shape, dtype=torch.float64, device=W.device)
         sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=W.device)
-        at_b = torch.empty_like(W)  # [n, n'] = lift_n' p_n'[top_n]
+        at_b = torch.empty_like(W)  # [n, n'] = p_n'[top_n] in units of n'
         at_a = at_b if same else torch.empty_like(W.T, memory_format=torch.contiguous_format)
-        lifts = [P.lift[a], P.lift[b]]
-        for first, tile in P.tiles(a) if same else P.tiles(a, b):
-            _ops.gram_sums_(tile[0], tile[-1], W, same, products, lifts, sums)
-            _gather(P.top[a], first, tile[-1], at_b)
+        units = [P.unit[a], P.unit[b]]
+        of_a, of_b = P.samples_by_tile(a), P.samples_by_tile(b)
+        for (first, tile), in_a, in_b in zip(P.tiles(a) if same else P.tiles(a, b), of_a, of_b, strict=True):
+            _ops.gram_sums_(tile[0], tile[-1], W, same, products, units, sums)
+            _gather(in_a, P.top[a] - first, tile[-1], at_b)
             if not same:
-                _gather(P.top[b], first, tile[0], at_a)
+                _gather(in_b, P.top[b] - first, tile[0], at_a)
         sides = [[P.top[s], P.p[s], P.rest[s], at] for s, at in ((a, at_b), (b, at_a))]
-        _ops.gram_tops_(products, W, same, lifts, *sides, tops)
+        _ops.gram_tops_(products, W, same, units, *sides, tops)
         on, squares, tops_on, tops_off = torch.cat([sums, tops]).tolist()
         diagonal += times * (on + tops_on)
         off_diagonal += times * (tops_off - squares)
@@ -158,11 +167,10 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
     return diagonal * unit, off_diagonal * unit
 
 
-def _gather(top: Tensor, first: int, tile: Tensor, out: Tensor) -> None:
-    """Rows out[n] = tile[top_n - first] where the tile has that class, some at a time: no second N x N tensor."""
-    rows = ((top >= first) & (top < first + len(tile))).nonzero().squeeze(1)
-    for some in rows.split(256):
-        out[some] = tile[top[some] - first]
+def _gather(rows: Tensor, top: Tensor, tile: Tensor, out: Tensor) -> None:
+    """Rows out[n] = tile[top_n], some at a time: no second N x N tensor."""
+    for some in rows.split(max(1, _TILE // (out.shape[1] * out.element_size()))):
+        out[some] = tile[top[some]]
 
 
 def chunks(pairs: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -273,14 +281,15 @@ def class_pair_squares(B: BlockMatrix) -> Tensor:
     phi = _FeatureProducts(problem.features_of(B._row), B._row.ones, torch.float64)
     P = problem.curvature.probs
     N, C = P.shape
-    _checks.memory(16 * C * C + 3 * _TILE, f"norms of {C} x {C} blocks", B.device)
+    work = _KEPT if B.device.type == "cuda" else _TILE  # a GPU takes few large assemblies
+    _checks.memory(16 * C * C + 3 * work, f"norms of {C} x {C} blocks", B.device)
     unit = _unit(P, 0)[0]
     # squares of the smallest probabilities underflow in float32
     wide = B.dtype == torch.float64 or bool((P / unit).min() < 1e-8)
     P = (P / unit).to(torch.float64 if wide else B.dtype)
     scale_unit = _unit(problem.scale)
     scale = problem.scale.double() / scale_unit
-    few = max(1, int((_TILE / (C * P.element_size())) ** 0.5))
+    few = max(1, int((work / (C * P.element_size())) ** 0.5))
     total = torch.zeros(C, C, dtype=torch.float64, device=P.device)
     pair, missing = torch.zeros(1, 2, dtype=torch.int64, device=P.device), [None] * 9
     for n in range(0, N, few):

@@ -61,11 +61,11 @@ _library.define(
     "softmax_others_(Tensor(a!) logits, int first, Tensor largest, Tensor top, Tensor others, Tensor lift) -> ()"
 )
 _library.define(
-    "gram_sums_(Tensor left, Tensor right, Tensor weight, bool triangle, Tensor(a!)? products, Tensor[] lifts, "
+    "gram_sums_(Tensor left, Tensor right, Tensor weight, bool triangle, Tensor(a!)? products, Tensor[] units, "
     "Tensor(b!) sums) -> ()"
 )
 _library.define(
-    "gram_tops_(Tensor products, Tensor weight, bool triangle, Tensor[] lifts, Tensor[] left, Tensor[] right, "
+    "gram_tops_(Tensor products, Tensor weight, bool triangle, Tensor[] units, Tensor[] left, Tensor[] right, "
     "Tensor(a!) sums) -> ()"
 )
 _library.define(f"curvature_entries(int part, Tensor pairs, int classes, {_CURVATURE}) -> Tensor")
@@ -183,21 +183,21 @@ def _softmax_others(logits, first, largest, top, others, lift):
     _core.softmax_others(wide, logits.data_ptr(), *logits.shape, first, *pointers, where)
 
 
-def _gram_sums(left, right, weight, triangle, products, lifts, sums):
+def _gram_sums(left, right, weight, triangle, products, units, sums):
     sides = [n for t in (left, right) for n in (t.data_ptr(), t.stride(0))]
-    results = 0 if products is None else products.data_ptr(), *_lifts(lifts), sums.data_ptr()
+    results = 0 if products is None else products.data_ptr(), *_units(units), sums.data_ptr()
     pointers = weight.data_ptr(), triangle, *results
     _core.gram_sums(_wide(left), len(left), *weight.shape, *sides, *pointers, _where(sums))
 
 
-def _lifts(lifts):
+def _units(units):
     """Addresses of those of both sides, which may be missing."""
-    return [t.data_ptr() for t in lifts] or (0, 0)
+    return [t.data_ptr() for t in units] or (0, 0)
 
 
-def _gram_tops(products, weight, triangle, lifts, left, right, sums):
+def _gram_tops(products, weight, triangle, units, left, right, sums):
     sides = [[t.data_ptr() for t in side] for side in (left, right)]
-    pointers = weight.data_ptr(), triangle, products.data_ptr(), *_lifts(lifts), *sides, sums.data_ptr()
+    pointers = weight.data_ptr(), triangle, products.data_ptr(), *_units(units), *sides, sums.data_ptr()
     _core.gram_tops(_wide(weight), *weight.shape, *pointers, _where(sums))
 
 

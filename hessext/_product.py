@@ -9,8 +9,8 @@ from . import _ops
 from ._network import Affine, Layer
 from ._problem import Problem, Term
 
-# Bytes of a (samples, C) work tensor, a few of which stay in the cache; and the most, where results are wide and adding
-# those of chunks, in float64, takes long.
+# Bytes of a (samples, C) work tensor, a few of which stay in a CPU's cache; and the most, for a GPU and where results
+# are wide and adding those of chunks, in float64, takes long.
 _CHUNK_BYTES = 1 << 22, 1 << 26
 _THIN = 64  # units
 
@@ -25,7 +25,7 @@ def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: 
     problem.check_unchanged()
     samples, (classes, width) = len(problem.x), problem.network.output[0].shape
     least, most = (size // (classes * problem.x.element_size()) for size in _CHUNK_BYTES)
-    step = max(64, least, min(8 * width, most))
+    step = max(64, most if problem.x.is_cuda else max(least, min(8 * width, most)))
     weight = problem.network.output[0]
     if width <= _THIN and problem.network.hidden is not None:
         # BLAS multiplies by a thin V twice as fast in this layout, and forms thin results faster by rows

@@ -113,7 +113,8 @@ def test_nothing_waits_for_the_gpu():
 @pytest.mark.gpu
 @needs_gpu
 def test_a_captured_graph_replays():
-    H = on("cuda")
+    inputs = make_inputs(CASE, torch.float32).to(torch.float32, "cuda")
+    H = inputs.hessian()
     v = torch.ones(H.shape[1], device="cuda")
     expected, product = H.dense(), H @ v
     out = torch.empty_like(expected)
@@ -121,9 +122,10 @@ def test_a_captured_graph_replays():
     with torch.cuda.graph(graph):
         H.dense(out)
         result = H @ v
+        again = inputs.hessian().dense()
     out.fill_(torch.nan)
     graph.replay()
-    assert torch.equal(out, expected) and torch.equal(result, product)
+    assert torch.equal(out, expected) and torch.equal(result, product) and torch.equal(again, expected)
 
 
 @pytest.mark.gpu

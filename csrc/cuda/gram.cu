@@ -55,11 +55,8 @@ class ClassRows {
     }
 };
 
-// 1 / lift of a sample: a power of two, exact in both types; 1 without lifts.
-template <class T>
-__device__ __forceinline__ T unlift(const double* lift, i64 n) {
-    return lift ? T(1 / lift[n]) : T(1);
-}
+// Unit of a sample; 1 without any.
+__device__ __forceinline__ double unit(const double* units, i64 n) { return units ? units[n] : 1; }
 
 // How often an entry of the square of samples counts: in a triangle only n <= n' is there, and n < n' twice.
 template <class T>
@@ -97,8 +94,8 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, do
         sums.template each_through<false>(memory.strips, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
-                total += count * double(unlift<T>(g.left_lift, n)) * double(unlift<T>(g.right_lift, m)) *
-                         double(g.weight[n * g.cols + m]) * double(v);
+                total +=
+                    count * unit(g.left_unit, n) * unit(g.right_unit, m) * double(g.weight[n * g.cols + m]) * double(v);
         });
         sums.clear();
     }
@@ -113,11 +110,11 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 
     using Part = Sums<T, S>;
     const Pair place = tiles_of(g, S::side).at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
-    T left_inverse[Part::thread_rows], right_inverse[Part::template thread_cols<tensor>];
+    T left_unit[Part::thread_rows], right_unit[Part::template thread_cols<tensor>];
     for (int e = 0; e < Part::thread_rows; ++e)
-        left_inverse[e] = unlift<T>(g.left_lift, least(row0 + Part::row_of(e), g.rows - 1));
+        left_unit[e] = T(unit(g.left_unit, least(row0 + Part::row_of(e), g.rows - 1)));
     for (int e = 0; e < Part::template thread_cols<tensor>; ++e)
-        right_inverse[e] = unlift<T>(g.right_lift, least(col0 + Part::template col_of<tensor>(e), g.cols - 1));
+        right_unit[e] = T(unit(g.right_unit, least(col0 + Part::template col_of<tensor>(e), g.cols - 1)));
 
     Part p, s, q;
     double on = 0, squares = 0;
@@ -127,13 +124,11 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 
         run_stages(rows, int(to - from + S::depth - 1) / S::depth, memory.buffers, [&](const typename S::Stage& stage) {
             p.template add<tensor>(stage);
             s.template add<tensor>(
-                stage, [&](T v, int e) { return v - left_inverse[e] * (v * v); },
-                [&](T v, int e) { return v - right_inverse[e] * (v * v); });
+                stage, [&](T v, int e) { return v - left_unit[e] * (v * v); },
+                [&](T v, int e) { return v - right_unit[e] * (v * v); });
             q.template add<tensor>(stage, [](T v, int) { return v * v; }, [](T v, int) { return v * v; });
         });
-        const auto down = [&](i64 n, i64 m) {
-            return double(unlift<T>(g.left_lift, n)) * double(unlift<T>(g.right_lift, m));
-        };
+        const auto down = [&](i64 n, i64 m) { return unit(g.left_unit, n) * unit(g.right_unit, m); };
         p.template each_through<false>(memory.strips, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (times(g, n, m) != 0) g.products[n * g.cols + m] += down(n, m) * double(v);
@@ -165,8 +160,7 @@ __global__ void __launch_bounds__(tops_threads)
         const i64 n = e / g.cols, m = e % g.cols;
         const double count = times(g, n, m);
         if (count == 0) continue;
-        const TopSums sums =
-            top_sums(g, left, right, n, m, double(unlift<T>(g.left_lift, n)), double(unlift<T>(g.right_lift, m)));
+        const TopSums sums = top_sums(g, left, right, n, m, unit(g.left_unit, n), unit(g.right_unit, m));
         const double w = count * double(g.weight[e]);
         on += w * sums.on, off += w * sums.off;
     }
