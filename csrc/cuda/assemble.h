@@ -69,7 +69,7 @@ class AssemblyRun {
 
   public:
     AssemblyRun(const Assembly<T>& request, const Stream& stream)
-        : stream_(stream), job_(Outline<T>(request, choose_outer(request))), tensor_(tensor_cores(stream)) {
+        : stream_(stream), job_(Outline<T>(request, choose_outer(request))), tensor_(tensor_cores(stream, sizeof(T))) {
         const Outline<T>& o = job_.outline;
         const Curvature<T>& q = o.r.curvature;
         if (std::max({q.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)

@@ -211,8 +211,8 @@ void gram_sums(const Gram<T>& g, double* sums, const Stream& stream) {
     use_device(stream);
     const i64 tiles = tiles_of(g, GramShape<T>::side).count();
     double* partial = partial_sums(tiles, stream);
-    tensor_cores(stream) ? launch_tiles<T, true>(g, tiles, partial, stream)
-                         : launch_tiles<T, false>(g, tiles, partial, stream);
+    tensor_cores(stream, sizeof(T)) ? launch_tiles<T, true>(g, tiles, partial, stream)
+                                    : launch_tiles<T, false>(g, tiles, partial, stream);
     add(partial, tiles, sums, stream);
 }
 
