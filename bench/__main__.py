@@ -70,7 +70,8 @@ def chosen(what: str, names: list[str], patterns: list[str] | None) -> tuple[str
 def settings_of(options: argparse.Namespace) -> Settings:
     """What the command line asks for."""
     isas = options.isa == "all"
-    there = [name for name, case in cases.CASES.items() if case.small or not options.quick]
+    cpu = torch.device(options.device).type == "cpu"
+    there = [name for name, case in cases.CASES.items() if (case.small or not options.quick) and not (case.gpu and cpu)]
     known = methods.known(options.device, tuple(options.threads[1:]), isas)
     return Settings(
         cases=chosen("case", there, options.case),

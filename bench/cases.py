@@ -43,6 +43,7 @@ class Case:
     pairs: int = 0  # of quantity "blocks"
     varied: str = ""  # of a growth curve: N, d, C or m
     methods: tuple[str, ...] = ()  # only these; all if empty
+    gpu: bool = False  # too large for a CPU
 
     def quick(self) -> Case:
         """Return the small variant that `--quick` runs."""
@@ -108,6 +109,8 @@ def _all() -> Iterator[Case]:
     for name, (title, quantity, full, small) in linear.items():
         pairs = 64 if quantity == "blocks" else 0
         yield Case(name, "linear models", title, full, small, "output", quantity, pairs=pairs)
+    full = Sizes(4096, 4096, 128256)  # the output layer of a language model
+    yield Case("ratio-llm", "linear models", "linear model: ratio()", full, None, "output", "ratio", gpu=True)
 
     networks = {
         "wide": ("hidden layer, many units", "hidden", "dense", Sizes(4096, 64, 10, 128), Sizes(512, 32, 10, 32)),

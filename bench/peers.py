@@ -7,6 +7,7 @@ a seeded sample of rows is timed and extrapolated; what is prepared once for all
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -118,6 +119,7 @@ def _jax(problem: Problem) -> Prepare:
     from jax import numpy as jnp
 
     jax.config.update("jax_enable_x64", True)  # float32 stays float32
+    jax.config.update("jax_default_matmul_precision", "highest")  # and is not TF32
     case = problem.case
     flat = _Flat(problem)
     names = list(problem.weights)
@@ -208,6 +210,7 @@ def _linear_cpu(case: Case, device: str) -> bool:
 def _jax_there(case: Case, device: str) -> bool:
     if not find_spec("jax") or not _any_rows(case, device):
         return _any_rows(case, device)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU is not its alone
     import jax
 
     return device in ("cpu", "cuda") and any(d.platform == {"cuda": "gpu"}.get(device, device) for d in jax.devices())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import HIDDEN, LINEAR, Case, make_inputs
+from cases import DTYPES, HIDDEN, LINEAR, Case, make_inputs
+from reference import assert_accurate
 
 import hessext
 from hessext import _core, _gram
@@ -126,6 +127,21 @@ def test_a_captured_graph_replays():
     out.fill_(torch.nan)
     graph.replay()
     assert torch.equal(out, expected) and torch.equal(result, product) and torch.equal(again, expected)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_tiles_than_a_gpu_holds_at_once(dtype):
+    case = Case(3000, 200, 150, 6, bias="ho")
+    expected = make_inputs(case, dtype).lift().hessian()
+    H = on("cuda", case, dtype)
+    assert_accurate(H.dense().cpu(), expected.dense())
+    assert_accurate(H["output"].norms().cpu(), expected["output"].norms())
+    case = Case(1500, 100, 5000)
+    ratio = on("cuda", case, dtype)["output"].ratio()[:2]
+    truth = make_inputs(case, dtype).lift().hessian()["output"].ratio()[:2]
+    assert_accurate(torch.tensor(ratio, dtype=dtype), torch.tensor(truth, dtype=torch.float64))
 
 
 @pytest.mark.gpu
