@@ -168,6 +168,12 @@ void bind_softmax(py::module_& m) {
                  at<const i64>(pairs), pair_count, at<T>(out));
         });
     });
+    m.def("logits", [](const FeaturesArg& weight, Address bias, const FeaturesArg& features, i64 classes, i64 samples,
+                       Address out, const Where& where) {
+        const py::gil_scoped_release release;
+        cuda::logits(weight.as<float>(), at<const float>(bias), features.as<float>(), classes, samples, at<float>(out),
+                     where.stream);
+    });
     m.def("softmax_scan", [](bool float64, Address logits, i64 classes, i64 samples, i64 first, Address largest,
                              Address top, Address others, const Where& where) {
         by_type(float64, [&]<class T>(T) {
@@ -266,6 +272,9 @@ PYBIND11_MODULE(HESSEXT_MODULE, m, py::mod_gil_not_used()) {
     });
     m.def("set_tensor_cores", &cuda::set_tensor_cores);
     m.def("set_limits", &cuda::set_limits);
+    m.def("tensor_cores", [](bool float64, const Where& where) {
+        return !where.threads && cuda::tensor_cores(where.stream, float64 ? sizeof(double) : sizeof(float));
+    });
 #ifdef HESSEXT_EMULATED
     m.def("set_order", &emulator::set_order);
     m.def("executed", &emulator::executed);

@@ -4,6 +4,7 @@
 // All normalization (1/N, class weights) is inside the per-sample scale c_n.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 
@@ -204,6 +205,8 @@ bool built();  // whether this build has CUDA kernels
 // For tests, process-wide: products without tensor cores, and work in small pieces (0: as usual), see cuda/device.h.
 void set_tensor_cores(bool allowed);
 void set_limits(i64 span, i64 workspace, i64 blocks);
+// Whether products of a type of so many bytes run on tensor cores.
+bool tensor_cores(const Stream& stream, std::size_t bytes);
 
 template <class T>
 void assemble(const Assembly<T>& request, const Stream& stream);
@@ -227,6 +230,10 @@ void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* large
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
                     const double* others, const double* lift, const Stream& stream);
+// Here alone: class-major logits out[c, n] = weight_c . features_n + bias_c on tensor cores. Those of many classes are
+// formed tile by tile and more than once, and torch's product in float32 does without tensor cores.
+void logits(const Features<float>& weight, const float* bias, const Features<float>& features, i64 classes, i64 samples,
+            float* out, const Stream& stream);
 template <class T>
 void gram_sums(const Gram<T>& request, double* sums, const Stream& stream);
 template <class T>

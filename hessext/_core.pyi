@@ -94,6 +94,9 @@ def softmax_shift(
 def curvature_entries(
     float64: bool, part: int, curvature: Curvature, pairs: int, pair_count: int, out: int, where: Where
 ) -> None: ...
+def logits(
+    weight: Features, bias: int, features: Features, classes: int, samples: int, out: int, where: Where
+) -> None: ...
 def softmax_scan(
     float64: bool,
     logits: int,
@@ -129,8 +132,8 @@ def gram_sums(
     weight: int,
     triangle: bool,
     products: int,
-    left_lift: int,
-    right_lift: int,
+    left_unit: int,
+    right_unit: int,
     sums: int,
     where: Where,
 ) -> None: ...
@@ -141,8 +144,8 @@ def gram_tops(
     weight: int,
     triangle: bool,
     products: int,
-    left_lift: int,
-    right_lift: int,
+    left_unit: int,
+    right_unit: int,
     left: list[int],
     right: list[int],
     sums: int,
@@ -152,4 +155,5 @@ def isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...
 def set_tensor_cores(allowed: bool) -> None: ...
+def tensor_cores(float64: bool, where: Where) -> bool: ...
 def set_limits(span: int, workspace: int, blocks: int) -> None: ...

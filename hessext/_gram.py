@@ -105,10 +105,11 @@ class _OtherClasses:
             _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self._lift)
 
     def _logits(self, c: int, samples: slice) -> Tensor:
-        some = slice(c, c + self._tile)
-        out = None if self._kept is None else self._kept[some]
-        logits = torch.mm(self._weight[some], self._features[samples].T, out=out)
-        return logits if self._bias is None else logits.add_(self._bias[some, None])
+        weight, bias = (None if t is None else t[c : c + self._tile] for t in (self._weight, self._bias))
+        features = self._features[samples]
+        out = features.new_empty(len(weight), len(features)) if self._kept is None else self._kept[c : c + len(weight)]
+        _ops.logits_(out, weight, bias, features)
+        return out
 
     def tiles(self, *samples: slice) -> Iterator[tuple[int, list[Tensor]]]:
         """The first class and the probabilities (classes, samples) of a tile, for each of the given samples."""

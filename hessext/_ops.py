@@ -56,6 +56,7 @@ _library.define("softmax_(Tensor(a!) logits) -> (Tensor, Tensor)")
 _library.define("label_residual(Tensor probs, Tensor scale, Tensor label, Tensor top, Tensor rest) -> Tensor")
 _library.define("softmax_shift(Tensor probs, Tensor top, Tensor weight) -> Tensor")
 _library.define("softmax_product_(Tensor(a!) v, Tensor probs, Tensor scale, Tensor top) -> ()")
+_library.define("logits_(Tensor(a!) out, Tensor weight, Tensor? bias, Tensor features) -> ()")
 _library.define("softmax_scan_(Tensor logits, int first, Tensor(a!) largest, Tensor(b!) top, Tensor(c!) others) -> ()")
 _library.define(
     "softmax_others_(Tensor(a!) logits, int first, Tensor largest, Tensor top, Tensor others, Tensor lift) -> ()"
@@ -171,6 +172,18 @@ def _curvature_entries(part, pairs, classes, *curvature):
     return out
 
 
+def _logits(out, weight, bias, features):
+    """Class-major, (C, N); torch forms them where it is as fast, and few of them, whose tiles would be half empty."""
+    where = _where(out)
+    if _wide(out) or min(out.shape) < 64 or not _core.tensor_cores(False, where):
+        torch.mm(weight, features.T, out=out)
+        if bias is not None:
+            out.add_(bias[:, None])
+        return
+    sides = _features(weight, False), 0 if bias is None else bias.data_ptr(), _features(features, False)
+    _core.logits(*sides, *out.shape, out.data_ptr(), where)
+
+
 def _softmax_scan(logits, first, largest, top, others):
     pointers = [t.data_ptr() for t in (largest, top, others)]
     wide, where = _wide(logits), _where(logits)
@@ -255,6 +268,7 @@ softmax_ = _operator("softmax_", _softmax, _fake_softmax)
 label_residual = _operator("label_residual", _label_residual, lambda probs, *_: torch.empty_like(probs))
 softmax_shift = _operator("softmax_shift", _softmax_shift, _fake_softmax_shift)
 softmax_product_ = _operator("softmax_product_", _softmax_product, lambda *_: None)
+logits_ = _operator("logits_", _logits, lambda *_: None)
 softmax_scan_ = _operator("softmax_scan_", _softmax_scan, lambda *_: None)
 softmax_others_ = _operator("softmax_others_", _softmax_others, lambda *_: None)
 gram_sums_ = _operator("gram_sums_", _gram_sums, lambda *_: None)

@@ -34,7 +34,7 @@ CASES = [
     Case(20, 250, 2, 1),
 ]
 
-SUMS = [Case(33, 5, 17), Case(65, 2, 16, scale=20), Case(16, 3, 97, bias="o"), Case(1, 2, 3)]
+SUMS = [Case(33, 5, 17), Case(66, 3, 70, bias="o"), Case(65, 2, 16, scale=20), Case(16, 3, 97, bias="o"), Case(1, 2, 3)]
 
 
 def on(device, case, dtype):
@@ -131,6 +131,23 @@ def test_nan_stays_nan(bits, cuda):
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
 def test_softmax(classes, scale, dtype, cuda):
     assert_softmax(classes, scale, dtype, cuda)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
+@pytest.mark.parametrize("stride", [0, 1, 4], ids=["contiguous", "unaligned", "strided"])
+@pytest.mark.parametrize("sizes", [(64, 64, 1), (65, 97, 33), (128, 128, 16), (130, 257, 20), (300, 64, 131)], ids=str)
+def test_logits_of_many_classes(sizes, stride, bias, cuda):
+    classes, samples, d = sizes
+    torch.manual_seed(classes)
+    weight, features = (torch.randn(rows, d + stride, device=cuda)[:, stride:] for rows in (classes, samples))
+    bias = torch.randn(classes, device=cuda) if bias else None
+    out = torch.empty(classes, samples, device=cuda)
+    _ops.logits_(out, weight, bias, features)
+    exact, bar = (
+        torch.nn.functional.linear(*(None if t is None else t.to(dtype) for t in (features, weight, bias))).T
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert_accurate(out.cpu(), exact.cpu(), bar.cpu())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

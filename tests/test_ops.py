@@ -34,6 +34,7 @@ def arguments(case, dtype=torch.float64):
 
 def gram_arguments(c, dtype):
     logits, N = c.probs.T.log(), len(c.scale)
+    yield OPERATORS.logits_, (logits.contiguous(), logits.contiguous(), c.probs[0].clone(), torch.eye(N, dtype=dtype))
     largest, others = torch.full((N,), -torch.inf, dtype=dtype), torch.zeros(N, dtype=torch.float64)
     yield OPERATORS.softmax_scan_, (logits.contiguous(), 0, largest, torch.zeros_like(c.top), others)
     largest = logits.amax(0)

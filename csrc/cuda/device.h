@@ -119,8 +119,6 @@ constexpr std::size_t most_shared = 48 << 10;  // that a block gets without aski
 // Makes the stream's device the current one; the caller restores it.
 void use_device(const Stream& stream);
 int multiprocessors(const Stream& stream);
-// Whether products of a type of so many bytes run on tensor cores; see set_tensor_cores.
-bool tensor_cores(const Stream& stream, std::size_t bytes);
 const void* any_kernel();  // of this build, to ask what its code was compiled for
 
 // Blocks of a kernel that a multiprocessor holds at a time.

@@ -18,6 +18,7 @@ struct Shape {
     static constexpr int lane_cols = side / warp_size;
 
     struct Stage {
+        static constexpr int of_depth = ld, of_row = 1;  // distances
         T left[depth][ld], right[depth][ld];
     };
 
@@ -28,6 +29,17 @@ struct Shape {
     // Of the calling warp's part of the tile.
     static __device__ __forceinline__ int first_row() { return int(threadIdx.x) / warp_size / warp_cols * rows; }
     static __device__ __forceinline__ int first_col() { return int(threadIdx.x) / warp_size % warp_cols * cols; }
+};
+
+// The same for operands whose rows are products' depth: a stage has `depth` of each row, side by side.
+template <class T, int side, int warp_rows, int warp_cols>
+struct RowShape : Shape<T, side, warp_rows, warp_cols> {
+    static constexpr int ld = RowShape::depth + 4;
+
+    struct Stage {
+        static constexpr int of_depth = 1, of_row = ld;
+        T left[side][ld], right[side][ld];
+    };
 };
 
 // The entries that a thread holds: those of the warp instructions, also without tensor cores.
@@ -87,7 +99,7 @@ struct Sums {
     template <bool tensor, class Left, class Right>
     __device__ __forceinline__ void add(const typename S::Stage& stage, const Left& left_of, const Right& right_of) {
         const Lane lane;
-        if (tensor) {
+        if constexpr (tensor) {
 #pragma unroll 1  // both steps at once would take more registers than there are
             for (int k = 0; k < S::depth; k += 8) add_on_tensor_cores(stage, k, lane, left_of, right_of);
         } else {
@@ -119,18 +131,20 @@ struct Sums {
     template <class Left, class Right>
     __device__ __forceinline__ void add_on_tensor_cores(const typename S::Stage& stage, int k, const Lane& lane,
                                                         const Left& left_of, const Right& right_of) {
-        const T* left = &stage.left[k + lane.t][S::first_row() + lane.g];
-        const T* right = &stage.right[k + lane.t][S::first_col() + lane.g];
+        using G = typename S::Stage;
+        const T* left = &stage.left[0][0] + (k + lane.t) * G::of_depth + (S::first_row() + lane.g) * G::of_row;
+        const T* right = &stage.right[0][0] + (k + lane.t) * G::of_depth + (S::first_col() + lane.g) * G::of_row;
         T columns[S::col_parts][2];
 #pragma unroll
         for (int j = 0; j < S::col_parts; ++j)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) columns[j][h] = right_of(right[8 * j + 4 * h * S::ld], j);
+            for (int h = 0; h < 2; ++h) columns[j][h] = right_of(right[8 * j * G::of_row + 4 * h * G::of_depth], j);
 #pragma unroll
         for (int i = 0; i < S::row_parts; ++i) {
             T rows[4];
 #pragma unroll
-            for (int e = 0; e < 4; ++e) rows[e] = left_of(left[16 * i + e / 2 * 4 * S::ld + e % 2 * 8], 2 * i + e % 2);
+            for (int e = 0; e < 4; ++e)
+                rows[e] = left_of(left[(16 * i + e % 2 * 8) * G::of_row + e / 2 * 4 * G::of_depth], 2 * i + e % 2);
             const Fragment<T, 4> a(rows);
 #pragma unroll
             for (int j = 0; j < S::col_parts; ++j) multiply_add(value[i][j], a, Fragment<T, 2>(columns[j]));
