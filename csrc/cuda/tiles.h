@@ -31,7 +31,7 @@ struct Shape {
     static __device__ __forceinline__ int first_col() { return int(threadIdx.x) / warp_size % warp_cols * cols; }
 };
 
-// The same for operands whose rows are products' depth: a stage has `depth` of each row, side by side.
+// The same for operands whose depth runs along their rows: a stage has `depth` neighbours of each row.
 template <class T, int side, int warp_rows, int warp_cols>
 struct RowShape : Shape<T, side, warp_rows, warp_cols> {
     static constexpr int ld = RowShape::depth + 4;
