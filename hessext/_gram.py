@@ -123,11 +123,13 @@ class _OtherClasses:
             yield c, tile
 
     def samples_by_tile(self, samples: slice) -> tuple[Tensor, ...]:
-        """Which of some samples have their top class in each of the `tiles`; a GPU is waited for once."""
-        C = len(self._weight)
-        step = self._tile if self._kept is None else C
-        tile = self.top[samples] // step
-        return tile.argsort().split(tile.bincount(minlength=-(-C // step)).tolist())
+        """Which of some samples have their top class in each of the `tiles`; a GPU is waited for once, if at all."""
+        top = self.top[samples]
+        if self._kept is not None:
+            return (torch.arange(len(top), device=top.device),)
+        top, order = top.sort()
+        firsts = torch.arange(self._tile, len(self._weight), self._tile, device=top.device)
+        return order.tensor_split(torch.searchsorted(top, firsts).tolist())
 
 
 def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
@@ -153,7 +155,8 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
         at_b = torch.empty_like(W)  # [n, n'] = p_n'[top_n] in units of n'
         at_a = at_b if same else torch.empty_like(W.T, memory_format=torch.contiguous_format)
         units = [P.unit[a], P.unit[b]]
-        of_a, of_b = P.samples_by_tile(a), P.samples_by_tile(b)
+        of_a = P.samples_by_tile(a)
+        of_b = of_a if same else P.samples_by_tile(b)
         for (first, tile), in_a, in_b in zip(P.tiles(a) if same else P.tiles(a, b), of_a, of_b, strict=True):
             _ops.gram_sums_(tile[0], tile[-1], W, same, products, units, sums)
             _gather(in_a, P.top[a] - first, tile[-1], at_b)
@@ -164,6 +167,7 @@ def softmax_sums(B: BlockMatrix) -> tuple[float, float]:
         on, squares, tops_on, tops_off = torch.cat([sums, tops]).tolist()
         diagonal += times * (on + tops_on)
         off_diagonal += times * (tops_off - squares)
+        del W, products, at_a, at_b, sides, tile  # before the next ones are made
     unit = ((phi.unit**2 * scale_unit) ** 2).item()
     return diagonal * unit, off_diagonal * unit
 
@@ -301,5 +305,6 @@ def class_pair_squares(B: BlockMatrix) -> Tensor:
             r = (P[a, None] * P[None, b]).view(-1, C)
             part = int(Part.OUTPUT), r, False, r, False, True, 1
             total += _ops.blocks(pair, False, *part, True, w.view(-1).to(P.dtype), *missing)[0]
+            del w, r, part  # before the next ones are made
     unit = unit.double().square()
     return total.mul_(unit[:, None]).mul_(unit).mul_((phi.unit**2 * scale_unit) ** 2)

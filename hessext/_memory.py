@@ -29,8 +29,8 @@ def memory(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> 
 
 def _free_on_gpu(device: torch.device, enough: int) -> int:
     """What torch holds and does not use, and the rest, if that is not enough: the driver takes long to say."""
-    stats = torch.cuda.memory_stats_as_nested_dict(device)
-    held, used = (stats[f"{state}_bytes"]["all"]["current"] for state in ("reserved", "allocated"))
+    stats = torch.cuda.memory_stats_as_nested_dict(device)  # empty before the first tensor
+    held, used = (stats[f"{state}_bytes"]["all"]["current"] if stats else 0 for state in ("reserved", "allocated"))
     return held - used + (torch.cuda.mem_get_info(device)[0] if held - used < enough else 0)
 
 

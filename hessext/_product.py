@@ -25,7 +25,8 @@ def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: 
     problem.check_unchanged()
     samples, (classes, width) = len(problem.x), problem.network.output[0].shape
     least, most = (size // (classes * problem.x.element_size()) for size in _CHUNK_BYTES)
-    step = max(64, most if problem.x.is_cuda else max(least, min(8 * width, most)))
+    widest = most * classes // max(classes, width)
+    step = max(64, widest if problem.x.is_cuda else max(least, min(8 * width, most)))
     weight = problem.network.output[0]
     if width <= _THIN and problem.network.hidden is not None:
         # BLAS multiplies by a thin V twice as fast in this layout, and forms thin results faster by rows

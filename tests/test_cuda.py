@@ -135,7 +135,20 @@ def test_softmax(classes, scale, dtype, cuda):
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
 @pytest.mark.parametrize("stride", [0, 1, 4], ids=["contiguous", "unaligned", "strided"])
-@pytest.mark.parametrize("sizes", [(64, 64, 1), (65, 97, 33), (128, 128, 16), (130, 257, 20), (300, 64, 131)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (64, 64, 1),
+        (65, 97, 33),
+        (128, 128, 16),
+        (130, 257, 20),
+        (300, 64, 131),
+        (63, 70, 5),
+        (70, 64, 0),
+        (64, 64, 2000),
+    ],
+    ids=str,
+)
 def test_logits_of_many_classes(sizes, stride, bias, cuda):
     classes, samples, d = sizes
     torch.manual_seed(classes)

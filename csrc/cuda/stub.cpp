@@ -9,7 +9,9 @@ bool built() { return false; }
 void set_tensor_cores(bool) {}
 void set_limits(i64, i64, i64) {}
 bool tensor_cores(const Stream&, std::size_t) { return false; }
-void logits(const Features<float>&, const float*, const Features<float>&, i64, i64, float*, const Stream&) {}
+void logits(const Features<float>&, const float*, const Features<float>&, i64, i64, float*, const Stream&) {
+    throw std::runtime_error("logits: this build of hessext has no CUDA kernels");
+}
 
 #define HESSEXT_MISSING(name, ...)                                                     \
     template <class T>                                                                 \

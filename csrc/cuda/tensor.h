@@ -74,7 +74,8 @@ __device__ __forceinline__ void multiply_16x8x8(double sum[4], const double left
 #endif
 
 // high + low = v, high rounded to what TF32 keeps; the unit ignores the 13 lowest bits of `low`. A GPU's own NaN,
-// 0x7FFFFFFF, carries into the sign of `high`, and stays one in `low`.
+// 0x7FFFFFFF, carries into the sign of `high`, and stays one in `low`. The largest v, from 2^128 - 2^116 on, become
+// NaN.
 __device__ __forceinline__ void split(float v, float& high, float& low) {
     high = __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xFFFFE000u);
     low = v - high;
@@ -104,8 +105,8 @@ struct Fragment<float, n> : Split<n> {
 };
 
 // sum += left right. The unit truncates its float32 sums, so each product starts from zero and is added by a rounded
-// addition. Left out are low times low, at most 2^-22 of a term, and the last bits of `low`, at most 2^-21: of random
-// sign because `high` is rounded, not truncated.
+// addition. Left out are low times low and the last bit of each `low`, at most 2^-22 of a term each: of random sign
+// because `high` is rounded, not truncated.
 __device__ __forceinline__ void multiply_add(float sum[4], const Fragment<float, 4>& left,
                                              const Fragment<float, 2>& right) {
     float part[4] = {0, 0, 0, 0};

@@ -154,6 +154,7 @@ struct Sums {
     template <class Left, class Right>
     __device__ __forceinline__ void add_plain(const typename S::Stage& stage, int k, const Lane& lane,
                                               const Left& left_of, const Right& right_of) {
+        static_assert(S::Stage::of_row == 1);
         const T* left = &stage.left[k][S::first_row() + lane.g];
         const T* right = &stage.right[k][S::first_col() + 2 * lane.t];
         T columns[2 * S::col_parts];
