@@ -190,23 +190,27 @@ void bind_softmax(py::module_& m) {
     });
 }
 
+// Without the sides of the product.
+template <class T>
+Gram<T> gram(i64 rows, i64 cols, Address weight, bool triangle, Address products, Address left_unit,
+             Address right_unit) {
+    Gram<T> request{};
+    request.rows = rows, request.cols = cols;
+    request.weight = at<const T>(weight), request.triangle = triangle;
+    request.products = at<double>(products);
+    request.left_unit = at<const double>(left_unit), request.right_unit = at<const double>(right_unit);
+    return request;
+}
+
 void bind_gram(py::module_& m) {
     m.def("gram_sums", [](bool float64, i64 depth, i64 rows, i64 cols, Address left, i64 left_ld, Address right,
                           i64 right_ld, Address weight, bool triangle, Address products, Address left_unit,
                           Address right_unit, Address sums, const Where& where) {
         by_type(float64, [&]<class T>(T) {
-            const Gram<T> request{.depth = depth,
-                                  .rows = rows,
-                                  .cols = cols,
-                                  .left = at<const T>(left),
-                                  .left_ld = left_ld,
-                                  .right = at<const T>(right),
-                                  .right_ld = right_ld,
-                                  .weight = at<const T>(weight),
-                                  .triangle = triangle,
-                                  .products = at<double>(products),
-                                  .left_unit = at<const double>(left_unit),
-                                  .right_unit = at<const double>(right_unit)};
+            Gram<T> request = gram<T>(rows, cols, weight, triangle, products, left_unit, right_unit);
+            request.depth = depth;
+            request.left = at<const T>(left), request.left_ld = left_ld;
+            request.right = at<const T>(right), request.right_ld = right_ld;
             call(where, cpu::gram_sums<T>, cuda::gram_sums<T>, request, at<double>(sums));
         });
     });
@@ -214,11 +218,7 @@ void bind_gram(py::module_& m) {
                           Address left_unit, Address right_unit, const std::array<Address, 4>& left,
                           const std::array<Address, 4>& right, Address sums, const Where& where) {
         by_type(float64, [&]<class T>(T) {
-            Gram<T> request{};  // without the sides of a product
-            request.rows = rows, request.cols = cols;
-            request.weight = at<const T>(weight), request.triangle = triangle;
-            request.products = at<double>(products);
-            request.left_unit = at<const double>(left_unit), request.right_unit = at<const double>(right_unit);
+            const Gram<T> request = gram<T>(rows, cols, weight, triangle, products, left_unit, right_unit);
             call(where, cpu::gram_tops<T>, cuda::gram_tops<T>, request, tops<T>(left), tops<T>(right),
                  at<double>(sums));
         });
@@ -272,8 +272,8 @@ PYBIND11_MODULE(HESSEXT_MODULE, m, py::mod_gil_not_used()) {
     });
     m.def("set_tensor_cores", &cuda::set_tensor_cores);
     m.def("set_limits", &cuda::set_limits);
-    m.def("tensor_cores", [](bool float64, const Where& where) {
-        return !where.threads && cuda::tensor_cores(where.stream, float64 ? sizeof(double) : sizeof(float));
+    m.def("tensor_cores", [](const Where& where) {  // for float32
+        return !where.threads && cuda::tensor_cores(where.stream, sizeof(float));
     });
 #ifdef HESSEXT_EMULATED
     m.def("set_order", &emulator::set_order);

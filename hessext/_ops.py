@@ -175,7 +175,7 @@ def _curvature_entries(part, pairs, classes, *curvature):
 def _logits(out, weight, bias, features):
     """Class-major, (C, N); torch forms them where it is as fast, and few of them, whose tiles would be half empty."""
     where = _where(out)
-    if _wide(out) or min(out.shape) < 64 or not _core.tensor_cores(False, where):
+    if _wide(out) or min(out.shape) < 64 or not _core.tensor_cores(where):
         torch.mm(weight, features.T, out=out)
         if bias is not None:
             out.add_(bias[:, None])

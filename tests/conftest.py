@@ -19,9 +19,8 @@ settings.register_profile("long", max_examples=2000, deadline=None, suppress_hea
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # of what a shell runs in the background, and then of its children
+# What a shell runs in the background ignores it, and then its children do.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -26,12 +26,25 @@ class Line {
     __device__ __forceinline__ i64 operator()(int e) const { return e < stored_ ? first_ + e * step_ : bias_; }
 };
 
+// What there is of a tile: rows, columns, and of a triangle the entries r - c <= diagonal.
+struct Extent {
+    int rows, cols, diagonal;
+
+    template <class T>
+    __device__ __forceinline__ Extent(const Job<T>& job, i64 row0, i64 col0)
+        : rows(int(job.left.size() - row0)),
+          cols(int(job.right_size() - col0)),
+          diagonal(job.triangle ? int(col0 - row0) : INT_MAX) {}
+
+    __device__ __forceinline__ bool has(int r, int c) const { return r < rows && c < cols && r - c <= diagonal; }
+};
+
 // Where a tile goes in one block (i, j) = pair of the result, in rows as they are or, mirrored, in columns.
 template <class T>
 class Destination {
     T* const out_;
     const Line rows_, cols_;
-    const int row_count_, col_count_, diagonal_;  // of what is there: r - c <= diagonal_
+    const Extent extent_;
 
   public:
     __device__ __forceinline__ Destination(const Job<T>& job, i64 t, Pair pair, i64 row0, i64 col0, bool mirror)
@@ -40,12 +53,10 @@ class Destination {
                 mirror ? 1 : job.outline.dense.ld),
           cols_(job.outline.dense.cols, job.outline.tile_is_features(false), pair.second, col0,
                 mirror ? job.outline.dense.ld : 1),
-          row_count_(int(job.left.size() - row0)),
-          col_count_(int(job.right_size() - col0)),
-          diagonal_(job.triangle ? int(col0 - row0) : INT_MAX) {}
+          extent_(job, row0, col0) {}
 
     __device__ __forceinline__ void write(int r, int c, T value) const {
-        if (r < row_count_ && c < col_count_ && r - c <= diagonal_) out_[rows_(r) + cols_(c)] = value;
+        if (extent_.has(r, c)) out_[rows_(r) + cols_(c)] = value;
     }
 };
 

@@ -71,17 +71,10 @@ HESSEXT_ANYWHERE inline Grid tiles_of(const Gram<T>& g, i64 side) {
     return {blocks_for(g.rows, side), blocks_for(g.cols, side), g.triangle};
 }
 
-template <class T, class S>
-union GramMemory {
-    typename S::Stage buffers[2];
-    typename Sums<T, S>::Strip strips[S::warps];
-    Scratch<S::threads> scratch;
-};
-
 // One block per tile: sum of W left^T right.
 template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, double* partial) {
-    GramMemory<T, S>& memory = shared<GramMemory<T, S>>();
+    TileMemory<T, S>& memory = shared<TileMemory<T, S>>();
     const Pair place = tiles_of(g, S::side).at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     Sums<T, S> sums;
@@ -106,7 +99,7 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, do
 // The same for a softmax: products += p p'^T, sum of W s s'^T with s = p (1 - p), sum of W q q'^T with q = p^2.
 template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 span, double* partial) {
-    GramMemory<T, S>& memory = shared<GramMemory<T, S>>();
+    TileMemory<T, S>& memory = shared<TileMemory<T, S>>();
     using Part = Sums<T, S>;
     const Pair place = tiles_of(g, S::side).at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
@@ -193,12 +186,12 @@ void add(const double* partial, i64 count, double* sums, const Stream& stream) {
 template <class T, bool tensor>
 void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, const Stream& stream) {
     using S = GramShape<T>;
-    static_assert(sizeof(GramMemory<T, S>) <= most_shared);
+    static_assert(sizeof(TileMemory<T, S>) <= most_shared);
     if (g.products)
-        HESSEXT_LAUNCH((softmax_gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<T, S>), stream, g,
+        HESSEXT_LAUNCH((softmax_gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(TileMemory<T, S>), stream, g,
                        span(tensor), partial);
     else
-        HESSEXT_LAUNCH((gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(GramMemory<T, S>), stream, g, span(tensor),
+        HESSEXT_LAUNCH((gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(TileMemory<T, S>), stream, g, span(tensor),
                        partial);
 }
 

@@ -65,18 +65,12 @@ class Rows {
     }
 };
 
-template <class S>
-union LogitMemory {
-    typename S::Stage buffers[2];
-    typename Sums<float, S>::Strip strips[S::warps];
-};
-
 // One block per tile of classes and samples.
 template <class S>
 __global__ void __launch_bounds__(S::threads)
     logit_tiles(Features<float> weight, const float* bias, Features<float> features, Grid tiles, i64 classes,
                 i64 samples, float* out) {
-    LogitMemory<S>& memory = shared<LogitMemory<S>>();
+    TileMemory<float, S>& memory = shared<TileMemory<float, S>>();
     const Pair place = tiles.at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     Sums<float, S> sums;
@@ -94,11 +88,11 @@ __global__ void __launch_bounds__(S::threads)
 void logits(const Features<float>& weight, const float* bias, const Features<float>& features, i64 classes, i64 samples,
             float* out, const Stream& stream) {
     using S = RowShape<float, 128, 2, 4>;
-    static_assert(sizeof(LogitMemory<S>) <= most_shared);
+    static_assert(sizeof(TileMemory<float, S>) <= most_shared);
     use_device(stream);
     const Grid tiles{blocks_for(classes, S::side), blocks_for(samples, S::side), false};
-    HESSEXT_LAUNCH((logit_tiles<S>), tiles.count(), S::threads, sizeof(LogitMemory<S>), stream, weight, bias, features,
-                   tiles, classes, samples, out);
+    HESSEXT_LAUNCH((logit_tiles<S>), tiles.count(), S::threads, sizeof(TileMemory<float, S>), stream, weight, bias,
+                   features, tiles, classes, samples, out);
 }
 
 }  // namespace hessext::cuda

@@ -145,24 +145,16 @@ class Operands {
     }
 };
 
-template <class T, class S>
-union TileMemory {
-    typename S::Stage buffers[2];
-    typename Sums<T, S>::Strip strips[S::warps];
-    Scratch<S::threads> scratch;
-};
-
 // Squares or writes the entries of a job's tile.
 template <class T, class S>
 __device__ __forceinline__ void finish(const Job<T>& job, i64 t, Pair pair, i64 row0, i64 col0, i64 partial,
                                        Sums<T, S>& sums, TileMemory<T, S>& memory) {
     const Outline<T>& o = job.outline;
     if (job.partial) {
-        const i64 rows = job.left.size() - row0, cols = job.right_size() - col0, diagonal = col0 - row0;
+        const Extent extent(job, row0, col0);
         double squares = 0;
         sums.each([&](T& v, int r, int c) {
-            if (r < rows && c < cols && !(job.triangle && r - c > diagonal))
-                squares += (job.triangle && r - c < diagonal ? 2 : 1) * double(v) * double(v);
+            if (extent.has(r, c)) squares += (job.triangle && r - c < extent.diagonal ? 2 : 1) * double(v) * double(v);
         });
         squares = block_sum(squares, memory.scratch);
         if (threadIdx.x == 0) job.partial[partial] = squares;

@@ -169,6 +169,14 @@ struct Sums {
     }
 };
 
+// The shared memory of a block that forms one tile.
+template <class T, class S>
+union TileMemory {
+    typename S::Stage buffers[2];
+    typename Sums<T, S>::Strip strips[S::warps];
+    Scratch<S::threads> scratch;
+};
+
 // Runs the stages of one product through two buffers: while one is multiplied, the next is on its way. Source:
 //   prepare(s)       reads what stage s needs to be addressed (indices, weights)
 //   fetch()          starts its loads into registers
