@@ -14,11 +14,11 @@ from importlib import import_module
 
 from . import autograd, datasets, plot
 from ._api import hessian, linear, one_hidden
-from ._blocks import BlockMatrix
 from ._head import head
-from ._hessian import Hessian
-from ._norms import BlockRatio, RowNorms
-from ._sweep import sweep
+from .matrix.block_matrix import BlockMatrix
+from .matrix.hessian import Hessian
+from .matrix.norms import BlockRatio, RowNorms
+from .sweeps.sweep import sweep
 
 __version__ = _core.__version__
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _activations, _checks, _losses, _models
-from ._activations import Activation
-from ._batches import Batches
-from ._hessian import Hessian
-from ._losses import LossLike
-from ._network import Affine, Network
-from ._problem import checked
+from . import _checks
+from .data.batches import Batches
+from .data.samples import checked
+from .matrix.hessian import Hessian
+from .model import activations, losses, trace
+from .model.activations import Activation
+from .model.losses import LossLike
+from .model.network import Affine, Network
 
 _COPIED = 64 << 20  # bytes of the largest weight that is copied
 KEPT = 1 << 30  # bytes of batches that are kept for norms
@@ -87,7 +88,7 @@ def one_hidden(
         ValueError: a shape, device, value or name; TypeError: not a tensor, or its dtype. The argument is named.
     """
     hidden, output = (hidden_weight, hidden_bias), (output_weight, output_bias)
-    return _one_hidden(hidden, output, x, y, _activations.resolve(activation), loss, memory=memory)
+    return _one_hidden(hidden, output, x, y, activations.resolve(activation), loss, memory=memory)
 
 
 def hessian(
@@ -116,7 +117,7 @@ def hessian(
         TypeError: the part of the module that is not supported; dropout in training mode; tied parameters; hooks.
         ValueError: as `linear` and `one_hidden`.
     """
-    form, names = _models.read(model)
+    form, names = trace.read(model)
     layers = [(layer.weight, layer.bias) for layer in form.affine.values()]
     if form.activation is None:
         return linear_model(*layers[0], x, y, loss, names, memory=memory, features=form.before)
@@ -178,7 +179,7 @@ def _hessian(
     features: Callable[[Tensor], Tensor] | None = None,
 ) -> Hessian:
     """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; `features` of x are the inputs."""
-    loss, memory = _losses.resolve(loss), _checks.count("memory", memory)
+    loss, memory = losses.resolve(loss), _checks.count("memory", memory)
     if not isinstance(x, Iterable) or isinstance(x, Tensor | str | dict) or type(x).__module__ == "numpy":
         return Hessian(checked(network, loss, x if features is None else features(x), y))
     if y is not None:

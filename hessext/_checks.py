@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from . import _core
-from ._losses import Loss
 from ._memory import memory
+from .model.losses import Loss
 
 # --- tensors ------------------------------------------------------------------------------------------------
 

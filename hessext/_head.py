@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _losses
 from ._api import linear_model
-from ._hessian import Hessian
-from ._losses import LossLike
 from ._memory import memory
-from ._models import check_forward
-from ._network import version
+from .matrix.hessian import Hessian
+from .model import losses
+from .model.losses import LossLike
+from .model.network import version
+from .model.trace import check_forward
 
 Forward = Callable[[nn.Module, Any], Tensor | None]
 
@@ -49,7 +49,7 @@ def head(
             MemoryError: the features do not fit. As `linear` otherwise.
     """
     name, layer = _find(model, module)
-    _losses.resolve(loss)
+    losses.resolve(loss)
     dtype = torch.promote_types(torch.float32, layer.weight.dtype)
     features, targets, size = [], [], 0
     with torch.no_grad():

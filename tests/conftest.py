@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from hessext import _core, _gram, _ops
+from hessext import _core, _ops
+from hessext.matrix import gram
 
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
@@ -48,10 +49,10 @@ def memory(request, monkeypatch):
     """All samples at once and blocks of a few; probabilities kept, and formed again tile by tile."""
     squares, kept = request.param
     if squares is not None:
-        monkeypatch.setattr(_gram, "_SQUARES", squares)
+        monkeypatch.setattr(gram, "_SQUARES", squares)
     if kept is not None:
-        monkeypatch.setattr(_gram, "_KEPT", kept)
-        monkeypatch.setattr(_gram, "_TILE", 1000)
+        monkeypatch.setattr(gram, "_KEPT", kept)
+        monkeypatch.setattr(gram, "_TILE", 1000)
 
 
 SMALL = 64, 1 << 14, 5  # span, workspace and blocks of a launch: several of all of them

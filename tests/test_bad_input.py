@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import SMALL, make_inputs
+from helpers.cases import SMALL, make_inputs
 from torch import nn
 
 import hessext

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from hessext import _losses, _memory
+from hessext import _memory
 from hessext._checks import block_index, finite, matrix, multiplied, out, pairs, targets, vector
 from hessext._memory import memory
+from hessext.model import losses
 
 X = torch.ones(4, 3)
 Y = torch.tensor([0, 1, 2, 1])
-CE, MSE = _losses.resolve("cross_entropy"), _losses.resolve("mse")
+CE, MSE = losses.resolve("cross_entropy"), losses.resolve("mse")
 
 
 def with_value(value):
@@ -24,7 +25,7 @@ def with_value(value):
 
 
 def loss(**options):
-    return _losses.resolve(nn.CrossEntropyLoss(**options))
+    return losses.resolve(nn.CrossEntropyLoss(**options))
 
 
 def refused(error, message, call):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, HIDDEN, LINEAR, Case, make_inputs
-from reference import assert_accurate
+from helpers.cases import DTYPES, HIDDEN, LINEAR, Case, make_inputs
+from helpers.reference import assert_accurate
 
 import hessext
-from hessext import _core, _gram
+from hessext import _core
+from hessext.matrix import gram
 
 SPECIAL = [Case(30, 3, 200), Case(40, 30, 4, 5), Case(9, 40, 5, 6, loss="mse"), Case(40, 5, 6, 5, activation="tanh")]
 
@@ -170,5 +171,5 @@ def test_memory_and_devices_are_checked():
 def test_gram_form_on_the_gpu(monkeypatch):
     B = on("cuda", Case(65, 5, 300))["output"]
     expected = on("cpu", Case(65, 5, 300))["output"].ratio()
-    monkeypatch.setattr(_gram, "_KEPT", 0)
+    monkeypatch.setattr(gram, "_KEPT", 0)
     assert B.ratio().ratio == pytest.approx(expected.ratio, rel=1e-5)

@@ -10,10 +10,10 @@ import re
 
 import pytest
 import torch
-from cases import ACTIVATIONS, DTYPES, LOSSES, Case, Inputs, make_inputs
+from helpers.cases import ACTIVATIONS, DTYPES, LOSSES, Case, Inputs, make_inputs
+from helpers.reference import TOLERANCE, activation, blocks, dense, matrix
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from reference import TOLERANCE, activation, blocks, dense, matrix
 from torch.nn import functional as F
 
 import hessext

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arguments import NUMBERS, SIZES, any_number, any_size, anything, outcome
-from cases import DTYPES
+from helpers.arguments import NUMBERS, SIZES, any_number, any_size, anything, outcome
+from helpers.cases import DTYPES
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure

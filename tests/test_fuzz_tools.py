@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from arguments import anything, outcome
-from cases import DTYPES, make_inputs
+from helpers.arguments import anything, outcome
+from helpers.cases import DTYPES, make_inputs
+from helpers.reference import blocks, dense
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from reference import blocks, dense
 from test_fuzz import cases, close, off_kinks
 from torch import nn
 

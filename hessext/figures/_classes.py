@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from hessext import Hessian, datasets, linear, one_hidden, plot
-from hessext._norms import BlockRatio
 from hessext._random import lecun
-from hessext._sweep_report import moments, standard_error
+from hessext.matrix.norms import BlockRatio
+from hessext.sweeps.report import moments, standard_error
 
 from ._frame import Drawing, Figure, Run
 

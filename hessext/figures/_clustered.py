@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessext import Hessian, datasets, one_hidden, plot
-from hessext._norms import BlockRatio
 from hessext._random import lecun
-from hessext._sweep_report import moments, standard_error
+from hessext.matrix.norms import BlockRatio
+from hessext.sweeps.report import moments, standard_error
 
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hessext import plot
-from hessext._losses import resolve
+from hessext.model.losses import resolve
 
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run
 from ._training import Task, Trained, trained

@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 from hessext import plot, sweep
-from hessext._sweep_report import Sweep, describe
+from hessext.sweeps.report import Sweep, describe
 
 from ._frame import Drawing, Figure, Run
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hessext import Hessian, _files, datasets, one_hidden
-from hessext._losses import resolve
 from hessext._random import lecun
+from hessext.model.losses import resolve
 
 from ._frame import LOSSES, Run
 

@@ -21,7 +21,7 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from hessext import _checks
-from hessext._norms import BlockRatio
+from hessext.matrix.norms import BlockRatio
 
 from . import _arguments
 from ._mse import given_weights_mse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hessext._norms import BlockRatio
+from hessext.matrix.norms import BlockRatio
 
 
 class Layers(NamedTuple):

@@ -1,0 +1,73 @@
+"""The loss of given logits as autograd differentiates it.
+
+Cross entropy is differentiated as  sum_n c_n log1p(sum_{j != top} e^{f_nj - f_n,top}) + sum_j t_nj (f_n,top - f_nj),
+t_n being torch's weighted, smoothed target and c_n = sum_j t_nj. That is torch's function, but the derivatives of
+log_softmax itself lose p (1 - p) where one class dominates, even in float64. Binary cross entropy is that of the two
+logits 0 and f_n with t_n = k w_n (1 - y_n, v_n y_n), k, w and v being torch's 1 / N or 1, weight and pos_weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hessext import _checks
+from hessext.model.losses import Loss
+
+
+def check_targets(y: Tensor, logits: Tensor, loss: Loss) -> None:
+    """Refuse targets that torch's loss of these logits would refuse, too."""
+    (N, C), labels = logits.shape, not y.is_floating_point()
+    if loss.kind == "binary_cross_entropy":
+        _checks.single_logit(C)
+    shapes = [(N,), (N, 1)] if loss.kind == "binary_cross_entropy" else [(N,)] if labels else [(N, C)]
+    if y.shape not in shapes or (labels and y.dtype not in (torch.int64, torch.bool)):
+        wanted = "int64 labels" if labels else "targets"
+        raise ValueError(f"y: expected {wanted} {' or '.join(map(str, shapes))}; got {y.dtype} {tuple(y.shape)}")
+    if labels:
+        kept = y if loss.ignore_index is None else y[y != loss.ignore_index]
+        classes = 2 if loss.kind == "binary_cross_entropy" else C
+        if not len(kept) or kept.min() < 0 or kept.max() >= classes:
+            got = sorted({kept.min().item(), kept.max().item()}) if len(kept) else "none that is not ignored"
+            raise ValueError(f"y: expected labels in [0, {classes}); got {got}")
+
+
+def scalar_loss(loss: Loss, logits: Tensor, y: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The scalar loss of (N, C) logits; logits give the classes that cross entropy is anchored at."""
+    N, C = logits.shape
+    if loss.kind == "binary_cross_entropy":
+        y = logits.new_zeros(N, 1) if y is None else y.detach().to(logits.dtype)
+        w, v = (torch.ones_like(y) if t is None else t.to(logits) for t in (loss.weight, loss.pos_weight))
+        t = torch.stack([(1 - y) * w, v * y * w], -1).view(N, 2) / (N if loss.reduction == "mean" else 1)
+        two = _softmax_loss(t, F.pad(logits, (1, 0)))
+        return lambda f: two(F.pad(f, (1, 0)))
+    if y is None:  # only where the Hessian does not depend on it
+        y = torch.zeros(N, dtype=torch.int64, device=logits.device)
+    labels = not y.is_floating_point()
+    target = (F.one_hot(y.clamp(0, C - 1), C) if labels else y.detach()).to(logits.dtype)
+    if loss.kind == "mse":
+        count = {"samples": N, "mean": N * C, "sum": 1}[loss.reduction]
+        return lambda f: (f - target).square().sum() / count
+    weight = torch.ones_like(target[0]) if loss.weight is None else loss.weight.to(logits)
+    kept = (y != loss.ignore_index)[:, None] if labels else 1
+    hit = weight[y.clamp(0, C - 1)][:, None] if labels else weight  # torch weighs a label's whole term by its class
+    t = ((1 - loss.label_smoothing) * target * hit + loss.label_smoothing / C * weight) * kept
+    if loss.reduction == "mean":
+        t = t / ((hit * kept).sum() if labels else N)
+    return _softmax_loss(t, logits)
+
+
+def _softmax_loss(t: Tensor, logits: Tensor) -> Callable[[Tensor], Tensor]:
+    """- sum_n t_n . log softmax(f_n) for targets t (N, C), anchored at the largest of the logits."""
+    top = logits.argmax(1, keepdim=True)
+    other = torch.ones_like(logits).scatter_(1, top, 0.0)
+
+    def value(f: Tensor) -> Tensor:
+        shifted = f - f.gather(1, top)
+        others = (other * shifted.exp()).sum(1)
+        return (t.sum(1) * others.log1p()).sum() - (t * shifted).sum()
+
+    return value

@@ -1,0 +1,189 @@
+"""Hessians and Hessian-vector products by automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vjp, vmap
+from torch.nn import functional as F
+
+from hessext import _checks
+from hessext.model import losses
+
+from ._loss import check_targets, scalar_loss
+
+CHUNK_BYTES = 1 << 27  # of intermediates of the vectorized products
+
+
+def hessian(
+    target: Any,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    *,
+    loss: str | nn.Module = "cross_entropy",
+    dtype: torch.dtype = torch.float64,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Dense Hessian (P, P) by automatic differentiation, parameters in torch's order.
+
+    Args:
+        target: a hessext Hessian, whose own data, loss and term (full, gauss_newton: J^T B J, residual: the rest)
+            are used, or any nn.Module with x (N, ...) -> logits (N, C).
+        x: inputs (N, d), only with a module.
+        y: targets as the loss takes them, only with a module.
+        loss: as in hessext.hessian, only with a module.
+        dtype: dtype of the differentiation; parameters and data are lifted to it exactly. For a Hessian object with a
+            piecewise linear activation the side of every kink is the one torch's forward takes in the object's own
+            dtype, so that rounding near a kink does not compare two different functions.
+        chunk_size: rows per vectorized product; by default as many as fit in 128 MB of intermediates.
+
+    Returns:
+        (P, P) tensor of dtype, on the device of the parameters.
+
+    Raises:
+        TypeError: x or y missing with a module, or given with a Hessian object; neither of these.
+        ValueError: an unknown loss; inputs that the module does not take, or logits that are not (N, C); targets that
+            do not fit them.
+        MemoryError: the result does not fit.
+    """
+    dtype = _checks.dtype(dtype)
+    chunk_size = None if chunk_size is None else _checks.count("chunk_size", chunk_size)
+    truth = Truth(target, x, y, loss, dtype)
+    P = truth.size
+    _checks.memory(P * P * dtype.itemsize, "the dense Hessian by autograd")
+    out = torch.empty(P, P, dtype=dtype, device=truth.device)
+    truth.rows(torch.arange(P, device=truth.device), chunk_size, out)
+    return out
+
+
+class Truth:
+    """Hessian-vector products of one problem with its parameters flattened; `layers` maps names to flat indices."""
+
+    def __init__(self, target: Any, x: Tensor | None, y: Tensor | None, loss: Any, dtype: torch.dtype) -> None:
+        self.term = "full"
+        if isinstance(target, nn.Module):
+            if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+                got = ", ".join(type(t).__name__ for t in (x, y))
+                raise TypeError(f"x, y: expected tensors beside a module; got {got}")
+            if x.is_meta or x.device != y.device:
+                raise ValueError(f"x, y: expected tensors with values, on one device; got {x.device}, {y.device}")
+            if not x.ndim or not x.numel():
+                raise ValueError(f"x: expected at least one sample; got shape {tuple(x.shape)}")
+            _checks.finite("x", x)
+            loss = losses.resolve(loss)
+            parameters = dict(target.named_parameters())
+            if not parameters:
+                raise ValueError("target: expected a module with parameters; got none")
+            buffers = {k: _lift(b, dtype) for k, b in target.named_buffers()}
+            self.logits: Callable[[Mapping[str, Tensor]], Tensor] = lambda p: functional_call(
+                target, {**p, **buffers}, (lifted_x,)
+            )
+        elif not hasattr(target, "term"):
+            raise TypeError(f"target: expected a hessext.Hessian or an nn.Module; got {type(target).__name__}")
+        else:
+            if x is not None or y is not None:
+                raise TypeError("x, y: expected None beside a Hessian, which has its own data; got tensors")
+            problem = target._data.in_memory()
+            parameters, x, y, loss = problem.network.parameters, problem.x, problem.y, problem.loss
+            self.term = target.term
+            activation = _activation_at_own_kinks(problem, dtype)
+            self.logits = lambda p: _forward(problem, p, lifted_x, activation)
+        lifted_x = _lift(x, dtype)
+        self.parameters = {k: _lift(p, dtype) for k, p in parameters.items()}
+        self.size = sum(p.numel() for p in self.parameters.values())
+        self.device, self.dtype = lifted_x.device, dtype
+        with torch.no_grad():
+            logits = self._logits_of(target, x, y, loss)
+        self.loss = scalar_loss(loss, logits, y)
+        self.residual = grad(self.loss)(logits)
+        self.work = self.size + 8 * x.shape[0] * (sum(p.shape[0] for p in self.parameters.values()) + x[0].numel())
+
+    def _logits_of(self, target: Any, x: Tensor, y: Tensor | None, loss: losses.Loss) -> Tensor:
+        """Logits (N, C), those of a module and its targets checked."""
+        if not isinstance(target, nn.Module):
+            return self.logits(self.parameters)
+        try:
+            logits = self.logits(self.parameters)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            cause, shape = str(error).split("\n")[0], tuple(x.shape)
+            raise ValueError(f"x: expected inputs that the module takes; got {shape}: {cause}") from None
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"target: expected a module with logits ({len(x)}, C) of x; got {got}")
+        check_targets(y, logits, loss)
+        return logits
+
+    def product(self) -> Callable[[Tensor], Tensor]:
+        """v -> H v (P,) of the object's term alone; no term is formed as a difference of the others.
+
+        Reverse over reverse: H and B are symmetric, so a pull-back through the gradient is the product; J v is the
+        pull-back through u -> J^T u.
+        """
+        if self.term == "gauss_newton":  # J^T B J v
+            logits, transposed = vjp(self.logits, self.parameters)
+            forward = vjp(lambda u: transposed(u)[0], torch.zeros_like(logits))[1]
+            curvature = vjp(grad(self.loss), logits)[1]
+            return lambda v: self._flatten(transposed(*curvature(*forward(self._unflatten(v))))[0])
+        if self.term == "residual":  # second derivative of <r, f> with r held fixed
+            gradient = grad(lambda p: (self.residual * self.logits(p)).sum())
+        else:
+            gradient = grad(lambda p: self.loss(self.logits(p)))
+        pull_back = vjp(gradient, self.parameters)[1]
+        return lambda v: self._flatten(pull_back(self._unflatten(v))[0])
+
+    def rows(self, indices: Tensor, chunk_size: int | None, out: Tensor) -> None:
+        """Writes rows `indices` (R,) of the Hessian into out (R, P)."""
+        chunk = chunk_size or max(1, CHUNK_BYTES // (self.work * self.dtype.itemsize))
+        product, start = vmap(self.product()), 0
+        for part in indices.split(min(chunk, len(indices))):
+            unit = torch.zeros(len(part), self.size, dtype=self.dtype, device=self.device)
+            unit.scatter_(1, part[:, None], 1.0)
+            out[start : start + len(part)] = product(unit)
+            start += len(part)
+
+    def _unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.split([p.numel() for p in self.parameters.values()])
+        return {k: part.view_as(p) for part, (k, p) in zip(parts, self.parameters.items(), strict=True)}
+
+    @staticmethod
+    def _flatten(tangent: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([t.flatten() for t in tangent.values()])
+
+    def layer(self, name: str) -> Tensor:
+        """Flat indices (blocks, block size) of a layer or parameter: one row per neuron, its bias last."""
+        starts, position = {}, 0
+        for key, p in self.parameters.items():
+            starts[key] = torch.arange(position, position + p.numel(), device="cpu").view(p.shape[0], -1)
+            position += p.numel()
+        if name in starts:
+            return starts[name]
+        return torch.cat([starts[k] for k in (f"{name}.weight", f"{name}.bias") if k in starts], 1)
+
+
+def _lift(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.detach().to(dtype) if t.is_floating_point() else t.detach()
+
+
+def _forward(
+    problem: Any, parameters: Mapping[str, Tensor], x: Tensor, activation: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Logits of the problem's one or two linear layers at these parameters."""
+
+    def affine(kind: str, features: Tensor) -> Tensor:
+        weight, bias = (parameters.get(problem.network.name_of(kind, part)) for part in ("weight", "bias"))
+        return F.linear(features, weight, bias)
+
+    return affine("output", x if activation is None else activation(affine("hidden", x)))
+
+
+def _activation_at_own_kinks(problem: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    """The activation; a piecewise linear one as z times its slopes at the pre-activations in the problem's dtype."""
+    activation = problem.network.activation
+    if activation is None or not activation.piecewise_linear:
+        return None if activation is None else activation.value
+    z = F.linear(problem.x, *problem.network.hidden)
+    slopes = grad(lambda z: activation.value(z).sum())(z.to(dtype))
+    return lambda z: slopes * z

@@ -1,0 +1,166 @@
+"""Data that is read batch by batch, each time it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessext import _checks
+from hessext.model.losses import BinaryCrossEntropy, Loss
+from hessext.model.network import moved, own_precision
+
+from .samples import Data, Problem, checked
+
+_SMALL = 8 << 20  # numbers of a result whose sum is kept in float64
+_PIECE = 128 << 20  # bytes of samples, and of what is computed from them, that are worked on at once
+
+
+@dataclass(eq=False)
+class Batches(Data):
+    """(x, y) of a DataLoader or of another iterable; H is their sum over the sum of what the loss divides by.
+
+    Small batches are put together and large ones split: a piece costs a product however small it is.
+    """
+
+    source: Iterable[Any]
+    memory: int  # bytes that samples, and what is computed from them, may take where all are kept
+    features: Callable[[Tensor], Tensor] | None = None  # of what a batch has as x; None: x itself
+
+    results = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Iterator):
+            raise TypeError(
+                "x: expected batches that can be read again, as those of a list or a DataLoader; got a "
+                f"{type(self.source).__name__}, which ends after one pass"
+            )
+        if isinstance(self.loss, BinaryCrossEntropy):
+            for name in ("weight", "pos_weight"):
+                t = getattr(self.loss, name)
+                if t is not None and t.numel() != 1:
+                    raise ValueError(f"loss.{name}: expected one number with batches; got shape {tuple(t.shape)}")
+                if t is not None:  # without the axes of a batch
+                    self.loss = replace(self.loss, **{name: t.reshape(())})
+        next(self._read())  # its errors are better raised now
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and copy no samples but those that `source` holds itself."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def _summed(self) -> Loss:
+        """The loss of a part of the data: what a mean divides by is known in the end."""
+        return replace(self.loss, reduction="sum")
+
+    @property
+    def numel(self) -> int:
+        """Parameters; batches are moved when they are read."""
+        return self.network.numel
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batches:
+        """Return the same batches for parameters elsewhere."""
+        self.network.check_unchanged()
+        result = copy(self)  # what was checked is not read again
+        result.network, result.loss = (moved(t, device, dtype) for t in (self.network, self.loss))
+        return result
+
+    @own_precision
+    def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
+        """One pass over the batches; what is small is added in float64. Only with `out` does compute write to it."""
+        self.network.check_unchanged()
+        result, spare, divisor, summed = None, None, 0.0, self._summed
+        for x, y in self._pieces():
+            problem = Problem(self.network, summed, x, y)
+            if result is None:
+                part = compute(problem, out)
+                result = part.double() if part.numel() <= _SMALL else part
+            else:
+                part = compute(problem, spare)
+                result += part
+                spare = None if out is None else part
+            divisor += float(self.loss.divisor(y, problem.like_logits))
+            del problem, x, y, part  # before the next piece is read
+        if self.loss.reduction != "sum":
+            _checks.divisor(divisor)
+            result.div_(divisor)
+        return result.to(self.network.like.dtype) if out is None else out.copy_(result)
+
+    def in_memory(self) -> Problem:
+        """All batches, read once and kept."""
+        return self._kept
+
+    @cached_property
+    def _kept(self) -> Problem:
+        pieces, samples = [], 0
+        for piece in self._pieces():
+            samples += len(piece[0])
+            pieces = [*pieces, piece] if self._bytes(samples) <= self.memory else []
+        needed = self._bytes(samples)
+        if needed > self.memory:
+            raise MemoryError(
+                f"norms keep all samples: {needed} bytes ({needed / 2**30:.1f} GiB) for {samples} of them, and "
+                f"memory={self.memory} allows fewer"
+            )
+        _checks.memory(needed, f"{samples} samples", self.network.like.device)
+        return checked(self.network, self.loss, *_together(pieces))
+
+    def _bytes(self, samples: int) -> int:
+        """Of these samples: inputs, hidden units with two derivatives, logits, probabilities, residual and targets."""
+        network = self.network
+        units = 0 if network.hidden is None else 4 * len(network.hidden[0])
+        return samples * (network.inputs + units + 4 * network.classes) * network.like.element_size()
+
+    def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Inputs (n, d) and targets of all samples in their order, n at most what _PIECE holds."""
+        most = max(1, _PIECE // self._bytes(1))
+        held: list[tuple[Tensor, Tensor | None]] = []
+        count = 0
+        for problem in self._read():
+            splits = problem.x.split(most), [None] * -(-len(problem.x) // most)
+            if problem.y is not None:
+                splits = splits[0], problem.y.split(most)
+            for x, y in zip(*splits, strict=True):
+                if held and count + len(x) > most:
+                    piece, held, count = _together(held), [], 0  # what was put together is not kept
+                    yield piece
+                    del piece
+                held.append((x, y))
+                count += len(x)
+        yield _together(held)
+
+    def _read(self) -> Iterator[Problem]:
+        """Yield checked batches, whose samples are all in one axis."""
+        before, k, summed, like = "", -1, self._summed, self.network.like
+        for k, batch in enumerate(self.source):
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+                raise TypeError(f"x: expected a tensor, or a list or loader of batches (x, y); batch {k} is a {got}")
+            x, y = (
+                t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) if isinstance(t, Tensor) else t
+                for t in batch
+            )
+            try:
+                problem = checked(self.network, summed, x if self.features is None else self.features(x), y)
+            except (TypeError, ValueError) as error:
+                raise (TypeError if isinstance(error, TypeError) else ValueError)(f"batch {k}: {error}") from None
+            form = "None" if problem.y is None else f"{problem.y.dtype} of {problem.y.ndim} axes"
+            if k and form != before:
+                raise ValueError(f"batch {k}: y: expected {before}, as in the batches before; got {form}")
+            before = form
+            yield problem
+            del batch, x, y, problem  # before the next batch is read
+        if k < 0:
+            raise ValueError("x: expected at least one batch; got none")
+
+
+def _together(pieces: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    if len(pieces) == 1:
+        return pieces[0]
+    x, y = zip(*pieces, strict=True)
+    return torch.cat(x), None if y[0] is None else torch.cat(y)

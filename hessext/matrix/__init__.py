@@ -1,0 +1,1 @@
+"""The Hessian and its parts: assembly, norms, ratios, products, diagonal blocks."""

@@ -1,0 +1,291 @@
+"""Losses and their derivatives with respect to the logits f_n of each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessext import _ops
+
+
+@dataclass(eq=False)
+class OutputCurvature:
+    """First and second derivative of the per-sample losses l_n, whose sum is the loss, at logits f_n.
+
+    d2 l_n / df2 is scale_n (diag p_n - p_n p_n^T), or scale_n I where there is no p; `residual()` forms the (N, C)
+    gradients d l_n / df.
+    """
+
+    scale: Tensor  # (N,), may be zero (ignored) or, with negative weights or targets, negative
+    residual: Callable[[], Tensor]
+    probs: Tensor | None = None  # (N, C) softmax(f_n)
+    top: Tensor | None = None  # (N,) int64 most probable class of each sample
+    rest: Tensor | None = None  # (N,) 1 - p_top, formed as the sum of the other probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy:
+    """torch's cross-entropy: all its options make l_n = -t_n . log softmax(f_n) with targets t_n (C,).
+
+    Labels y (N,) give t_n = k_n ((1 - s) w_y e_y + s w / C) with k_n = 1 / sum w_y, or 0 where y is ignored;
+    probabilities y (N, C) give t_n = ((1 - s) y_n + s / C) w / N, for class weights w and label smoothing s.
+    Reduction "sum" drops the normalizers. With c_n = sum_c t_nc, d l_n / df = c_n p_n - t_n.
+    """
+
+    reduction: str = "mean"
+    weight: Tensor | None = None
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+
+    kind = "cross_entropy"
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the curvature depends on y. Without y every sample counts, as a target of total one."""
+        return self.weight is not None or self.ignore_index >= 0
+
+    def value(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the scalar loss, differentiable, in the dtype of the logits (N, C)."""
+        return F.cross_entropy(
+            logits,
+            y.to(logits.dtype) if y.is_floating_point() else y,
+            weight=None if self.weight is None else self.weight.to(logits),
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+        """Curvature and residual at fresh logits (N, C), of like's shape and dtype, for checked targets y."""
+        probs = logits()
+        top, rest = _ops.softmax_(probs)
+        plain = y is None or self._is_plain(y)
+        scale = self._uniform(probs) if plain else self._weighted(y, probs)
+
+        def residual() -> Tensor:
+            if y is None:
+                raise _no_targets()
+            if y.is_floating_point():
+                hit, spread = self._shares(y, probs)
+                return _target_residual(probs, scale, top, (y * hit).add_(spread))
+            label = y if plain else self.kept(y, probs)[0]
+            if not self.label_smoothing:
+                return _ops.label_residual(probs, scale, label, top, rest)
+            hit, spread = self._label_shares(y, probs)
+            targets = torch.outer(spread, self._class_weights(probs)).scatter_add_(1, label[:, None], hit[:, None])
+            return _target_residual(probs, scale, top, targets)
+
+        return OutputCurvature(scale, residual, probs, top, rest)
+
+    def divisor(self, y: Tensor | None, like: Tensor) -> Tensor | int:
+        """What the sum over samples is divided by: N, the sum of the labels' weights, or 1; arguments as of `scale`."""
+        if self.reduction == "sum":
+            return 1
+        return len(like) if y is None or y.is_floating_point() else self.kept(y, like)[1].sum()
+
+    def scale(self, y: Tensor | None, like: Tensor) -> Tensor:
+        """c_n (N,), the total of the targets t_n, for checked y; `like` (N, C) has the logits' sizes, dtype."""
+        return self._uniform(like) if y is None or self._is_plain(y) else self._weighted(y, like)
+
+    def _uniform(self, like: Tensor) -> Tensor:
+        return like.new_full((len(like),), 1 / self.divisor(None, like))
+
+    def _weighted(self, y: Tensor, like: Tensor) -> Tensor:
+        if y.is_floating_point():
+            hit, spread = self._shares(y, like)
+            return y @ hit + spread.sum()
+        hit, spread = self._label_shares(y, like)
+        return hit if spread is None else hit + spread * self._class_weights(like).sum()
+
+    def _is_plain(self, y: Tensor) -> bool:
+        # worth a look where it costs a microsecond, not where it would wait for a GPU: _weighted covers this case, too
+        options = self.weight is not None or self.label_smoothing or self.ignore_index >= 0
+        return not options and y.is_cpu and not y.is_floating_point() and y.min().item() >= 0
+
+    def kept(self, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (N,) with ignored ones as class 0; their weights w_y in like's dtype, 0 where ignored."""
+        keep = y != self.ignore_index
+        label = y * keep
+        return label, keep.to(like.dtype) if self.weight is None else self.weight.to(like)[label] * keep
+
+    def _label_shares(self, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """t_n = hit_n e_y + spread_n w, both (N,)."""
+        _, weights = self.kept(y, like)
+        total = self.divisor(y, like)
+        if not self.label_smoothing:
+            return weights / total, None
+        spread = (y != self.ignore_index).to(like.dtype) * (self.label_smoothing / like.shape[1] / total)
+        return weights / total * (1 - self.label_smoothing), spread
+
+    def _shares(self, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """t_n = y_n hit + spread, both (C,)."""
+        classes = self._class_weights(like) / self.divisor(y, like)
+        return classes * (1 - self.label_smoothing), classes * (self.label_smoothing / len(classes))
+
+    def _class_weights(self, like: Tensor) -> Tensor:
+        return torch.ones_like(like[0]) if self.weight is None else self.weight.to(like)
+
+
+def _target_residual(probs: Tensor, scale: Tensor, top: Tensor, targets: Tensor) -> Tensor:
+    """Return scale p - targets, (N, C), formed in targets, whose rows sum to scale.
+
+    A row of gradients sums to zero, so where the top entry cancels it is minus the sum of the others.
+    """
+    top = top.unsqueeze(1)
+    residual = targets.neg_().addcmul_(probs, scale.unsqueeze(1))
+    at_top = residual.gather(1, top)
+    others = residual.scatter_(1, top, 0).sum(1, keepdim=True)
+    # a top class below 1/2 does not cancel, and among many classes its few digits would drown in the sum
+    return residual.scatter_(1, top, torch.where(probs.gather(1, top) > 0.5, -others, at_top))
+
+
+def _no_targets() -> ValueError:
+    return ValueError("y: the residual needs targets; got None")
+
+
+@dataclass(frozen=True, eq=False)
+class BinaryCrossEntropy:
+    """torch's BCEWithLogitsLoss of one logit, (1): l_n = -k w_n (v_n y_n log p_n + (1 - y_n) log(1 - p_n)).
+
+    p_n = sigmoid(f_n); weights w_n and v_n (`pos_weight`) are one number or one per sample; k = 1 / N, or 1 for
+    reduction "sum". With t_n = k w_n v_n y_n and u_n = k w_n (1 - y_n), d l_n / df = u_n p_n - t_n (1 - p_n) and
+    d2 l_n / df2 = (u_n + t_n) p_n (1 - p_n), where 1 - p_n = sigmoid(-f_n).
+    """
+
+    reduction: str = "mean"
+    weight: Tensor | None = None
+    pos_weight: Tensor | None = None
+
+    kind = "binary_cross_entropy"
+    ignore_index = None
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the curvature depends on y."""
+        return self.pos_weight is not None
+
+    def flattened(self, shape: Sequence[int], last: int) -> BinaryCrossEntropy:
+        """Return the loss of targets of this shape whose axes up to the `last` are made one; its weights broadcast."""
+        weights = (t if t is None else t.expand(shape).flatten(0, last) for t in (self.weight, self.pos_weight))
+        return BinaryCrossEntropy(self.reduction, *weights)
+
+    def value(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the scalar loss, differentiable, in the dtype of the logits (N, 1)."""
+        weight, pos_weight = (None if t is None else t.to(logits) for t in (self.weight, self.pos_weight))
+        return F.binary_cross_entropy_with_logits(
+            logits.view(y.shape), y.to(logits.dtype), weight, reduction=self.reduction, pos_weight=pos_weight
+        )
+
+    def divisor(self, y: Tensor | None, like: Tensor) -> int:
+        """What the sum over samples is divided by: N or 1."""
+        return 1 if self.reduction == "sum" else len(like)
+
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+        """Curvature and residual at logits (N, 1), of like's shape and dtype, for checked targets y."""
+        f = logits()
+        p, rest = f.sigmoid(), f.neg().sigmoid()
+        weight = _column(self.weight, like) / self.divisor(y, like)
+
+        def shares() -> tuple[Tensor, Tensor]:
+            """t_n and u_n."""
+            if y is None:
+                raise _no_targets()
+            label = _column(y, like)
+            return weight * _column(self.pos_weight, like) * label, weight * (1 - label)
+
+        def residual() -> Tensor:
+            hit, miss = shares()
+            return miss * p - hit * rest
+
+        total = sum(shares()) if self.needs_targets else weight
+        return OutputCurvature((p * rest * total).squeeze(1), residual)
+
+
+def _column(t: Tensor | None, logits: Tensor) -> Tensor:
+    """One number, or one per sample, as (1, 1) or (N, 1); 1 for None."""
+    return logits.new_ones(1, 1) if t is None else t.to(logits).reshape(-1, 1)
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """factor ||f_n - y_n||^2 summed over samples, for targets y (N, C) or labels y (N,), which stand for e_y.
+
+    reduction: "samples" (factor 1 / N), "mean" (torch's mean over all elements, 1 / (N C)) or "sum" (1).
+    """
+
+    reduction: str = "samples"
+
+    kind = "mse"
+    weight = None
+    ignore_index = None
+    needs_targets = False
+
+    def value(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the scalar loss, differentiable, in the dtype of the logits (N, C)."""
+        if not y.is_floating_point():
+            y = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
+        return (logits - y.to(logits.dtype)).square().sum() / self.divisor(y, logits)
+
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+        """Curvature and residual at logits (N, C), of like's shape and dtype, for checked targets y.
+
+        The curvature is that of any logits: they are formed for the residual alone.
+        """
+        factor = 2 / self.divisor(y, like)
+
+        def residual() -> Tensor:
+            if y is None:
+                raise _no_targets()
+            f = logits()
+            f = f.sub_(y) if y.is_floating_point() else f.scatter_add_(1, y[:, None], f.new_full((len(y), 1), -1.0))
+            return f.mul_(factor)
+
+        return OutputCurvature(like.new_full((len(like),), factor), residual)
+
+    def divisor(self, y: Tensor | None, like: Tensor) -> int:
+        """What the sum over samples is divided by: N, N C or 1; `like` is shaped as the logits."""
+        return {"samples": len(like), "mean": like.numel(), "sum": 1}[self.reduction]
+
+
+Loss = CrossEntropy | BinaryCrossEntropy | SquaredError
+LossLike = str | nn.CrossEntropyLoss | nn.BCEWithLogitsLoss | nn.MSELoss
+
+_NAMED = {loss.kind: loss for loss in (CrossEntropy, BinaryCrossEntropy, SquaredError)}
+
+
+def resolve(loss: LossLike) -> Loss:
+    """Return the Loss of a name, "mse" being the mean over samples of ||f - y||^2, or of a torch loss module.
+
+    Weights are copied. Raises ValueError for an unknown name, a reduction that gives no scalar or label_smoothing
+    outside [0, 1], and TypeError for what is not exactly one of the three modules: a subclass may compute anything.
+    """
+    if isinstance(loss, str):
+        if loss not in _NAMED:
+            raise ValueError(f"loss: expected 'cross_entropy', 'binary_cross_entropy' or 'mse'; got {loss!r}")
+        return _NAMED[loss]()
+    if isinstance(loss, type):
+        raise TypeError(f"loss: expected a name or an instance; got the class, {loss.__name__}() makes an instance")
+    if type(loss) not in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss):
+        got = "a tensor" if isinstance(loss, Tensor) else repr(loss)
+        raise TypeError(
+            "loss: expected 'cross_entropy', 'binary_cross_entropy', 'mse', or an instance of nn.CrossEntropyLoss, "
+            f"nn.BCEWithLogitsLoss or nn.MSELoss (not of a subclass); got {got}"
+        )
+    if loss.reduction not in ("mean", "sum"):
+        raise ValueError(f"loss: a Hessian needs a scalar, reduction 'mean' or 'sum'; got {loss.reduction!r}")
+    if type(loss) is nn.MSELoss:
+        return SquaredError(loss.reduction)
+    weight = _copied(loss.weight)
+    if type(loss) is nn.BCEWithLogitsLoss:
+        return BinaryCrossEntropy(loss.reduction, weight, _copied(loss.pos_weight))
+    if not 0 <= loss.label_smoothing <= 1:
+        raise ValueError(f"loss: expected label_smoothing between 0 and 1; got {loss.label_smoothing}")
+    return CrossEntropy(loss.reduction, weight, loss.label_smoothing, loss.ignore_index)
+
+
+def _copied(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.detach().clone()

@@ -1,0 +1,232 @@
+"""What a module computes, proven by following its forward pass with torch.fx."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from . import activations
+from .activations import Activation
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+_SHAPES = {  # steps that may come before the first linear layer
+    *(nn.Flatten, nn.Unflatten),
+    *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose),
+    *(operator.getitem, operator.mul, operator.floordiv),  # the last two of sizes, as in x.shape[1] * x.shape[2]
+    *("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "size"),
+}
+
+
+@dataclass
+class Reshape:
+    """The steps of a forward pass before its first linear layer, which change shapes alone."""
+
+    steps: fx.Interpreter
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what the first layer is given. Raises ValueError where x has a shape that the steps do not take."""
+        if not isinstance(x, Tensor):
+            return x
+        try:
+            return self.steps.run(x)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            cause, shape = str(error).split("\n")[0], tuple(x.shape)
+            raise ValueError(f"x: expected a shape that the model takes; got {shape}: {cause}") from None
+
+
+@dataclass
+class Form:
+    """f(x) = second(act(first(g(x)))), or first(g(x)), where g has no parameters and changes shapes."""
+
+    affine: dict[str, nn.Linear] = field(default_factory=dict)  # name in the model -> layer, as they are applied
+    activation: Activation | None = None
+    before: Reshape | None = None  # g, None for g(x) = x
+
+
+def read(model: nn.Module) -> tuple[Form, dict[str, str]]:
+    """Return the form of a module and "hidden", "output" -> the layer's name, in the order of named_parameters().
+
+    Raises TypeError, which says what part of the module is not supported.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
+    if (kind := type(model).__name__) in _WRAPPERS:
+        raise TypeError(f"model: expected the module itself, model.{_WRAPPERS[kind]}; got a {kind} around it")
+    for name, module in model.named_modules():
+        check_forward("model", name, module)
+    form = Form({"": model}) if type(model) is nn.Linear else _follow(model)
+    kinds = ("output",) if len(form.affine) == 1 else ("hidden", "output")
+    names, order = dict(zip(kinds, form.affine, strict=True)), list(model.named_modules())
+    order = [name for name, _ in order if name in form.affine]
+    _check_parameters(model, {name: form.affine[name] for name in order})
+    return form, dict(sorted(names.items(), key=lambda item: order.index(item[1])))
+
+
+def check_forward(argument: str, name: str, module: nn.Module) -> None:
+    """Refuse a module whose call is not its class's forward alone: hooks, a forward set on the instance."""
+    what = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TypeError(
+            f"{argument}: expected modules without forward hooks, which may change what they compute; got one on {what}"
+        )
+    caller = next(kind for kind in type(module).__mro__ if "__call__" in vars(kind))
+    if "forward" in vars(module) or caller is not nn.Module:
+        raise TypeError(f"{argument}: expected modules with their class's forward; got another one on {what}")
+
+
+def _check_parameters(model: nn.Module, affine: dict[str, nn.Linear]) -> None:
+    """Refuse parameters that are tied, shared or not those of the layers."""
+    expected = [
+        f"{name}.{key}" if name else key
+        for name, layer in affine.items()
+        for key, parameter in (("weight", layer.weight), ("bias", layer.bias))
+        if parameter is not None
+    ]
+    found = [name for name, _ in model.named_parameters()]
+    if found != expected:
+        raise TypeError(
+            f"model: expected the parameters {', '.join(expected)}; got {', '.join(found)} (tied, unused or replaced?)"
+        )
+
+
+# --- following forward --------------------------------------------------------------------------------------
+
+
+class _Tracer(fx.Tracer):
+    """fx changes nn.Module for all threads while it traces: one trace at a time, and other threads see no proxies."""
+
+    _lock = threading.RLock()
+
+    def trace(self, *args, **kwargs):
+        with self._lock:
+            self._thread = threading.get_ident()
+            return super().trace(*args, **kwargs)
+
+    def call_module(self, m, forward, args, kwargs):
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _follow(model: nn.Module) -> Form:
+    """Take forward apart: shapes alone up to the first linear layer, then each step takes the one before it."""
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # whatever forward raises when it is given a symbol
+        cause = str(error).split("\n")[0]
+        raise _unsupported(f"{type(model).__name__}, whose forward torch.fx cannot follow: {cause}") from error
+    modules = dict(model.named_modules())
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    first = next((k for k, node in enumerate(steps) if _kind(node, modules) is nn.Linear), None)
+    for node in inputs[1:]:
+        if node.users or not (node.args or node.target.startswith("*")):  # unused, and with a default
+            raise _unsupported(f"a second input, {node.target}")
+    for node in steps[:first]:
+        if not _passes(node, modules) and _kind(node, modules) not in _SHAPES and not _is_shape(node):
+            raise _unsupported(f"{_text(node, modules)} before a linear layer")
+    if first is None:
+        raise _unsupported(f"{type(model).__name__}, which calls no nn.Linear")
+    last = steps[first].all_input_nodes[0]
+    form = Form(before=None if last is inputs[0] else _reshape(model, steps[:first], inputs[0], last))
+    for node in steps[first:]:
+        if node.all_input_nodes != [last]:
+            raise _unsupported(f"{_text(node, modules)} of something other than the step before it")
+        _take(form, node, modules)
+        last = node
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    if output.args[0] is not last:
+        raise _unsupported("a result other than that of the last step")
+    if form.activation and len(form.affine) == 1:
+        raise _unsupported("an activation after the only linear layer")
+    if len(form.affine) == 2 and not form.activation:
+        form.activation = activations.resolve("identity")
+    return form
+
+
+def _take(form: Form, node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """Add one step to the form."""
+    text, count = _text(node, modules), len(form.affine)
+    if _kind(node, modules) is nn.Linear:
+        if node.target in form.affine or count == 2:
+            raise _unsupported(f"{text} twice" if node.target in form.affine else f"a third linear layer, {text}")
+        form.affine[node.target] = modules[node.target]
+    elif not _passes(node, modules):
+        if node.op == "call_module":
+            activation = activations.of_module(modules[node.target])
+        else:
+            activation = activations.of_call(node.target, node.args, node.kwargs)
+        if activation is None:
+            raise _unsupported(text)
+        if form.activation or count == 2:
+            raise _unsupported(f"{text} after {'the last linear layer' if count == 2 else 'an activation'}")
+        form.activation = activation
+
+
+def _reshape(model: nn.Module, steps: list[fx.Node], x: fx.Node, result: fx.Node) -> Reshape:
+    """What computes `result` from the input x."""
+    graph, copies = fx.Graph(), {}
+    for node in (x, *steps):
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[result])
+    return Reshape(fx.Interpreter(model, graph=graph))
+
+
+def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> object:
+    """What a step calls: a type of module, a function, a method's name; a parameter's or buffer's is None."""
+    if node.op == "get_attr":
+        return None
+    return type(modules[node.target]) if node.op == "call_module" else node.target
+
+
+def _is_shape(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1:] == ("shape",)
+
+
+def _passes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a step returns its input. Raises TypeError for dropout that does not."""
+    kind = _kind(node, modules)
+    if kind in _DROPOUTS:
+        p, training = modules[node.target].p, modules[node.target].training
+    elif kind is F.dropout:
+        p, training = _dropout(*node.args, **node.kwargs)
+    else:
+        return kind in (nn.Identity, "contiguous")
+    if training and p:
+        raise TypeError(
+            "model: expected dropout in evaluation mode (call model.eval()) or with p = 0; "
+            f"got {_text(node, modules)} in training mode with p = {p}"
+        )
+    return True
+
+
+def _dropout(input: fx.Node, p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[float, bool]:
+    return p, training
+
+
+def _text(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    """Name a step as its author would."""
+    if node.op == "call_module":
+        return f"{type(modules[node.target]).__name__} {node.target!r}"
+    if node.op == "get_attr":
+        return f"the tensor {node.target!r} outside of nn.Linear"
+    return f".{node.target}()" if node.op == "call_method" else f"{node.target.__name__}()"
+
+
+def _unsupported(what: str) -> TypeError:
+    return TypeError(
+        "model: expected a forward that is nn.Linear, or nn.Linear, activation, nn.Linear (changes of shape before, "
+        f"Identity and Dropout in evaluation mode allowed); got {what}, which is not supported (hessext.head takes the "
+        "last layer of any model)"
+    )

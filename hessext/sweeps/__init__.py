@@ -1,0 +1,1 @@
+"""`hessext.sweep`: norms and ratios at many sizes over many random draws."""

@@ -1,0 +1,285 @@
+"""What the draws of a sweep say: means and their errors beside the theory, decay exponents, and both as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hessext.matrix.norms import BlockRatio
+
+from .draws import CASES, Point, Row
+
+QUANTITIES = BlockRatio._fields
+# Powers of C at which each quantity goes as C -> inf, squared norms; None where it is 0. Section (e) of the theory.
+PAPER_RATES = {
+    (1, "output"): (0, None, None),
+    (2, "output"): (-2, -4, -2),
+    (3, "hidden"): (2, 1, -1),
+    (3, "output"): (0, None, None),
+    (4, "hidden"): (0, -1, -1),
+    (4, "output"): (-2, -4, -2),
+}
+_ROUNDING = {"float32": 1e-6, "float64": 1e-12}  # relative, of a measured norm: what hessext holds its results to
+_FITTED = 10  # points within this factor of the largest: rates are those of the limit
+
+
+class PointEstimate(NamedTuple):
+    """Mean over draws of one quantity of one layer at one point, and its standard error, beside the theory.
+
+    z = (mean - theory) / error of this difference, which includes float rounding; where the draws vary by no more than
+    rounding, z is 0 if the mean is off by no more either, else nan. The ratio is a ratio of means; its errors are to
+    first order. theory_error is 0 but in case 4, where the theory is the mean of the draws' expectations at their
+    weights, and z that of the paired differences.
+    """
+
+    layer: str
+    quantity: str
+    point: Point
+    draws: int
+    mean: float
+    error: float
+    theory: float
+    theory_error: float
+    z: float
+
+
+class Exponent(NamedTuple):
+    """Slope of log mean against log size over the last points, with weights 1/error^2, and its standard error.
+
+    theory: the slope of the theory at the same points and weights. paper: the rate as C -> inf, None for other sizes.
+    """
+
+    layer: str
+    quantity: str
+    points: int
+    value: float
+    error: float
+    theory: float
+    paper: int | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Result of hessext.sweep: `rows` are the draws, `estimates` and `exponents` what they say, `table()` the text."""
+
+    case: int
+    swept: str
+    points: tuple[Point, ...]
+    draws: int
+    seed: int
+    dtype: str
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def estimates(self) -> tuple[PointEstimate, ...]:
+        """By layer, by quantity, by point."""
+        found = [[self._estimate(layer, point) for point in self.points] for layer in CASES[self.case].layers]
+        return tuple(at_point[q] for layer in found for q in range(len(QUANTITIES)) for at_point in layer)
+
+    @cached_property
+    def exponents(self) -> tuple[Exponent, ...]:
+        """By layer and by quantity; without those that are 0 or have one point only."""
+        return tuple(e for layer, quantity, part in self.parts() if (e := self._exponent(layer, quantity, part)))
+
+    @property
+    def worst(self) -> PointEstimate:
+        """The estimate farthest from theory in standard errors; nan is farther than all."""
+        return max(self.estimates, key=lambda e: (math.isnan(e.z), abs(e.z)))
+
+    def parts(self) -> Iterator[tuple[str, str, list[PointEstimate]]]:
+        """Layer, quantity, and its estimates, one per point."""
+        for layer in CASES[self.case].layers:
+            for quantity in QUANTITIES:
+                yield layer, quantity, [e for e in self.estimates if (e.layer, e.quantity) == (layer, quantity)]
+
+    def size(self, point: Point) -> float:
+        """The swept size at a point."""
+        return getattr(point, self.swept)
+
+    # ------------------------------------------------------------------------------------------------ statistics
+
+    @cached_property
+    def _by_point(self) -> dict[tuple[str, Point], np.ndarray]:
+        """(draws, 4): diagonal and off-diagonal, measured and expected."""
+        found: dict[tuple[str, Point], list] = {}
+        for row in self.rows:
+            values = row.diagonal, row.off_diagonal, row.expected_diagonal, row.expected_off_diagonal
+            found.setdefault((row.layer, row.task.point), []).append(values)
+        return {key: np.array(values, dtype=float) for key, values in found.items()}
+
+    def _estimate(self, layer: str, point: Point) -> list[PointEstimate]:
+        draws = self._by_point[layer, point]
+        values, deviations = moments(*draws[:, :2].T)
+        if CASES[self.case].paired:
+            theory, expected = moments(*draws[:, 2:].T)
+        else:
+            theory, expected = np.array(_theory(self.case, layer, point)), np.zeros_like(deviations)
+        rounding = _ROUNDING[self.dtype] * np.abs(theory)
+        difference = values - theory
+        spread = standard_error(deviations - expected)
+        z = np.where(np.abs(difference) <= rounding, 0.0, math.nan)
+        np.divide(difference, np.hypot(spread, rounding), out=z, where=spread > rounding)
+        columns = zip(QUANTITIES, values, standard_error(deviations), theory, standard_error(expected), z, strict=True)
+        return [PointEstimate(layer, name, point, len(draws), *map(float, numbers)) for name, *numbers in columns]
+
+    def _exponent(self, layer: str, quantity: str, part: list[PointEstimate]) -> Exponent | None:
+        sizes = np.array([self.size(e.point) for e in part])
+        mean, error, theory = (np.array([getattr(e, name) for e in part]) for name in ("mean", "error", "theory"))
+        used = (sizes >= sizes[-1] / _FITTED) & (mean > 0) & (theory > 0)
+        if used.sum() < 2:
+            return None
+        sizes, mean, error, theory = (v[used] for v in (sizes, mean, error, theory))
+        relative = np.hypot(error / mean, _ROUNDING[self.dtype])
+        value, value_error = _slope(np.log(sizes), np.log(mean), relative)
+        expected, _ = _slope(np.log(sizes), np.log(theory), relative)
+        paper = PAPER_RATES[self.case, layer][QUANTITIES.index(quantity)] if self.swept == "classes" else None
+        return Exponent(layer, quantity, len(sizes), value, value_error, expected, paper)
+
+    # ------------------------------------------------------------------------------------------------------ text
+
+    @property
+    def title(self) -> str:
+        """Case, the sizes that are not swept, draws."""
+        first = self.points[0]
+        fixed = {
+            name: size
+            for name, size in first._asdict().items()
+            if name != self.swept and size and all(size == getattr(point, name) for point in self.points)
+        }
+        if self.swept in ("samples", "features") and not {"samples", "features"} & fixed.keys():
+            fixed["gamma"] = f"{first.gamma:.4g}"
+        sizes = ", ".join(f"{name} {size}" for name, size in fixed.items())
+        return (
+            f"Case {self.case}, {CASES[self.case].title}: {sizes}; {self.draws} draws, seed {self.seed}, {self.dtype}"
+        )
+
+    @property
+    def chance(self) -> float:
+        """Probability of a larger |z| if the theory is exact and means that vary are independent; nan if a z is.
+
+        By Student's t. Ratios do not count: they are functions of the means.
+        """
+        from scipy.stats import t  # a second to load
+
+        one = 2 * t.sf(abs(self.worst.z), self.draws - 1)
+        means = sum(e.quantity != "ratio" and e.z != 0 for e in self.estimates)
+        return 1.0 if one == 1 else float(-math.expm1(means * math.log1p(-one)))
+
+    def __repr__(self) -> str:
+        return f"<{self.title}; largest |z| {abs(self.worst.z):.1f}; see .table()>"
+
+    def table(self) -> str:
+        """Every estimate, the exponents, and the largest |z|."""
+        exponents = {(e.layer, e.quantity): e for e in self.exponents}
+        paired = CASES[self.case].paired
+        lines = [self.title]
+        for layer, quantity, part in self.parts():
+            name = f"{layer}: {describe(self.case, layer, quantity)}"
+            if not any(e.mean or e.theory for e in part):
+                lines += ["", f"{name}: 0 in every draw, as in theory"]
+                continue
+            heads = f"{self.swept:>10}  {'mean':>12} ± {'se':<8}  {'theory':>12}{' ± se      ' * paired}  {'z':>5}"
+            lines += ["", name, heads]
+            for e in part:
+                theory = f"{e.theory:>12.6g}" + f" ± {e.theory_error:<8.1e}" * paired
+                size = self.size(e.point)
+                z = f"{e.z:>+5.1f}".replace("+nan", " nan")
+                lines.append(f"{size:>10.6g}  {e.mean:>12.6g} ± {e.error:<8.1e}  {theory}  {z}")
+            if fit := exponents.get((layer, quantity)):
+                paper = "" if fit.paper is None else f", paper as C -> inf {fit.paper}"
+                value, theory = (round(slope, 4) + 0.0 for slope in (fit.value, fit.theory))  # no -0
+                slopes = f"exponent {value:.4f} ± {fit.error:.4f}, theory at these points {theory:.4f}{paper}"
+                lines.append(f"{slopes} (the last {fit.points} points)")
+        if paired:
+            lines += [
+                "",
+                "theory: mean of the draws' expectations at their weights; z: of the differences, draw by draw",
+            ]
+        note = f"by chance alone a larger one in about {self.chance:.0%} of runs"
+        if math.isnan(self.worst.z):
+            note = "of a mean that is nan, or whose draws do not vary yet differ from theory"
+        lines += ["", f"largest |z|: {abs(self.worst.z):.1f} ({note})"]
+        return "\n".join(lines)
+
+    def summary(self) -> dict[str, Any]:
+        """Settings, estimates and exponents, ready for JSON: None where a number is not finite."""
+        settings = {name: getattr(self, name) for name in ("case", "swept", "draws", "seed", "dtype")}
+        return settings | {
+            "largest_abs_z": _finite(abs(self.worst.z)),
+            "chance_of_larger": _finite(self.chance),
+            "estimates": [e.point._asdict() | _plain(e) for e in self.estimates],
+            "exponents": [_plain(e) for e in self.exponents],
+        }
+
+
+def _plain(record: NamedTuple) -> dict[str, Any]:
+    return {name: _finite(value) for name, value in record._asdict().items() if name != "point"}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def describe(case: int, layer: str, quantity: str, tex: bool = False) -> str:
+    """The quantity as a formula, in text or in TeX."""
+    if quantity == "ratio":
+        return "ratio of the two means"
+    block = "ii" if quantity == "diagonal" else "ij"
+    scale = "/d" if layer == "hidden" or not CASES[case].network else ""
+    return rf"mean $\|H_{{{block}}}\|_F^2{scale}$" if tex else f"mean ||H_{block}||_F^2{scale}"
+
+
+def moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both means and their ratio (3,), and what each draw adds to them to first order (3, draws)."""
+    on, off = diagonal.mean(), off_diagonal.mean()
+    ratio = off / on if on else math.nan
+    deviations = np.stack([diagonal - on, off_diagonal - off, (off_diagonal - ratio * diagonal) / (on or math.nan)])
+    return np.array([on, off, ratio]), deviations
+
+
+def standard_error(deviations: np.ndarray) -> np.ndarray:
+    """Of the mean of each row; the rows have mean 0."""
+    draws = deviations.shape[1]
+    return np.sqrt((deviations**2).sum(1) / (draws * (draws - 1)))
+
+
+def _slope(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float]:
+    """Weighted least squares; the error is enlarged where the points scatter about the line by more than theirs."""
+    weight = error**-2.0
+    centred = x - np.average(x, weights=weight)
+    curvature = (weight * centred**2).sum()
+    slope = (weight * centred * y).sum() / curvature
+    rest = y - np.average(y, weights=weight) - slope * centred
+    scatter = (weight * rest**2).sum() / (len(x) - 2) if len(x) > 2 else 1.0
+    return float(slope), float(math.sqrt(max(1.0, scatter) / curvature))
+
+
+def _theory(case: int, layer: str, point: Point) -> BlockRatio:
+    """Expectation over weights and data at finite N and d."""
+    from hessext import theory  # scipy takes a second to load
+
+    C, N, d, m = point
+    if case == 1:
+        return theory.linear_mse(None, N=N, d=d)
+    if case == 2:
+        return theory.linear_ce(None, C, N=N, d=d)
+    return theory.hidden_mse(None, m, C, N=N, d=d) if layer == "hidden" else theory.output_mse(m, N=N, d=d)
+
+
+def limit(case: int, layer: str, point: Point) -> BlockRatio:
+    """The paper's constants of C^rate as C -> inf, with PAPER_RATES; N, d -> inf at the point's gamma before that."""
+    from hessext import theory
+
+    gamma, m = point.gamma, point.hidden
+    if case == 1:
+        return theory.linear_mse(gamma)
+    if case == 2:
+        return theory.linear_ce_limit(gamma)
+    if case == 3:
+        return theory.hidden_mse_limit(gamma, m) if layer == "hidden" else theory.output_mse(m)
+    return theory.hidden_ce_limit(gamma, m) if layer == "hidden" else theory.output_ce_limit(m)

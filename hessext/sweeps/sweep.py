@@ -1,0 +1,279 @@
+"""`hessext.sweep`: ratios at many sizes over many random draws, on disk draw by draw."""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from hessext import _checks, _files
+from hessext._checks import count
+
+from .draws import CASES, Point, Row, Task, compute, compute_all, one_thread
+from .report import Sweep
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+_KEPT = 400  # bytes of a draw, at least: its task and its rows
+_START = 3.0  # seconds until a new worker computes: it imports torch, and scipy where expectations are needed
+
+Sizes = int | Iterable[int]
+
+
+def sweep(
+    case: int,
+    *,
+    classes: Sizes,
+    samples: Sizes | None = None,
+    features: Sizes | None = None,
+    hidden: Sizes | None = None,
+    gamma: float | Iterable[float] | None = None,
+    draws: int = 100,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    workers: int | None = None,
+    path: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Mean squared norms of diagonal and off-diagonal blocks at initialization, and their ratio, against one size.
+
+    x ~ N(0, I), labels uniform, weights N(0, 1/fan-in), ReLU, as in Figures 8 and 9; norms of d x d blocks come times
+    1/d, as in hessext.theory. One of classes, samples, features, hidden and gamma may be a sequence: that size is
+    swept. A draw depends on the seed, the sizes and its number alone and is computed on one thread: neither workers nor
+    interruptions change a bit.
+
+    Args:
+        case: 1 linear model with MSE, 2 with cross-entropy; 3 one hidden layer with MSE, 4 with cross-entropy.
+        classes: C, at least 2.
+        samples: N; None with features and gamma.
+        features: d; None with samples and gamma.
+        hidden: m; cases 3 and 4 only.
+        gamma: d / N in place of one of them, which is rounded to the nearest integer.
+        draws: of each point, at least 2.
+        seed: of all random numbers.
+        dtype: torch.float32 or torch.float64, of the same random numbers.
+        workers: processes; 1 is none but this one. None: torch.get_num_threads(), or 1 where that is quicker.
+        path: a CSV file, in a folder that exists, that gets a row per draw and layer as soon as it is computed. If the
+            file exists it is continued, with more draws or other sizes as well. None writes nothing.
+        progress: show the expected time and a bar on stderr, the bar in terminals only.
+
+    Raises:
+        ValueError, TypeError: an argument, or `path` holds something else. FileNotFoundError: its folder is missing.
+        BlockingIOError: another run writes to it. MemoryError: a draw's inputs, or its norms, do not fit.
+        KeyboardInterrupt: says how to go on.
+    """
+    case = count("case", case, None)
+    if case not in CASES:
+        raise ValueError(f"case: expected one of {', '.join(map(str, CASES))}; got {case!r}")
+    _checks.dtype(dtype)
+    swept, points = _points(CASES[case].network, classes, samples, features, hidden, gamma)
+    draws, seed = count("draws", draws, 2), count("seed", seed, None)
+    workers = None if workers is None else count("workers", workers, 1)
+    name = str(dtype).removeprefix("torch.")
+    _checks.memory(_KEPT * draws * len(points), f"a list of {draws} draws of {len(points)} points")
+    tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
+    with closing(_Log(None if path is None else _files.checked("path", path), tasks[0])) as log:
+        try:
+            _run(tasks, log, workers, progress)
+        except KeyboardInterrupt:
+            kept = "nothing was written" if path is None else f"{path} holds them, the same call continues"
+            done = sum(task in log for task in tasks)
+            raise KeyboardInterrupt(f"stopped after {done} of {len(tasks)} draws; {kept}") from None
+        rows = [log.rows[task, layer] for task in tasks for layer in CASES[case].layers]
+    return Sweep(case, swept, tuple(points), draws, seed, name, tuple(rows))
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+def _points(network: bool, classes, samples, features, hidden, gamma) -> tuple[str, list[Point]]:
+    """Name of the swept size, and all points in its order."""
+    sizes = {"classes": classes, "samples": samples, "features": features, "hidden": hidden, "gamma": gamma}
+    many = {name: list(size) for name, size in sizes.items() if _several(size)}
+    if len(many) > 1:
+        first, second = list(many)[:2]
+        raise ValueError(f"{second}: expected one size, as {first} is swept; got {many[second]}")
+    if network and hidden is None:
+        raise ValueError("hidden: expected m, the number of hidden units; got None")
+    if not network and hidden is not None:
+        raise ValueError(f"hidden: expected None for a linear model; got {hidden!r}")
+    if sum(size is None for size in (samples, features, gamma)) != 1:
+        given = ", ".join(f"{name}={sizes[name]}" for name in ("samples", "features", "gamma"))
+        raise ValueError(f"samples, features, gamma: expected two of them; got {given}")
+    swept, values = next(iter(many.items()), ("classes", [classes]))
+    if not values:
+        raise ValueError(f"{swept}: expected at least one size; got none")
+    points = {_point(**(sizes | {swept: value})) for value in values}
+    return swept, sorted(points, key=operator.attrgetter(swept))
+
+
+def _several(size: object) -> bool:
+    """Whether it is a sequence of sizes; an array without axes is a number."""
+    return isinstance(size, Iterable) and not isinstance(size, str | bytes) and getattr(size, "ndim", 1) > 0
+
+
+def _point(classes, samples, features, hidden, gamma) -> Point:
+    if gamma is not None:
+        gamma = _checks.positive("gamma", gamma)
+        try:
+            if samples is None:
+                samples = max(1, round(count("features", features, 1) / gamma))
+            else:
+                features = max(1, round(count("samples", samples, 1) * gamma))
+        except OverflowError:
+            raise ValueError(f"gamma: expected d / N of sizes that a float can hold; got {gamma}") from None
+    return Point(
+        count("classes", classes, 2),
+        count("samples", samples, 1),
+        count("features", features, 1),
+        0 if hidden is None else count("hidden", hidden, 1),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def _run(tasks: list[Task], log: _Log, workers: int | None, progress: bool) -> None:
+    """Compute and log what is missing. The first of every point is timed here: the weight of the others in the bar."""
+    todo = [task for task in tasks if task not in log]
+    if not todo:
+        return
+    seconds: dict[Point, float] = {}
+    shown = {"disable": None if progress else True, "leave": False}
+    with one_thread():
+        compute(todo[0]._replace(point=Point(2, 4, 4, min(2, todo[0].point.hidden))))  # libraries load
+        for task in tqdm(list({t.point: t for t in reversed(todo)}.values())[::-1], "timing the draws", **shown):
+            start = time.perf_counter()
+            log.add(compute(task))
+            seconds[task.point] = time.perf_counter() - start
+    rest = [task for task in todo if task not in log]
+    if not rest:
+        return
+    total = sum(seconds[task.point] for task in rest)
+
+    def expected(workers: int) -> float:
+        return total if workers == 1 else total / workers + _START
+
+    workers = min(workers or min(1, torch.get_num_threads(), key=expected), len(rest))
+    done = len(tasks) - len(rest)
+    if progress:
+        where = f"{workers} workers" if workers > 1 else "one thread"
+        time_left = duration(expected(workers))
+        print(f"{done} of {len(tasks)} draws done, about {time_left} to go on {where}", file=sys.stderr)
+    form = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
+    with (
+        closing(compute_all(rest, workers)) as batches,
+        tqdm(total=total, smoothing=0, bar_format=form, **shown) as bar,
+    ):
+        for rows in batches:
+            log.add(rows)
+            new = {row.task for row in rows}
+            done += len(new)
+            bar.set_postfix_str(f"{done} of {len(tasks)} draws", refresh=False)
+            bar.update(sum(seconds[task.point] for task in new))
+
+
+def duration(seconds: float) -> str:
+    """A time for people to read."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+# ---------------------------------------------------------------------------------------------------- on disk
+
+_READERS: dict[str, Callable] = dict.fromkeys(Row._fields, int)
+_READERS |= {"dtype": str, "layer": str, "diagonal": float, "off_diagonal": float, "ratio": float}
+_READERS |= dict.fromkeys(("expected_diagonal", "expected_off_diagonal"), lambda text: float(text) if text else None)
+
+
+def _line(values: Iterable[object]) -> bytes:
+    return (",".join("" if value is None else str(value) for value in values) + "\n").encode()
+
+
+def _parse(line: bytes) -> Row:
+    texts = line.decode().split(",")
+    return Row(*(read(text) for read, text in zip(_READERS.values(), texts, strict=True)))
+
+
+class _Log:
+    """Rows of all draws done; with a path, those of a CSV file, open in one process at a time."""
+
+    def __init__(self, path: Path | None, example: Task) -> None:
+        self.path, self.file = path, None
+        self.rows: dict[tuple[Task, str], Row] = {}
+        if path is None:
+            return
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"path: expected a file in a folder that exists; got {path}")
+        if path.is_dir():
+            raise IsADirectoryError(f"path: expected a file; got the folder {path}")
+        self.file = path.open("a+b")
+        try:
+            self._lock()
+            self._read(example)
+        except BaseException:
+            self.close()
+            raise
+
+    def __contains__(self, task: Task) -> bool:
+        return all((task, layer) in self.rows for layer in CASES[task.case].layers)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take new rows; they are on disk when this returns."""
+        new = {(row.task, row.layer): row for row in rows}
+        new = {key: row for key, row in new.items() if key not in self.rows}  # a kill may have cut a draw in two
+        self._write(map(_line, new.values()))
+        self.rows |= new
+
+    def close(self) -> None:
+        """Close the file, which unlocks it."""
+        if self.file is not None:
+            self.file.close()
+
+    def _write(self, lines: Iterable[bytes]) -> None:
+        if self.file is not None:
+            self.file.write(b"".join(lines))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process, however it ends
+        except BlockingIOError:
+            raise BlockingIOError(f"path: another run is writing to {self.path}") from None
+
+    def _read(self, example: Task) -> None:
+        """Take the rows that are there. What follows the last newline is cut off; any other line must be whole."""
+        self.file.seek(0)
+        content = self.file.read()
+        *lines, torn = content.split(b"\n")
+        header = _line(Row._fields)
+        if not content or (content.startswith(b"case") and header.startswith(content)):  # less could be anyone's
+            self.file.truncate(0)
+            self._write([header])
+            return
+        if lines[:1] != [header.rstrip()]:
+            raise ValueError(f"path: expected a file of hessext.sweep, of this version; got {self.path}")
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                row = _parse(line)
+            except ValueError as error:
+                raise ValueError(f"path: line {number} of {self.path} is damaged: {error}") from None
+            if row.task[:3] != example[:3]:
+                there, here = (f"case {case}, seed {seed}, {dtype}" for case, seed, dtype, *_ in (row.task, example))
+                raise ValueError(f"path: {self.path} holds {there}; got {here}, which needs another file")
+            self.rows[row.task, row.layer] = row
+        self.file.truncate(len(content) - len(torn))

@@ -1,0 +1,211 @@
+"""The CUDA kernels against the same truth as the CPU's: on a GPU, and always emulated, threads in several orders."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.cases import DTYPES, OVERFLOWING, PEAKED, Case, make_inputs
+from helpers.gram_reference import close, sums
+from helpers.reference import TERMS, assert_accurate, assert_silent, assert_softmax, dense, matrix, plain, truth
+
+from hessext import _ops
+from hessext.matrix import gram
+
+_emulated = pytest.importorskip("hessext._emulated", reason="built by scripts/env")
+
+# Every part, one and several tiles, warps and lists that are not full, biases, and what fills the tile.
+CASES = [
+    Case(1, 1, 2),
+    Case(16, 3, 17, bias="o"),
+    Case(33, 65, 3),
+    Case(17, 2, 5, loss="mse", bias="o"),
+    Case(15, 7, 4, loss="ce weight smooth"),
+    Case(1, 16, 3, 2, bias="ho"),
+    Case(31, 33, 5, 3, bias="h"),
+    Case(33, 4, 33, 2, bias="o"),
+    Case(16, 97, 3, 1, activation="gelu", bias="ho"),
+    Case(17, 3, 2, 9, activation="tanh", loss="mse", bias="o"),
+    Case(15, 2, 1, 3, loss="bce weight", bias="h"),
+    Case(20, 4, 3, 2, loss="ce sum ignore"),
+    Case(17, 50, 50, 1),  # tiles of 64, and of 128
+    Case(18, 128, 100, 1),
+    Case(20, 250, 2, 1),
+]
+
+SUMS = [Case(33, 5, 17), Case(66, 3, 70, bias="o"), Case(65, 2, 16, scale=20), Case(16, 3, 97, bias="o"), Case(1, 2, 3)]
+
+
+def on(device, case, dtype):
+    return make_inputs(case, dtype).to(dtype, device).hessian()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_blocks(case, dtype, cuda):
+    inputs, expected, bar = make_inputs(case, dtype), truth(case, dtype), plain(case, dtype)
+    H = on(cuda, case, dtype)
+    exact = dense(expected, inputs.lift())
+    assert_accurate(H.dense().cpu(), exact, dense(bar, inputs))
+    v = torch.linspace(-1, 1, H.shape[1], dtype=dtype)
+    assert_accurate((H @ v.to(cuda)).cpu(), exact @ v.double())
+    for row in H.layers:
+        for col in H.layers:
+            B, blocks = H[row, col], expected[row, col]
+            assert_accurate(B.dense().cpu(), matrix(blocks), matrix(bar[row, col]))
+            if blocks.shape[0] * blocks.shape[1] < 2000:
+                assert_accurate(B.norms().cpu(), blocks.flatten(2).norm(dim=2))
+            last = B.grid[0] - 1, B.grid[1] - 1
+            assert_accurate(B.blocks([(0, 0), last]).cpu(), blocks[[0, -1], [0, -1]])
+            if row == col:
+                assert_accurate(B.diagonal().cpu(), matrix(blocks).diagonal())
+                squares = blocks.flatten(2).square().sum(2)
+                assert_accurate(torch.tensor(B.ratio().diagonal, dtype=dtype), squares.diagonal().mean())
+
+
+@pytest.mark.parametrize("term", TERMS[1:])
+@pytest.mark.parametrize("case", CASES[7:10], ids=lambda c: c.name)
+def test_terms(case, term, cuda):
+    H = getattr(on(cuda, case, torch.float64), term)()
+    assert_accurate(H.dense().cpu(), dense(truth(case, torch.float64, term), make_inputs(case, torch.float64)))
+
+
+@pytest.mark.parametrize("case", PEAKED[:3], ids=lambda c: c.name)
+def test_peaked_softmax(case, cuda):
+    inputs = make_inputs(case, torch.float64)
+    assert_accurate(on(cuda, case, torch.float64).dense().cpu(), dense(truth(case, torch.float64), inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SUMS, ids=lambda c: c.name)
+def test_sums_over_classes(case, dtype, cuda, memory):
+    squares = truth(case, dtype)["output", "output"].flatten(2).square().sum(2)
+    got = gram.softmax_sums(on(cuda, case, dtype)["output"])
+    for value, wanted in zip(got, sums(squares), strict=True):
+        close(value, wanted, {torch.float32: 1e-6, torch.float64: 1e-12}[dtype] * max(1, 4 * case.scale))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norms_of_pairs(dtype, cuda, monkeypatch):
+    """In the Gram form, which asks the core for entries of Q_n and for sums without a softmax."""
+    case = Case(9, 40, 5, 6, bias="ho")
+    monkeypatch.setattr("hessext.matrix.norms._gram_cost", lambda *_: 0.0)
+    H, expected = on(cuda, case, dtype), truth(case, dtype)
+    for row in H.layers:
+        for col in H.layers:
+            assert_accurate(H[row, col].norms().cpu(), expected[row, col].flatten(2).norm(dim=2))
+    squares = expected["hidden", "hidden"].flatten(2).square().sum(2)
+    assert_accurate(torch.tensor(H["hidden"].ratio().diagonal, dtype=dtype), squares.diagonal().mean())
+
+
+def test_tiles_that_several_blocks_share(cuda):
+    case = Case(1100, 2, 3, 2, bias="h")
+    inputs, bar = make_inputs(case, torch.float32), plain(case, torch.float32)
+    exact = dense(truth(case, torch.float32), inputs.lift())
+    H = on(cuda, case, torch.float32)
+    assert_accurate(H.dense().cpu(), exact, dense(bar, inputs))
+    assert_accurate(H["hidden"].norms().cpu(), truth(case, torch.float32)["hidden", "hidden"].flatten(2).norm(dim=2))
+
+
+def test_covariance_of_many_classes(cuda):
+    case = Case(9, 3, 300, 2)
+    blocks = truth(case, torch.float32)["hidden", "hidden"]
+    assert_accurate(on(cuda, case, torch.float32)["hidden"].dense().cpu(), matrix(blocks))
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7FC00000, -1])
+def test_nan_stays_nan(bits, cuda):
+    """A GPU's own NaN has all bits set, which rounding to TF32 carries into the sign."""
+    x = torch.ones(20, 33, device=cuda)
+    x[3, 5] = torch.tensor([bits], dtype=torch.int32).view(torch.float32).item()
+    x.view(torch.int32)[3, 5] = bits
+    curvature = [True, x.new_ones(20), *[None] * 9]
+    pairs = torch.zeros(1, 2, dtype=torch.int64, device=cuda)
+    block = _ops.blocks(pairs, False, int(_ops.Part.OUTPUT), x, False, x, False, True, 1, *curvature)[0]
+    assert block[5].isnan().all() and block[:, 5].isnan().all() and block.isnan().sum() == 65
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 33, 97, 1023, 1025, 2100])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_softmax(classes, scale, dtype, cuda):
+    assert_softmax(classes, scale, dtype, cuda)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
+@pytest.mark.parametrize("stride", [0, 1, 4], ids=["contiguous", "unaligned", "strided"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (64, 64, 1),
+        (65, 97, 33),
+        (128, 128, 16),
+        (130, 257, 20),
+        (300, 64, 131),
+        (63, 70, 5),
+        (70, 64, 0),
+        (64, 64, 2000),
+    ],
+    ids=str,
+)
+def test_logits_of_many_classes(sizes, stride, bias, cuda):
+    classes, samples, d = sizes
+    torch.manual_seed(classes)
+    weight, features = (torch.randn(rows, d + stride, device=cuda)[:, stride:] for rows in (classes, samples))
+    bias = torch.randn(classes, device=cuda) if bias else None
+    out = torch.empty(classes, samples, device=cuda)
+    _ops.logits_(out, weight, bias, features)
+    exact, bar = (
+        torch.nn.functional.linear(*(None if t is None else t.to(dtype) for t in (features, weight, bias))).T
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert_accurate(out.cpu(), exact.cpu(), bar.cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", OVERFLOWING, ids=lambda c: c.name)
+def test_inactive_unit_under_overflow(case, dtype, cuda):
+    assert_silent(make_inputs(case, dtype).to(dtype, cuda))
+
+
+def test_same_bits(cuda):
+    first, second = (on(cuda, CASES[6], torch.float32).dense() for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_emulator_finds_a_missing_barrier():
+    assert _emulated.reverses(True)
+    found = []
+    for order in range(4):
+        _emulated.set_order(order)
+        assert _emulated.reverses(True)
+        found.append(not _emulated.reverses(False))
+    assert all(found)
+    with pytest.raises(RuntimeError, match="different barriers"):
+        _emulated.part()
+
+
+def test_every_kernel_is_executed():
+    """Runs after the tests above: what exists in csrc/cuda, in every type and shape, is what they have launched."""
+    sources = Path(__file__).parents[2].joinpath("csrc", "cuda").glob("*.[hc]*")
+    text = "\n".join(source.read_text() for source in sources)
+    kernels = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\(", text))
+    assert len(kernels) > 10
+    executed = _emulated.executed()
+    assert kernels - {name for launch in executed for name in re.findall(r"\w+", launch.split(" ")[0])} == {
+        "multiply_tiles"  # by the name of its shapes
+    }
+    wanted = {
+        f"TileKernel<{dtype}, Shape<{dtype}, {shape}>, {right}<{dtype}, Shape<{dtype}, {shape}> >, {tensor}>"
+        for dtype, shapes in {
+            "float": ("32, 2, 2", "64, 2, 2", "128, 2, 4"),
+            "double": ("32, 2, 2", "64, 2, 2"),
+        }.items()
+        for shape in shapes
+        for right in ("WeightedFeatures", "CurvatureColumn")
+        for tensor in ("true", "false")
+    }
+    multiplied = [name.replace("hessext::cuda::", "") for name in executed if "K::multiply" in name]
+    assert {kernel for kernel in wanted if not any(kernel in name for name in multiplied)} == set()

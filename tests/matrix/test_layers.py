@@ -1,0 +1,88 @@
+"""Names of layers and parameters, and the forms of a model: functions, strings, modules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.cases import ACTIVATIONS, HIDDEN, LINEAR, SMALL, make_inputs
+from helpers.reference import assert_accurate, dense, select, truth
+
+import hessext
+
+over_small = pytest.mark.parametrize("case", [*SMALL, HIDDEN[2], HIDDEN[11], LINEAR[1]], ids=lambda case: case.name)
+
+
+@over_small
+def test_layers_of_the_functions(case):
+    inputs = make_inputs(case, torch.float64)
+    H = inputs.hessian()
+    assert H.layers == (("hidden", "output") if case.hidden else ("output",))
+    for row in inputs.parameters():
+        for col in inputs.parameters():
+            assert_part(H[row, col], select(truth(case, torch.float64), inputs, row, col))
+
+
+def assert_part(B, expected) -> None:
+    """All ways of asking for a part of a layer."""
+    rows, cols, a, b = expected.shape
+    assert B.grid == (rows, cols)
+    assert B.block_shape == (a, b)
+    assert_accurate(B.dense(), expected.permute(0, 2, 1, 3).reshape(rows * a, cols * b))
+    assert_accurate(B.block(rows - 1, cols - 1), expected[-1, -1])
+    assert_accurate(B.blocks([(0, cols - 1), (rows - 1, 0)]), expected[[0, -1], [-1, 0]])
+    assert_accurate(B.norms(), expected.flatten(2).norm(dim=2))
+    v = torch.linspace(-1, 1, cols * b, dtype=torch.float64)
+    assert ((B @ v) - B.dense() @ v).norm() <= 1e-12 * B.dense().norm() * v.norm()
+
+
+@over_small
+def test_a_model_gives_the_same_with_its_parameter_names(case):
+    inputs = make_inputs(case, torch.float64)
+    model = inputs.model()
+    H = hessext.hessian(model, inputs.x, inputs.y, loss=inputs.loss)
+    assert H.layers == tuple(name for name, _ in model.named_parameters())
+    assert torch.equal(H.dense(), inputs.hessian().dense())
+    ours = dict(zip(H.layers, inputs.parameters(), strict=True))
+    for row in H.layers:
+        for col in H.layers:
+            assert H[row, col].layers == (row, col)
+            assert_part(H[row, col], select(truth(case, torch.float64), inputs, ours[row], ours[col]))
+    norms = H.norms()
+    assert norms.shape[0] == sum(p.shape[0] for p in model.parameters())
+    assert torch.equal(norms, norms.T)
+
+
+@pytest.mark.parametrize("case", [SMALL[2], HIDDEN[2]], ids=lambda case: case.name)
+def test_a_module_name_is_its_weight_and_bias_together(case):
+    inputs = make_inputs(case, torch.float64)
+    H = hessext.hessian(inputs.model(), inputs.x, inputs.y, loss=inputs.loss)
+    for ours, theirs in (("hidden", "0"), ("output", "2")):
+        assert_part(H[theirs], select(truth(case, torch.float64), inputs, ours, ours))
+    assert_part(H["0", "2"], select(truth(case, torch.float64), inputs, "hidden", "output"))
+
+
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_activations_as_strings_and_modules(name):
+    case = replace(SMALL[1], activation=name, bias="ho")
+    inputs = make_inputs(case, torch.float64)
+    expected = dense(truth(case, torch.float64), inputs)
+    assert_accurate(inputs.hessian().dense(), expected)
+    assert_accurate(hessext.hessian(inputs.model(), inputs.x, inputs.y, loss="cross_entropy").dense(), expected)
+
+
+def test_targets_are_only_needed_where_the_hessian_depends_on_them():
+    inputs = make_inputs(SMALL[0], torch.float64)
+    H = hessext.linear(inputs.output_weight, inputs.x)
+    assert torch.equal(H.dense(), inputs.hessian().dense())
+
+
+def test_names_in_a_list_and_no_iteration():
+    H = make_inputs(SMALL[0], torch.float64).hessian()
+    name = H.layers[0]
+    assert H[[name, name]].layers == (name, name)
+    with pytest.raises(KeyError, match="expected one of"):
+        H[0]
+    with pytest.raises(TypeError, match="not iterable"):
+        list(H)

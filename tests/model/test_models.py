@@ -1,0 +1,209 @@
+"""Which modules `hessext.hessian` takes, and under which names, against float64 autograd."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.cases import ACTIVATIONS
+from helpers.modules import C, D, M, N, Net, T, normal
+from torch import nn
+
+import hessext
+
+
+def autograd(model, x, y, loss):
+    """Hessian of torch's loss of flattened logits and targets in all parameters, in their order."""
+    parameters = {k: p.detach() for k, p in model.named_parameters()}
+    sizes = [p.numel() for p in parameters.values()]
+
+    def value(flat):
+        parts = flat.split(sizes)
+        given = {k: part.view_as(p) for part, (k, p) in zip(parts, parameters.items(), strict=True)}
+        logits = torch.func.functional_call(model, given, (x,))
+        if isinstance(loss, nn.BCEWithLogitsLoss):
+            return loss(logits.view(y.shape), y)
+        if loss == "mse":
+            return (logits - y).square().sum(-1).mean()
+        return loss(logits.flatten(0, -2), y.flatten() if not y.is_floating_point() else y.flatten(0, -2))
+
+    flat = torch.cat([p.flatten() for p in parameters.values()])
+    return torch.func.jacrev(torch.func.grad(value))(flat)
+
+
+def assert_exact(model, x, y, loss) -> hessext.Hessian:
+    model = model.double().eval()
+    H = hessext.hessian(model, x, y, loss)
+    expected = autograd(model, x, y, loss)
+    assert H.layers == tuple(name for name, _ in model.named_parameters())
+    torch.testing.assert_close(H.dense(), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+    v = normal(len(expected), seed=9)
+    torch.testing.assert_close(H @ v, expected @ v, rtol=0, atol=1e-11 * expected.abs().max().item())
+    assert hessext.autograd.check(H)
+    return H
+
+
+# --- forms -------------------------------------------------------------------------------------------------------
+
+
+def seen(*steps):
+    return nn.Sequential(*steps)
+
+
+HEAD = lambda: nn.Linear(D, C)  # noqa: E731
+FLAT = (2, 2)  # D features as an image
+FORMS = {  # name: (module, shape of a sample)
+    "linear": (HEAD, (D,)),
+    "in a sequential": (lambda: seen(HEAD()), (D,)),
+    "nested twice": (lambda: seen(seen(nn.Flatten(), seen(nn.Linear(D, M), nn.Tanh())), seen(nn.Linear(M, C))), FLAT),
+    "flatten, linear": (lambda: seen(nn.Flatten(), nn.Dropout(0.0), HEAD()), FLAT),
+    "dropout and identity": (
+        lambda: seen(
+            nn.Dropout(), nn.Linear(D, M), nn.Identity(), nn.ReLU(), nn.Dropout(), nn.Linear(M, C), nn.Dropout()
+        ),
+        (D,),
+    ),
+    "no activation": (lambda: seen(nn.Linear(D, M), nn.Dropout(), nn.Linear(M, C, bias=False)), (D,)),
+    "inplace": (lambda: seen(nn.Linear(D, M, bias=False), nn.ReLU(inplace=True), nn.Linear(M, C)), (D,)),
+    "module of modules": (lambda: Net(lambda net, x: net.fc2(net.act(net.fc1(x))), act=nn.GELU()), (D,)),
+    "last layer first": (lambda: Net(lambda net, x: net.fc2(net.fc1(x).relu()), names=("fc2", "fc1")), (D,)),
+    "last first, no bias": (
+        lambda: Net(lambda net, x: net.fc2(F.silu(net.fc1(x))), names=("fc2", "fc1"), bias=False),
+        (D,),
+    ),
+    "functional dropout": (
+        lambda: Net(lambda net, x: net.fc2(F.dropout(torch.tanh(net.fc1(x)), 0.4, training=net.training))),
+        (D,),
+    ),
+    "view": (lambda: Net(lambda net, x: net.fc2(F.relu(net.fc1(x.view(x.size(0), -1))))), FLAT),
+    "reshape": (
+        lambda: Net(lambda net, x: net.fc2(F.relu(net.fc1(x.reshape(-1, x.shape[1] * x.shape[2]))))),
+        FLAT,
+    ),
+    "torch.flatten": (lambda: Net(lambda net, x: net.fc2(torch.sigmoid(net.fc1(torch.flatten(x, 1))))), FLAT),
+    "inner module": (
+        lambda: Net(lambda net, x: net.inner(x), names=(), inner=Net(lambda net, x: net.fc2(net.fc1(x).tanh()))),
+        (D,),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), "mse"], ids=["cross-entropy", "mse"])
+def test_forms(form, loss):
+    make, shape = FORMS[form]
+    torch.manual_seed(0)
+    y = normal(N, C, seed=1) if loss == "mse" else torch.arange(N) % C
+    assert_exact(make(), normal(N, *shape), y, loss)
+
+
+CALLS = {
+    "F.relu": F.relu,
+    "F.relu, in place": lambda z: F.relu(z, inplace=True),
+    "torch.relu": torch.relu,
+    ".relu()": lambda z: z.relu(),
+    "F.leaky_relu": F.leaky_relu,
+    "F.leaky_relu, slope": lambda z: F.leaky_relu(z, 0.3),
+    "F.tanh": F.tanh,
+    "torch.tanh": torch.tanh,
+    ".tanh()": lambda z: z.tanh(),
+    "F.sigmoid": F.sigmoid,
+    "torch.sigmoid": lambda z: torch.sigmoid(input=z),
+    ".sigmoid()": lambda z: z.sigmoid(),
+    "F.gelu": F.gelu,
+    "F.gelu, tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "F.silu": F.silu,
+    "F.softplus": F.softplus,
+    "F.softplus, beta": lambda z: F.softplus(z, 3.0, threshold=2.0),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_functions_are_activations(call):
+    torch.manual_seed(1)
+    net = Net(lambda net, x: net.fc2(CALLS[call](net.fc1(x))))
+    assert_exact(net, 2 * normal(N, D), torch.arange(N) % C, nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_modules_are_activations(name):
+    torch.manual_seed(1)
+    net = Net(lambda net, x: net.fc2(net.act(net.fc1(x))), act=ACTIVATIONS[name])
+    assert_exact(net, 2 * normal(N, D), torch.arange(N) % C, nn.CrossEntropyLoss())
+
+
+def test_names_of_nested_modules():
+    H = assert_exact(FORMS["nested twice"][0](), normal(N, *FLAT), torch.arange(N) % C, nn.CrossEntropyLoss())
+    assert H.layers == ("0.1.0.weight", "0.1.0.bias", "1.0.weight", "1.0.bias")
+    assert H["0.1.0"].grid == (M, M)
+
+
+# --- tokens ------------------------------------------------------------------------------------------------------
+
+WEIGHT = torch.tensor([0.5, 0.125, 2.0], dtype=torch.float64)
+
+
+def token_losses():
+    """Every combination of torch's options with targets of positions (N, T)."""
+    for reduction in ("mean", "sum"):
+        for weight, smoothing, ignore in itertools.product((None, WEIGHT), (0.0, 0.3), (-100, 1)):
+            loss = nn.CrossEntropyLoss(weight, reduction=reduction, label_smoothing=smoothing, ignore_index=ignore)
+            for kind in ("labels", "probabilities") if ignore < 0 else ("labels",):
+                yield pytest.param(loss, kind, id=f"{kind}-{reduction}-{weight is not None}-{smoothing}-{ignore}")
+        yield pytest.param(nn.MSELoss(reduction=reduction), "vectors", id=f"mse-{reduction}")
+        for shape, wide in itertools.product(((), (1,)), (False, True)):
+            sizes = (N, T, *shape)
+            some = {"weight": 0.5 + normal(*sizes[1:]).abs(), "pos_weight": 0.5 + normal(*sizes).abs()} if wide else {}
+            loss = nn.BCEWithLogitsLoss(reduction=reduction, **some)
+            yield pytest.param(loss, f"binary {len(sizes)}", id=f"binary-{reduction}-{len(sizes)}-{wide}")
+    yield pytest.param("mse", "vectors", id="mse of samples")
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["linear", "hidden"])
+@pytest.mark.parametrize(("loss", "kind"), list(token_losses()))
+def test_tokens(loss, kind, hidden):
+    torch.manual_seed(2)
+    classes = 1 if "binary" in kind else C
+    model = nn.Sequential(nn.Linear(D, M), nn.GELU(), nn.Linear(M, classes)) if hidden else nn.Linear(D, classes)
+    y = normal(N, T, classes, seed=1)
+    if kind == "labels":
+        y = torch.randint(C, (N, T))
+        y[1] = loss.ignore_index
+    elif kind == "probabilities":
+        y = y.softmax(-1)
+    elif kind == "binary 2":
+        y = y[..., 0].sigmoid()
+    assert_exact(model, normal(N, T, D), y, loss)
+
+
+def test_tokens_of_plain_tensors_are_flattened_samples():
+    W, V, x, y = normal(C, D), normal(C, M), normal(N, T, D), torch.arange(N * T).view(N, T) % C
+    H, flat = hessext.linear(W, x, y), hessext.linear(W, x.flatten(0, 1), y.flatten())
+    assert torch.equal(H.dense(), flat.dense())
+    H = hessext.one_hidden(normal(M, D), V, x.transpose(0, 1), y.T)
+    flat = hessext.one_hidden(normal(M, D), V, x.transpose(0, 1).flatten(0, 1), y.T.flatten())
+    assert torch.equal(H.dense(), flat.dense())
+    assert hessext.linear(W, x).dense().shape == (C * D, C * D)
+    H = hessext.linear(W, x, y)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match=r"^x was changed in place"):
+        H.dense()
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (
+            torch.zeros(N * T, dtype=torch.int64),
+            "y: expected int64 labels (5, 3) or torch.float64 targets (5, 3, 3); got",
+        ),
+        (torch.zeros(T, N, dtype=torch.int64), "y: expected shape (5, 3); got (3, 5)"),
+        (normal(N, C, T + 1), "y: expected shape (5, 3, 3); got (5, 3, 4)"),
+    ],
+)
+def test_targets_of_other_positions(y, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        hessext.linear(normal(C, D), normal(N, T, D), y)
