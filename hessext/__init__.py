@@ -17,7 +17,7 @@ from ._api import hessian, linear, one_hidden
 from ._head import head
 from .matrix.block_matrix import BlockMatrix
 from .matrix.hessian import Hessian
-from .matrix.norms import BlockRatio, RowNorms
+from .matrix.results import BlockRatio, RowNorms
 from .sweeps.sweep import sweep
 
 __version__ = _core.__version__

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
+from ._memory import require
 from .data.batches import Batches
-from .data.samples import checked
+from .data.samples import Samples
 from .matrix.hessian import Hessian
 from .model import activations, losses, trace
 from .model.activations import Activation
 from .model.losses import LossLike
-from .model.network import Affine, Network
+from .model.network import Layer, Network
 
 _COPIED = 64 << 20  # bytes of the largest weight that is copied
 KEPT = 1 << 30  # bytes of batches that are kept for norms
@@ -52,7 +53,7 @@ def linear(
         ValueError: a shape, device or value; TypeError: not a tensor, or its dtype. The argument is named.
             Errors in later batches come with the results that read them.
     """
-    return linear_model(weight, bias, x, y, loss, memory=memory)
+    return output_layer("output", weight, bias, x, y, loss, memory=memory)
 
 
 def one_hidden(
@@ -87,8 +88,13 @@ def one_hidden(
     Raises:
         ValueError: a shape, device, value or name; TypeError: not a tensor, or its dtype. The argument is named.
     """
-    hidden, output = (hidden_weight, hidden_bias), (output_weight, output_bias)
-    return _one_hidden(hidden, output, x, y, activations.resolve(activation), loss, memory=memory)
+    activation = activations.resolve(activation)
+    W = _checks.matrix("hidden_weight", hidden_weight)
+    V = _checks.matrix("output_weight", output_weight, cols=W.shape[0], like=W)
+    b = None if hidden_bias is None else _checks.vector("hidden_bias", hidden_bias, size=W.shape[0], like=W)
+    c = None if output_bias is None else _checks.vector("output_bias", output_bias, size=V.shape[0], like=W)
+    network = Network((_snapshot("hidden", W, b, activation), _snapshot("output", V, c)))
+    return _hessian(network, x, y, loss, memory)
 
 
 def hessian(
@@ -117,15 +123,39 @@ def hessian(
         TypeError: the part of the module that is not supported; dropout in training mode; tied parameters; hooks.
         ValueError: as `linear` and `one_hidden`.
     """
-    form, names = trace.read(model)
-    layers = [(layer.weight, layer.bias) for layer in form.affine.values()]
-    if form.activation is None:
-        return linear_model(*layers[0], x, y, loss, names, memory=memory, features=form.before)
-    return _one_hidden(*layers, x, y, form.activation, loss, names, memory=memory, features=form.before)
+    form, registered = trace.read(model)
+    like, layers = None, []
+    for step in form.steps:
+        weight, bias = step.linear.weight, step.linear.bias
+        name = f"{step.name}.weight" if step.name else "weight"
+        weight = _checks.matrix(name, weight, cols=len(layers[-1].weight) if layers else None, like=like)
+        like = weight if like is None else like
+        if bias is not None:
+            bias = _checks.vector(f"{name.removesuffix('weight')}bias", bias, size=len(weight), like=like)
+        layers.append(_snapshot(step.name, weight, bias, step.activation))
+    network = Network(tuple(layers), registered, by_parameter=True)
+    return _hessian(network, x, y, loss, memory, form.before)
 
 
-def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
-    """Parameters change in training; the Hessian is that of the moment it was asked for.
+def output_layer(
+    name: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor | Iterable[Any],
+    y: Tensor | None,
+    loss: LossLike,
+    *,
+    memory: int = KEPT,
+    by_parameter: bool = False,
+) -> Hessian:
+    """Return the Hessian of a linear model whose layer has this name; `by_parameter` as of `Network`."""
+    weight = _checks.matrix("weight", weight)
+    bias = None if bias is None else _checks.vector("bias", bias, size=weight.shape[0], like=weight)
+    return _hessian(Network((_snapshot(name, weight, bias),), by_parameter=by_parameter), x, y, loss, memory)
+
+
+def _snapshot(name: str, weight: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Layer:
+    """Return a layer with its own parameters: the Hessian is that of the moment it was asked for.
 
     A language model's head is gigabytes: it is not copied, and a change in place is noticed.
     """
@@ -133,41 +163,9 @@ def _copied(weight: Tensor, bias: Tensor | None) -> Affine:
     if size <= _COPIED:
         weight = weight.clone(memory_format=torch.contiguous_format)
     elif not weight.is_contiguous():
-        _checks.memory(size, "a contiguous copy of the weight", weight.device)
+        require(size, "a contiguous copy of the weight", weight.device)
         weight = weight.contiguous()
-    return weight, None if bias is None else bias.clone()
-
-
-def linear_model(
-    weight: Tensor,
-    bias: Tensor | None,
-    x: Tensor | Iterable[Any],
-    y: Tensor | None,
-    loss: LossLike,
-    names: dict | None = None,
-    **data: Any,
-) -> Hessian:
-    """Return the Hessian of a linear model whose layer has a name of its own; data as of `_hessian`."""
-    weight = _checks.matrix("weight", weight)
-    bias = None if bias is None else _checks.vector("bias", bias, size=weight.shape[0], like=weight)
-    return _hessian(Network(_copied(weight, bias), names=names), x, y, loss, **data)
-
-
-def _one_hidden(
-    hidden: Affine,
-    output: Affine,
-    x: Tensor | Iterable[Any],
-    y: Tensor | None,
-    activation: Activation,
-    loss: LossLike,
-    names: dict | None = None,
-    **data: Any,
-) -> Hessian:
-    W = _checks.matrix("hidden_weight", hidden[0])
-    V = _checks.matrix("output_weight", output[0], cols=W.shape[0], like=W)
-    b = None if hidden[1] is None else _checks.vector("hidden_bias", hidden[1], size=W.shape[0], like=W)
-    c = None if output[1] is None else _checks.vector("output_bias", output[1], size=V.shape[0], like=W)
-    return _hessian(Network(_copied(V, c), _copied(W, b), activation, names), x, y, loss, **data)
+    return Layer(name, weight, None if bias is None else bias.clone(), activation)
 
 
 def _hessian(
@@ -175,13 +173,13 @@ def _hessian(
     x: Tensor | Iterable[Any],
     y: Tensor | None,
     loss: LossLike,
-    memory: int = KEPT,
+    memory: int,
     features: Callable[[Tensor], Tensor] | None = None,
 ) -> Hessian:
     """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; `features` of x are the inputs."""
     loss, memory = losses.resolve(loss), _checks.count("memory", memory)
     if not isinstance(x, Iterable) or isinstance(x, Tensor | str | dict) or type(x).__module__ == "numpy":
-        return Hessian(checked(network, loss, x if features is None else features(x), y))
+        return Hessian(Samples.checked(network, loss, x if features is None else features(x), y))
     if y is not None:
         got = type(x).__name__
         if isinstance(y, str | nn.Module):

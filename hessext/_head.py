@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._api import linear_model
-from ._memory import memory
+from ._api import output_layer
+from ._memory import require
+from ._tensors import version
 from .matrix.hessian import Hessian
 from .model import losses
 from .model.losses import LossLike
-from .model.network import version
 from .model.trace import check_forward
 
 Forward = Callable[[nn.Module, Any], Tensor | None]
@@ -61,7 +61,7 @@ def head(
                 raise ValueError(f"batches: expected targets of {tuple(shape)} samples in batch {k}; got {got}")
             features.append(x.flatten(0, -2))
             size += x.numel() * dtype.itemsize
-            memory(size, "the features so far, put together,", x.device)
+            require(size, "the features so far, put together,", x.device)
             if y is not None:
                 y = y.to(x.device, dtype if y.is_floating_point() else y.dtype)
                 targets.append(y.flatten(0, len(shape) - 1))
@@ -70,7 +70,7 @@ def head(
         raise ValueError(f"batches: expected at least one, and targets of all or of none; got {got}")
     weight, bias = (None if p is None else p.detach().to(dtype) for p in (layer.weight, layer.bias))
     y = torch.cat(targets) if targets else None
-    return linear_model(weight, bias, torch.cat(features), y, loss, {"output": name})
+    return output_layer(name, weight, bias, torch.cat(features), y, loss, by_parameter=True)
 
 
 def _find(model: nn.Module, module: nn.Module | str) -> tuple[str, nn.Linear]:
@@ -121,7 +121,7 @@ def _run(
     if forward is None and not (same and version(logits) == before):
         raise ValueError(
             "module: expected a layer whose outputs are what model(x) returns, the logits; for others pass "
-            f"forward=, which runs the model on a batch and returns its targets; got {_text(result)}"
+            f"forward=, which runs the model on a batch and returns its targets; got {_kind(result)}"
         )
     if y is not None and not isinstance(y, Tensor):
         raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}")
@@ -139,5 +139,5 @@ def _pair(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     return model(batch[0]), batch[1]
 
 
-def _text(result: Any) -> str:
+def _kind(result: Any) -> str:
     return f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__

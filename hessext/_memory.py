@@ -12,7 +12,7 @@ _ALWAYS_FREE = 64 << 20  # bytes not worth asking the system for
 _MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
-def memory(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> None:
+def require(bytes_needed: int, what: str, device: torch.device | str = "cpu") -> None:
     """Raise MemoryError if `what` needs more bytes than are free on the device."""
     if bytes_needed <= _ALWAYS_FREE:
         return

@@ -108,7 +108,7 @@ def _features(t: Tensor, ones: bool) -> _core.Features:
 
 def _part(part: int, left: Tensor, left_ones: bool, right: Tensor, right_ones: bool, symmetric: bool, classes: int, *c):
     """The core's first arguments, for both of its assembly functions."""
-    c = Curvature(*c)
+    c = _OldCurvature(*c)
     units = 0 if c.slope is None else c.slope.shape[1]
     tensors = [0 if t is None else t.data_ptr() for t in c[1:]]
     curvature = _core.Curvature(len(c.scale), units, classes, c.gauss_newton, *tensors)
@@ -274,3 +274,72 @@ softmax_others_ = _operator("softmax_others_", _softmax_others, lambda *_: None)
 gram_sums_ = _operator("gram_sums_", _gram_sums, lambda *_: None)
 gram_tops_ = _operator("gram_tops_", _gram_tops, lambda *_: None)
 curvature_entries = _operator("curvature_entries", _curvature_entries, _fake_curvature_entries)
+
+
+# ---- temporary
+class Kind(IntEnum):
+    OUTPUT, HIDDEN, CROSS, GIVEN = 0, 1, 2, 3
+
+
+_OldCurvature = Curvature
+
+
+class NewCurvature(NamedTuple):
+    kind: int
+    rows: int
+    cols: int
+    symmetric: bool
+    classes: int = 0
+    gauss_newton: bool = True
+    scale: Tensor | None = None
+    probs: Tensor | None = None
+    top: Tensor | None = None
+    rest: Tensor | None = None
+    weight: Tensor | None = None
+    gram: Tensor | None = None
+    shift: Tensor | None = None
+    slope: Tensor | None = None
+    bend: Tensor | None = None
+    residual: Tensor | None = None
+    entries: Tensor | None = None
+
+
+Curvature = NewCurvature
+_o_dense, _o_blocks, _o_squares, _o_entries, _o_others = (
+    dense_,
+    blocks,
+    block_squares,
+    curvature_entries,
+    softmax_others_,
+)
+
+
+def _conv(args):
+    left, lo, right, ro, same, *c = args
+    c = NewCurvature(*c)
+    if c.kind == Kind.GIVEN:
+        return (1, left, lo, right, ro, same, 1, True, c.entries[0], *[None] * 9)
+    part = {Kind.OUTPUT: 1, Kind.HIDDEN: 0, Kind.CROSS: 2}[c.kind]
+    return (part, left, lo, right, ro, same, c.classes, c.gauss_newton, *c[6:16])
+
+
+def dense_(out, ld, axes, direct, mirror, pairs, *a):
+    _o_dense(out, ld, axes, direct, mirror, *_conv(a))
+
+
+def blocks(pairs, transposed, *a):
+    return _o_blocks(pairs, transposed, *_conv(a))
+
+
+def block_squares(pairs, *a):
+    return _o_squares(pairs, *_conv(a))
+
+
+def curvature_entries(pairs, *c):
+    c = NewCurvature(*c)
+    part = {Kind.OUTPUT: 1, Kind.HIDDEN: 0, Kind.CROSS: 2}[c.kind]
+    return _o_entries(part, pairs, c.classes, c.gauss_newton, *c[6:16])
+
+
+def softmax_others_(logits, first, largest, top, others, power):
+    _o_others(logits, first, largest, top, others, 1 / power)

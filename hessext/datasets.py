@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _checks, _files
 from ._checks import count
+from ._memory import require
 from ._random import generator
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def gaussian(
     """
     N, d, C = count("samples", samples), count("features", features), count("classes", classes, 1, _LABEL)
     g = _seeded("gaussian", seed, dtype)
-    _checks.memory(N * d * (4 + dtype.itemsize) + 16 * N, f"{N} samples of {d} features")
+    require(N * d * (4 + dtype.itemsize) + 16 * N, f"{N} samples of {d} features")
     x = torch.randn(N, d, generator=g).to(dtype)
     return x, torch.arange(N) % C if balanced else torch.randint(C, (N,), generator=g)
 
@@ -66,7 +67,7 @@ def clustered(
     if not 0 <= radius <= 2:
         raise ValueError(f"radius: expected a distance between points of the unit sphere, 0 to 2; got {radius}")
     g = _seeded("clustered", seed, dtype)
-    _checks.memory(8 * d * (4 * N + 2 * k), f"{N} samples of {d} features in {k} clusters")
+    require(8 * d * (4 * N + 2 * k), f"{N} samples of {d} features in {k} clusters")
     centres = torch.nn.functional.normalize(torch.randn(k, d, generator=g, dtype=torch.float64))
     cluster = torch.arange(N) % k
     c = centres[cluster]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from hessext import _core, _ops
-from hessext.matrix import gram
+from hessext.matrix import gram, softmax_gram
 
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
@@ -51,8 +51,10 @@ def memory(request, monkeypatch):
     if squares is not None:
         monkeypatch.setattr(gram, "_SQUARES", squares)
     if kept is not None:
-        monkeypatch.setattr(gram, "_KEPT", kept)
-        monkeypatch.setattr(gram, "_TILE", 1000)
+        monkeypatch.setattr(gram, "_ENTRIES", kept)
+        monkeypatch.setattr(softmax_gram, "_KEPT", kept)
+        for module in (gram, softmax_gram):
+            monkeypatch.setattr(module, "_TILE", 1000)
 
 
 SMALL = 64, 1 << 14, 5  # span, workspace and blocks of a launch: several of all of them

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from hessext import _memory
-from hessext._checks import block_index, finite, matrix, multiplied, out, pairs, targets, vector
-from hessext._memory import memory
+from hessext._checks import block_index, finite, matrix, multiplied, out, pairs, vector
+from hessext._memory import require
 from hessext.model import losses
+from hessext.model.targets import checked_targets
 
 X = torch.ones(4, 3)
 Y = torch.tensor([0, 1, 2, 1])
@@ -109,15 +110,15 @@ def test_bad_factor(v, message):
 
 
 def test_good_targets_pass():
-    assert targets(Y, (4,), 3, CE, X) is Y
-    assert targets(Y, (4,), 3, MSE, X) is Y
-    assert targets(X, (4,), 3, CE, X) is X
-    assert targets(None, (4,), 3, CE, X) is None
+    assert checked_targets(Y, (4,), 3, CE, X) is Y
+    assert checked_targets(Y, (4,), 3, MSE, X) is Y
+    assert checked_targets(X, (4,), 3, CE, X) is X
+    assert checked_targets(None, (4,), 3, CE, X) is None
     ignored = torch.tensor([-100, 0, -100, 2])
-    assert targets(ignored, (4,), 3, CE, X) is ignored
-    assert targets(Y.where(Y != 1, 255), (4,), 3, loss(ignore_index=255), X)[1] == 255
-    assert (targets(torch.full((4,), -100), (4,), 3, loss(reduction="sum"), X) == -100).all()
-    assert targets(Y, (4,), 3, loss(weight=torch.tensor([1.0, 0.0, 0.0])), X) is Y
+    assert checked_targets(ignored, (4,), 3, CE, X) is ignored
+    assert checked_targets(Y.where(Y != 1, 255), (4,), 3, loss(ignore_index=255), X)[1] == 255
+    assert (checked_targets(torch.full((4,), -100), (4,), 3, loss(reduction="sum"), X) == -100).all()
+    assert checked_targets(Y, (4,), 3, loss(weight=torch.tensor([1.0, 0.0, 0.0])), X) is Y
 
 
 NAMED = "y: expected int64 labels (4,) or torch.float32 targets (4, 3); got "
@@ -169,7 +170,7 @@ BAD_TARGETS = {
 
 @pytest.mark.parametrize(("y", "loss", "error", "message"), BAD_TARGETS.values(), ids=BAD_TARGETS)
 def test_bad_targets(y, loss, error, message):
-    refused(error, message, lambda: targets(y, (4,), 3, loss, X))
+    refused(error, message, lambda: checked_targets(y, (4,), 3, loss, X))
 
 
 # --- results ----------------------------------------------------------------------------------------------------
@@ -246,15 +247,15 @@ def test_bad_pairs(given, error, message):
 
 def test_memory_names_what_is_needed_and_free(monkeypatch):
     monkeypatch.setattr(_memory, "_free_on_host", lambda: 1 << 30)
-    memory(1 << 30, "a dense Hessian")
+    require(1 << 30, "a dense Hessian")
     message = "a dense Hessian needs 3221225472 bytes (3.0 GiB), but 1073741824 bytes (1.0 GiB) are free on cpu"
-    refused(MemoryError, message, lambda: memory(3 << 30, "a dense Hessian"))
+    refused(MemoryError, message, lambda: require(3 << 30, "a dense Hessian"))
     refused(MemoryError, "a (65536, 65536) result needs 17179869184 bytes", lambda: out(None, (1 << 16, 1 << 16), X))
 
 
 def test_small_requests_do_not_ask_the_system(monkeypatch):
     monkeypatch.setattr(_memory, "_free_on_host", lambda: pytest.fail("asked"))
-    memory(64 << 20, "a block")
+    require(64 << 20, "a block")
 
 
 def test_memory_of_a_gpu(monkeypatch):
@@ -262,16 +263,16 @@ def test_memory_of_a_gpu(monkeypatch):
     stats = {"reserved_bytes": {"all": {"current": 300 << 20}}, "allocated_bytes": {"all": {"current": 100 << 20}}}
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda _: stats)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: pytest.fail("asked"))
-    memory(200 << 20, "a block", "cuda:1")
+    require(200 << 20, "a block", "cuda:1")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (50 << 20, 80 << 30))
-    memory(250 << 20, "a block", "cuda:1")
+    require(250 << 20, "a block", "cuda:1")
     message = "a block needs 263192576 bytes (0.2 GiB), but 262144000 bytes (0.2 GiB) are free on cuda:1"
-    refused(MemoryError, message, lambda: memory(251 << 20, "a block", "cuda:1"))
+    refused(MemoryError, message, lambda: require(251 << 20, "a block", "cuda:1"))
 
 
 def test_memory_of_this_machine():
-    memory(65 << 20, "a block")
-    refused(MemoryError, "everything needs 1152921504606846976 bytes", lambda: memory(1 << 60, "everything"))
+    require(65 << 20, "a block")
+    refused(MemoryError, "everything needs 1152921504606846976 bytes", lambda: require(1 << 60, "everything"))
 
 
 @pytest.mark.parametrize(
@@ -302,4 +303,4 @@ def test_without_proc(monkeypatch, tmp_path):
     monkeypatch.setattr(_memory, "_OWN_CGROUPS", tmp_path / "none")
     assert _memory._free_on_host() > 0
     monkeypatch.delattr(_memory.os, "sysconf", raising=False)
-    memory(1 << 60, "nothing is known here, so nothing is refused")
+    require(1 << 60, "nothing is known here, so nothing is refused")

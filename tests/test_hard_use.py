@@ -44,7 +44,7 @@ LONG = {  # on one thread each takes 10 s or more
     "products": (lambda: linear(30_000, 20, 500), lambda B: B.dense()),
     "outer pairs of both": (lambda: network(6000, 200, 60, 200)["hidden", "output"], lambda B: B.dense()),
     "weights": (lambda: network(10_000, 2, 400, 500)["hidden"], lambda B: B.dense()),
-    "squares": (lambda: linear(300, 3000, 1000), lambda B: norms._block_squares(B)(pairs(10_000))),
+    "squares": (lambda: linear(300, 3000, 1000), lambda B: norms.block_squares(B._part)(pairs(10_000))),
     "sums over samples": (lambda: linear(4000, 20, 60_000), lambda B: B.ratio()),
 }
 

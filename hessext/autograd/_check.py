@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hessext import _checks
+from hessext._memory import require
 from hessext._random import generator
 
 from ._report import CheckReport, PartError
@@ -78,7 +79,7 @@ def _compare_all(H: Any, truth: Truth, *_: Any) -> list[tuple]:
 
 def _compare_sample(H: Any, truth: Truth, max_bytes: int, samples: int, generator: torch.Generator) -> list[tuple]:
     """The same from sampled rows of every layer and sampled blocks in each of them."""
-    _checks.memory(4 * truth.work * truth.dtype.itemsize, "one row of the Hessian by autograd", truth.device)
+    require(4 * truth.work * truth.dtype.itemsize, "one row of the Hessian by autograd", truth.device)
     layers = {name: truth.layer(name) for name in H.layers}
     found = []
     for r, rows in layers.items():

@@ -11,7 +11,10 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional as F
 
 from hessext import _checks
+from hessext._memory import require
+from hessext.data.samples import Samples
 from hessext.model import losses
+from hessext.model.network import Layer, Network
 
 from ._loss import check_targets, scalar_loss
 
@@ -53,7 +56,7 @@ def hessian(
     chunk_size = None if chunk_size is None else _checks.count("chunk_size", chunk_size)
     truth = Truth(target, x, y, loss, dtype)
     P = truth.size
-    _checks.memory(P * P * dtype.itemsize, "the dense Hessian by autograd")
+    require(P * P * dtype.itemsize, "the dense Hessian by autograd")
     out = torch.empty(P, P, dtype=dtype, device=truth.device)
     truth.rows(torch.arange(P, device=truth.device), chunk_size, out)
     return out
@@ -86,11 +89,11 @@ class Truth:
         else:
             if x is not None or y is not None:
                 raise TypeError("x, y: expected None beside a Hessian, which has its own data; got tensors")
-            problem = target._data.in_memory()
-            parameters, x, y, loss = problem.network.parameters, problem.x, problem.y, problem.loss
-            self.term = target.term
-            activation = _activation_at_own_kinks(problem, dtype)
-            self.logits = lambda p: _forward(problem, p, lifted_x, activation)
+            samples = target._data.in_memory()
+            network, x, y, loss = samples.network, samples.x, samples.y, samples.loss
+            self.term, parameters = target.term, network.parameters
+            activations = _activations_at_own_kinks(samples, dtype)
+            self.logits = lambda p: _forward(network, p, lifted_x, activations)
         lifted_x = _lift(x, dtype)
         self.parameters = {k: _lift(p, dtype) for k, p in parameters.items()}
         self.size = sum(p.numel() for p in self.parameters.values())
@@ -139,9 +142,9 @@ class Truth:
         chunk = chunk_size or max(1, CHUNK_BYTES // (self.work * self.dtype.itemsize))
         product, start = vmap(self.product()), 0
         for part in indices.split(min(chunk, len(indices))):
-            unit = torch.zeros(len(part), self.size, dtype=self.dtype, device=self.device)
-            unit.scatter_(1, part[:, None], 1.0)
-            out[start : start + len(part)] = product(unit)
+            basis = torch.zeros(len(part), self.size, dtype=self.dtype, device=self.device)
+            basis.scatter_(1, part[:, None], 1.0)
+            out[start : start + len(part)] = product(basis)
             start += len(part)
 
     def _unflatten(self, flat: Tensor) -> dict[str, Tensor]:
@@ -168,22 +171,24 @@ def _lift(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _forward(
-    problem: Any, parameters: Mapping[str, Tensor], x: Tensor, activation: Callable[[Tensor], Tensor] | None
+    network: Network, parameters: Mapping[str, Tensor], x: Tensor, activations: list[Callable[[Tensor], Tensor]]
 ) -> Tensor:
-    """Logits of the problem's one or two linear layers at these parameters."""
-
-    def affine(kind: str, features: Tensor) -> Tensor:
-        weight, bias = (parameters.get(problem.network.name_of(kind, part)) for part in ("weight", "bias"))
-        return F.linear(features, weight, bias)
-
-    return affine("output", x if activation is None else activation(affine("hidden", x)))
+    """Logits of the network at these parameters."""
+    for layer, activation in zip(network.layers, [*activations, lambda logits: logits], strict=True):
+        weight, bias = (parameters.get(layer.name_of(part)) for part in ("weight", "bias"))
+        x = activation(F.linear(x, weight, bias))
+    return x
 
 
-def _activation_at_own_kinks(problem: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
-    """The activation; a piecewise linear one as z times its slopes at the pre-activations in the problem's dtype."""
-    activation = problem.network.activation
-    if activation is None or not activation.piecewise_linear:
-        return None if activation is None else activation.value
-    z = F.linear(problem.x, *problem.network.hidden)
-    slopes = grad(lambda z: activation.value(z).sum())(z.to(dtype))
-    return lambda z: slopes * z
+def _activations_at_own_kinks(samples: Samples, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+    """The hidden layers' activations; a piecewise linear one as z times its slopes at z in the samples' dtype."""
+
+    def at_own_kinks(number: int, layer: Layer) -> Callable[[Tensor], Tensor]:
+        activation = layer.activation
+        if not activation.piecewise_linear:
+            return activation.value
+        z = F.linear(samples.features(number), *layer.affine)
+        slopes = grad(lambda z: activation.value(z).sum())(z.to(dtype))
+        return lambda z: slopes * z
+
+    return [at_own_kinks(*numbered) for numbered in enumerate(samples.network.layers[:-1])]

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessext import _checks
+from hessext._memory import require
+from hessext._tensors import moved, own_precision
+from hessext.model import targets
 from hessext.model.losses import BinaryCrossEntropy, Loss
-from hessext.model.network import moved, own_precision
 
-from .samples import Data, Problem, checked
+from .samples import Data, Samples
 
 _SMALL = 8 << 20  # numbers of a result whose sum is kept in float64
 _PIECE = 128 << 20  # bytes of samples, and of what is computed from them, that are worked on at once
@@ -71,32 +72,32 @@ class Batches(Data):
         return result
 
     @own_precision
-    def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
+    def sum(self, compute: Callable[[Samples, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
         """One pass over the batches; what is small is added in float64. Only with `out` does compute write to it."""
         self.network.check_unchanged()
         result, spare, divisor, summed = None, None, 0.0, self._summed
         for x, y in self._pieces():
-            problem = Problem(self.network, summed, x, y)
+            samples = Samples(self.network, summed, x, y)
             if result is None:
-                part = compute(problem, out)
+                part = compute(samples, out)
                 result = part.double() if part.numel() <= _SMALL else part
             else:
-                part = compute(problem, spare)
+                part = compute(samples, spare)
                 result += part
                 spare = None if out is None else part
-            divisor += float(self.loss.divisor(y, problem.like_logits))
-            del problem, x, y, part  # before the next piece is read
+            divisor += float(self.loss.divisor(y, samples.like_logits))
+            del samples, x, y, part  # before the next piece is read
         if self.loss.reduction != "sum":
-            _checks.divisor(divisor)
+            targets.divisor(divisor)
             result.div_(divisor)
         return result.to(self.network.like.dtype) if out is None else out.copy_(result)
 
-    def in_memory(self) -> Problem:
+    def in_memory(self) -> Samples:
         """All batches, read once and kept."""
         return self._kept
 
     @cached_property
-    def _kept(self) -> Problem:
+    def _kept(self) -> Samples:
         pieces, samples = [], 0
         for piece in self._pieces():
             samples += len(piece[0])
@@ -107,24 +108,23 @@ class Batches(Data):
                 f"norms keep all samples: {needed} bytes ({needed / 2**30:.1f} GiB) for {samples} of them, and "
                 f"memory={self.memory} allows fewer"
             )
-        _checks.memory(needed, f"{samples} samples", self.network.like.device)
-        return checked(self.network, self.loss, *_together(pieces))
+        require(needed, f"{samples} samples", self.network.like.device)
+        return Samples.checked(self.network, self.loss, *_together(pieces))
 
     def _bytes(self, samples: int) -> int:
         """Of these samples: inputs, hidden units with two derivatives, logits, probabilities, residual and targets."""
-        network = self.network
-        units = 0 if network.hidden is None else 4 * len(network.hidden[0])
-        return samples * (network.inputs + units + 4 * network.classes) * network.like.element_size()
+        outputs = sum(len(layer.weight) for layer in self.network.layers)
+        return samples * (self.network.inputs + 4 * outputs) * self.network.like.element_size()
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Inputs (n, d) and targets of all samples in their order, n at most what _PIECE holds."""
         most = max(1, _PIECE // self._bytes(1))
         held: list[tuple[Tensor, Tensor | None]] = []
         count = 0
-        for problem in self._read():
-            splits = problem.x.split(most), [None] * -(-len(problem.x) // most)
-            if problem.y is not None:
-                splits = splits[0], problem.y.split(most)
+        for samples in self._read():
+            splits = samples.x.split(most), [None] * -(-len(samples.x) // most)
+            if samples.y is not None:
+                splits = splits[0], samples.y.split(most)
             for x, y in zip(*splits, strict=True):
                 if held and count + len(x) > most:
                     piece, held, count = _together(held), [], 0  # what was put together is not kept
@@ -134,7 +134,7 @@ class Batches(Data):
                 count += len(x)
         yield _together(held)
 
-    def _read(self) -> Iterator[Problem]:
+    def _read(self) -> Iterator[Samples]:
         """Yield checked batches, whose samples are all in one axis."""
         before, k, summed, like = "", -1, self._summed, self.network.like
         for k, batch in enumerate(self.source):
@@ -146,15 +146,15 @@ class Batches(Data):
                 for t in batch
             )
             try:
-                problem = checked(self.network, summed, x if self.features is None else self.features(x), y)
+                samples = Samples.checked(self.network, summed, x if self.features is None else self.features(x), y)
             except (TypeError, ValueError) as error:
                 raise (TypeError if isinstance(error, TypeError) else ValueError)(f"batch {k}: {error}") from None
-            form = "None" if problem.y is None else f"{problem.y.dtype} of {problem.y.ndim} axes"
+            form = "None" if samples.y is None else f"{samples.y.dtype} of {samples.y.ndim} axes"
             if k and form != before:
                 raise ValueError(f"batch {k}: y: expected {before}, as in the batches before; got {form}")
             before = form
-            yield problem
-            del batch, x, y, problem  # before the next batch is read
+            yield samples
+            del batch, x, y, samples  # before the next batch is read
         if k < 0:
             raise ValueError("x: expected at least one batch; got none")
 

@@ -1,24 +1,37 @@
-"""A network, its data and its loss: the forward pass, done once, and what each part of the Hessian is made of."""
+"""Samples in memory, and the passes through the network that every part of the Hessian needs, each done once."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hessext import _checks, _ops
-from hessext._ops import Curvature, Part
+from hessext._memory import require
+from hessext._tensors import Watch, compact, map_tensors, moved, own_precision
+from hessext.model import targets
 from hessext.model.activations import Derivatives
 from hessext.model.losses import Loss, OutputCurvature
-from hessext.model.network import Layer, Network, Watch, compact, map_tensors, moved, own_precision
+from hessext.model.network import Network
 
-Term = Literal["full", "gauss_newton", "residual"]
+
+def _once_per_layer(method: Callable[[Samples, int], Any]) -> Callable[[Samples, int], Any]:
+    """Let a method remember what it gave for each layer."""
+
+    @wraps(method)
+    def run(self: Samples, layer: int) -> Any:
+        key = method.__name__, layer
+        if key not in self._known:
+            self._known[key] = method(self, layer)
+        return self._known[key]
+
+    return run
 
 
 @dataclass(eq=False)
@@ -32,16 +45,16 @@ class Data(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Of the parameters and of what is computed."""
+        """Device of the parameters and of what is computed."""
         return self.network.like.device
 
     @abstractmethod
-    def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
-        """Return the sum of what compute(problem, out) gives for each part of the data, in `out` if given."""
+    def sum(self, compute: Callable[[Samples, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
+        """Return the sum of what compute(samples, out) gives for each piece of the data, in `out` if given."""
 
     @abstractmethod
-    def in_memory(self) -> Problem:
-        """All of the data as one problem. Raises MemoryError where it does not fit."""
+    def in_memory(self) -> Samples:
+        """All of the data. Raises MemoryError where it does not fit."""
 
     @property
     @abstractmethod
@@ -52,20 +65,40 @@ class Data(ABC):
     def to(self, device: torch.device, dtype: torch.dtype) -> Data:
         """Return the same elsewhere. Raises ValueError where a value is beyond the range of dtype."""
 
-    def replicated(self, row: Layer, col: Layer) -> bool:
-        """Without softmax all output blocks (i, i) are one and the same, the core writes them alone; others vanish."""
-        return self.network.part(row, col) == Part.OUTPUT and self.loss.kind != "cross_entropy"
-
 
 @dataclass(eq=False)
-class Problem(Data):
-    """Checked arguments of a Hessian and, as they are asked for, the tensors it is assembled from."""
+class Samples(Data):
+    """Checked inputs and targets, with what the forward and the backward pass give for them.
+
+    Layer l maps a_{l-1} to z_l = W_l a_{l-1} + b_l and a_l = act_l(z_l); a_0 is x, the last z are the logits f. Layers
+    are numbered from 0.
+    """
 
     x: Tensor  # (N, d)
     y: Tensor | None
 
     def __post_init__(self) -> None:
         self._watch = Watch(x=self.x, y=self.y)
+        self._known: dict[tuple[str, int], Any] = {}
+
+    @classmethod
+    def checked(cls, network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Samples:
+        """Check data and loss, and make every position of a sequence a sample. Raises as `hessext.linear`."""
+        x = _checks.samples("x", x, network.inputs, network.like)
+        y = targets.checked_targets(y, x.shape[:-1], network.classes, loss, x)
+        if y is None and network.last:
+            raise ValueError("y: the Hessian of a network depends on the targets; expected those of the loss; got None")
+        if x.ndim > 2:
+            last = x.ndim - 2
+            if loss.kind == "binary_cross_entropy":
+                loss = loss.flattened((*x.shape[:-1], 1) if y is None else y.shape, last)
+            x, y = x.flatten(0, last), None if y is None else y.flatten(0, last)
+        if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
+            x = x.contiguous()
+        return cls(network, loss, x, None if y is None else y.contiguous())
+
+    def __len__(self) -> int:
+        return len(self.x)
 
     def check_unchanged(self) -> None:
         """Raise RuntimeError if what is not copied (x, y, large weights) was changed in place after this was made."""
@@ -75,15 +108,15 @@ class Problem(Data):
     def __reduce__(self) -> tuple:
         """Pickle the arguments alone: what is computed from them can be computed again."""
         self.check_unchanged()
-        return Problem, (self.network, *(map_tensors(compact, t) for t in (self.loss, self.x, self.y)))
+        return Samples, (self.network, *(map_tensors(compact, t) for t in (self.loss, self.x, self.y)))
 
     @own_precision
-    def sum(self, compute: Callable[[Problem, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
-        """One part, all of the data."""
+    def sum(self, compute: Callable[[Samples, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
+        """Return compute(self, out): one piece is all of the data."""
         return compute(self, out)
 
-    def in_memory(self) -> Problem:
-        """Itself."""
+    def in_memory(self) -> Samples:
+        """Return itself."""
         return self
 
     @property
@@ -91,41 +124,54 @@ class Problem(Data):
         """Parameters, inputs and targets."""
         return self.network.numel + self.x.numel() + (0 if self.y is None else self.y.numel())
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Problem:
-        """Return the same problem elsewhere."""
+    def to(self, device: torch.device, dtype: torch.dtype) -> Samples:
+        """Return the same samples and parameters elsewhere."""
         self.check_unchanged()
-        return Problem(*(moved(t, device, dtype) for t in (self.network, self.loss, self.x, self.y)))
+        return Samples(*(moved(t, device, dtype) for t in (self.network, self.loss, self.x, self.y)))
 
     # ----------------------------------------------------------------------------------------------- forward pass
 
-    @cached_property
-    def _hidden(self) -> Derivatives:
-        return self.network.activation.evaluate(F.linear(self.x, *self.network.hidden))
+    def features(self, layer: int) -> Tensor:
+        """Inputs a_{l-1} of a layer (N, cols)."""
+        return self._output(layer - 1)[0] if layer else self.x
 
-    @property
-    def features(self) -> Tensor:
-        """Input of the output layer (N, m), or (N, d) for a linear model."""
-        return self.x if self.network.hidden is None else self._hidden[0]
+    def slope(self, layer: int) -> Tensor:
+        """act'(z) (N, K) of a layer's outputs."""
+        return self._output(layer)[1]
 
-    @cached_property
-    def curvature(self) -> OutputCurvature:
-        """Derivatives of the loss with respect to the logits."""
-        features, output, like = self.features, self.network.output, self.like_logits  # `logits` must not keep self
+    @_once_per_layer
+    def active(self, layer: int) -> float:
+        """Share of units with act'(z) != 0, from some samples: the core leaves the others out."""
+        slope = self.slope(layer)
+        some = slope[:: -(-len(slope) // 64)]
+        return some.count_nonzero().item() / some.numel()
 
-        def logits() -> Tensor:
-            _checks.memory(2 * like.numel() * like.element_size(), "logits and their derivatives", like.device)
-            return F.linear(features, *output)
-
-        curvature = self.loss.output(logits, self.y, like)
-        # a look at N numbers, which would make a GPU wait
-        if curvature.rest is not None and curvature.rest.is_cpu and not curvature.rest.isfinite().all():
-            raise ValueError(f"x: expected logits that {like.dtype} can hold; got some that overflow")
-        return curvature
+    @_once_per_layer
+    def _output(self, layer: int) -> Derivatives:
+        """(a, act', act'') of a layer with an activation."""
+        this = self.network.layers[layer]
+        return this.activation.evaluate(F.linear(self.features(layer), *this.affine))
 
     @property
     def like_logits(self) -> Tensor:
-        """Of the logits' shape and dtype; it has no memory of its own."""
-        return self.x.new_empty(()).expand(len(self.x), self.network.classes)
+        """A tensor of the logits' shape and dtype, without memory of its own."""
+        return self.x.new_empty(()).expand(len(self), self.network.classes)
+
+    @cached_property
+    def output(self) -> OutputCurvature:
+        """Derivatives of the loss with respect to the logits."""
+        last = self.network.last
+        features, affine, like = self.features(last), self.network.layers[last].affine, self.like_logits
+
+        def logits() -> Tensor:  # must not keep self alive
+            require(2 * like.numel() * like.element_size(), "logits and their derivatives", like.device)
+            return F.linear(features, *affine)
+
+        output = self.loss.output(logits, self.y, like)
+        # On a GPU this look at N numbers would be a wait.
+        if output.rest is not None and output.rest.is_cpu and not output.rest.isfinite().all():
+            raise ValueError(f"x: expected logits that {like.dtype} can hold; got some that overflow")
+        return output
 
     @cached_property
     def scale(self) -> Tensor:
@@ -133,80 +179,28 @@ class Problem(Data):
         return self.loss.scale(self.y, self.like_logits)
 
     @cached_property
+    def shift(self) -> Tensor | None:
+        """sum_c p_c (V_c - V_top) (N, m) of the softmax, V the output weight; None without one."""
+        o = self.output
+        return None if o.probs is None else _ops.softmax_shift(o.probs, o.top, self.network.layers[-1].weight)
+
+    # ---------------------------------------------------------------------------------------------- backward pass
+
+    @cached_property
     def residual(self) -> Tensor:
         """r_n = d loss / d f_n (N, C)."""
-        return self.curvature.residual()
+        return self.output.residual()
 
-    @cached_property
-    def slope(self) -> Tensor:
-        """act'(z) (N, m)."""
-        return self._hidden[1]
+    def gradient(self, layer: int) -> Tensor:
+        """g_l = d loss / d z_l (N, K)."""
+        return self.residual if layer == self.network.last else self.slope(layer) * self._pulled_back(layer)
 
-    @cached_property
-    def active(self) -> float:
-        """Share of hidden units with act'(z) != 0, from some samples: the core leaves the others out."""
-        some = self.slope[:: -(-len(self.slope) // 64)]
-        return some.count_nonzero().item() / some.numel()
+    @_once_per_layer
+    def bend(self, layer: int) -> Tensor | None:
+        """act''(z_l) W_{l+1}^T g_{l+1} (N, K), what the activation's own curvature adds; None where act'' vanishes."""
+        second = self._output(layer)[2]
+        return None if second is None else second * self._pulled_back(layer)
 
-    @cached_property
-    def bend(self) -> Tensor | None:
-        """act''(z) (V^T r) (N, m), None where act'' vanishes."""
-        second = self._hidden[2]
-        return None if second is None else second * (self.residual @ self.network.output[0])
-
-    @cached_property
-    def shift(self) -> Tensor | None:
-        """sum_c p_c (V_c - V_top) (N, m) of the softmax, None without one."""
-        c = self.curvature
-        return None if c.probs is None else _ops.softmax_shift(c.probs, c.top, self.network.output[0])
-
-    # ------------------------------------------------------------------------------------------ parts of H
-
-    def features_of(self, layer: Layer) -> Tensor:
-        """The layer's features without the bias (N, cols)."""
-        features = self.x if layer.kind == "hidden" else self.features
-        return features if layer.cols else features[:, :0]
-
-    def curvature_of(self, part: Part, term: Term) -> Curvature:
-        """What Q_n of this part is made of."""
-        self.check_unchanged()
-        c, gauss_newton, residual = self.curvature, term != "residual", term != "gauss_newton"
-        if part == Part.OUTPUT:
-            return Curvature(gauss_newton, c.scale, c.probs, c.top, c.rest)
-        weight = self.network.output[0]
-        gram = weight.T @ weight if c.probs is None and part == Part.HIDDEN else None
-        return Curvature(
-            gauss_newton,
-            c.scale,
-            c.probs,
-            c.top,
-            c.rest,
-            weight,
-            gram,
-            self.shift,
-            self.slope,
-            self.bend if residual and part == Part.HIDDEN else None,
-            self.residual if residual and part == Part.CROSS else None,
-        )
-
-    def arguments(self, row: Layer, col: Layer, term: Term) -> tuple:
-        """The operators' arguments for the part of H in which two layers meet; hidden rows come first."""
-        part = self.network.part(row, col)
-        features = self.features_of(row), row.ones, self.features_of(col), col.ones
-        return int(part), *features, row == col, self.network.classes, *self.curvature_of(part, term)
-
-
-def checked(network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Problem:
-    """Check data and loss, and make every position of a sequence a sample. Raises as `hessext.linear`."""
-    x = _checks.samples("x", x, network.inputs, network.like)
-    y = _checks.targets(y, x.shape[:-1], network.classes, loss, x)
-    if y is None and network.hidden is not None:
-        raise ValueError("y: the Hessian of a network depends on the targets; expected those of the loss; got None")
-    if x.ndim > 2:
-        last = x.ndim - 2
-        if loss.kind == "binary_cross_entropy":
-            loss = loss.flattened((*x.shape[:-1], 1) if y is None else y.shape, last)
-        x, y = x.flatten(0, last), None if y is None else y.flatten(0, last)
-    if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
-        x = x.contiguous()
-    return Problem(network, loss, x, None if y is None else y.contiguous())
+    def _pulled_back(self, layer: int) -> Tensor:
+        """W_{l+1}^T g_{l+1} = d loss / d a_l (N, K)."""
+        return self.gradient(layer + 1) @ self.network.layers[layer + 1].weight

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from hessext._memory import memory
+from hessext._memory import require
 
-if TYPE_CHECKING:
-    from .block_matrix import BlockMatrix
+from .assemble import blocks, diagonal_pairs
+from .part import Part
 
 _PIECE = 1 << 26  # bytes of blocks taken at once
 
 
-def solve(B: BlockMatrix, v: Tensor, damping: float) -> Tensor:
+def solve(part: Part, v: Tensor, damping: float) -> Tensor:
     """u with (H_ii + damping I) u_i = v_i for all i, like v, (K s,) or (K s, k)."""
-    given = v.reshape(B.grid[0], B.block_shape[0], v.shape[1] if v.ndim == 2 else 1)
-    memory(given.numel() * given.element_size(), "the solution", B.device)
+    given = v.reshape(part.grid[0], part.block_shape[0], v.shape[1] if v.ndim == 2 else 1)
+    require(given.numel() * given.element_size(), "the solution", part.device)
     result = torch.empty_like(given, memory_format=torch.contiguous_format)
-    for rows, blocks in _pieces(B):
-        blocks.diagonal(dim1=1, dim2=2).add_(damping)
-        factors, pivots, info = torch.linalg.lu_factor_ex(blocks)
+    for rows, of_rows in _pieces(part):
+        of_rows.diagonal(dim1=1, dim2=2).add_(damping)
+        factors, pivots, info = torch.linalg.lu_factor_ex(of_rows)
         if info.any():
             i = rows.start + int(info.nonzero()[0])
             raise torch.linalg.LinAlgError(
@@ -34,25 +33,24 @@ def solve(B: BlockMatrix, v: Tensor, damping: float) -> Tensor:
     return result.view(v.shape)
 
 
-def eigh(B: BlockMatrix) -> torch.return_types.linalg_eigh:
+def eigh(part: Part) -> torch.return_types.linalg_eigh:
     """Eigenvalues (K, s) in ascending order and eigenvectors (K, s, s), in columns, of all diagonal blocks."""
-    (K, _), (s, _), like = B.grid, B.block_shape, B._data.network.like
-    memory(K * s * (s + 1) * like.element_size(), f"eigenvectors of {K} blocks", B.device)
+    (K, _), (s, _), like = part.grid, part.block_shape, part.like
+    require(K * s * (s + 1) * like.element_size(), f"eigenvectors of {K} blocks", part.device)
     values, vectors = like.new_empty(K, s), like.new_empty(K, s, s)
-    for rows, blocks in _pieces(B):
-        values[rows], vectors[rows] = torch.linalg.eigh(blocks)
+    for rows, of_rows in _pieces(part):
+        values[rows], vectors[rows] = torch.linalg.eigh(of_rows)
     return torch.return_types.linalg_eigh((values, vectors))
 
 
-def _pieces(B: BlockMatrix) -> Iterator[tuple[slice, Tensor]]:
+def _pieces(part: Part) -> Iterator[tuple[slice, Tensor]]:
     """Some block rows and their diagonal blocks (k, s, s), which may be changed; where all are equal, one for all."""
-    K, size = B.grid[0], B.block_shape[0] ** 2 * B.dtype.itemsize
+    K, size = part.grid[0], part.block_shape[0] ** 2 * part.dtype.itemsize
     step = max(1, _PIECE // size)
-    memory(3 * size * min(step, K), "diagonal blocks and their factors", B.device)
-    if B._replicated:
-        yield slice(0, K), B.block(0, 0)[None]
+    require(3 * size * min(step, K), "diagonal blocks and their factors", part.device)
+    if part.replicated:
+        yield slice(0, K), blocks(part, diagonal_pairs(0, 1, part.device))
         return
     for start in range(0, K, step):
         rows = slice(start, min(start + step, K))
-        index = torch.arange(rows.start, rows.stop, device=B.device)
-        yield rows, B.blocks(torch.stack([index, index], 1))
+        yield rows, blocks(part, diagonal_pairs(rows.start, rows.stop, part.device))

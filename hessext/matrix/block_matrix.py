@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hessext import _checks, _ops
-from hessext.data.samples import Data, Problem, Term
-from hessext.model.network import Layer, own_precision
+from hessext import _checks
+from hessext._tensors import own_precision
 
-from . import block_diagonal, scipy_operator
-from .norms import BlockRatio, RowNorms, block_norms, block_ratio, diagonal_entries, row_norms
-from .product import columns, from_affine, product, to_affine
+from . import assemble, block_diagonal, norms, scipy_operator
+from .part import Part
+from .product import part_product
+from .results import BlockRatio, RowNorms
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -27,52 +27,50 @@ class BlockMatrix:
     Nothing is computed before it is asked for; results have the inputs' dtype and device.
     """
 
-    def __init__(self, data: Data, term: Term, row: Layer, col: Layer) -> None:
-        self._data, self._term, self._row, self._col = data, term, row, col
-        # The core has hidden rows and output columns; the other way round is its transpose.
-        self._swapped = row.kind == "output" and col.kind == "hidden"
+    def __init__(self, part: Part) -> None:
+        self._part = part
 
     # ------------------------------------------------------------------------------------------------------ sizes
 
     @property
     def layers(self) -> tuple[str, str]:
         """Names of the row and the column layer."""
-        return self._row.name, self._col.name
+        return self._part.row.name, self._part.col.name
 
     @property
     def grid(self) -> tuple[int, int]:
         """Number of block rows and block columns."""
-        return self._row.blocks, self._col.blocks
+        return self._part.grid
 
     @property
     def block_shape(self) -> tuple[int, int]:
         """Shape of one block."""
-        return self._row.size, self._col.size
+        return self._part.block_shape
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the whole matrix."""
-        return self._row.blocks * self._row.size, self._col.blocks * self._col.size
+        return self._part.shape
 
     @property
     def symmetric(self) -> bool:
         """Whether both layers are the same."""
-        return self._row == self._col
+        return self._part.symmetric
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the results."""
-        return self._data.network.like.dtype
+        return self._part.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the results."""
-        return self._data.network.like.device
+        return self._part.device
 
     @property
     def T(self) -> BlockMatrix:
         """The transpose: the part of H between the same layers in the other order."""
-        return BlockMatrix(self._data, self._term, self._col, self._row)
+        return BlockMatrix(self._part.T)
 
     def __repr__(self) -> str:
         """Layers, grid, block shape, bytes when dense."""
@@ -82,58 +80,22 @@ class BlockMatrix:
 
     # ----------------------------------------------------------------------------------------------------- blocks
 
-    @property
-    def _problem(self) -> Problem:
-        """All of the data in memory."""
-        return self._data.in_memory()
-
-    def _arguments(self, problem: Problem | None = None) -> tuple:
-        row, col = (self._col, self._row) if self._swapped else (self._row, self._col)
-        return (problem or self._problem).arguments(row, col, self._term)
-
-    @property
-    def _replicated(self) -> bool:
-        return self._data.replicated(self._row, self._col)
-
     def block(self, i: int, j: int) -> Tensor:
         """Block (i, j), shaped `block_shape`. Raises IndexError outside the grid."""
-        return self._blocks(torch.tensor([_checks.block_index(i, j, self.grid)], device=self.device))[0]
+        return assemble.blocks(self._part, torch.tensor([_checks.block_index(i, j, self.grid)], device=self.device))[0]
 
     def blocks(self, pairs: Tensor | Sequence[tuple[int, int]]) -> Tensor:
         """Blocks (P, *block_shape) of pairs (i, j): int64 (P, 2) or a list. Raises IndexError, MemoryError."""
-        return self._blocks(_checks.pairs(pairs, *self.grid, self.device))
+        return assemble.blocks(self._part, _checks.pairs(pairs, *self.grid, self.device))
 
     def diagonal_blocks(self) -> Tensor:
         """Blocks (i, i), (K, s, s). Raises ValueError for a part between different layers."""
         self._within("diagonal_blocks")
-        return self._blocks(torch.arange(self.grid[0], device=self.device)[:, None].expand(-1, 2))
-
-    def _blocks(self, pairs: Tensor) -> Tensor:
-        entries = len(pairs) * self._row.size * self._col.size
-        _checks.memory(self._data.results * entries * self.dtype.itemsize, f"{len(pairs)} blocks", self.device)
-        given = pairs.new_zeros(1, 2) if self._replicated else (pairs.flip(1) if self._swapped else pairs).contiguous()
-
-        def blocks(problem: Problem, _: Tensor | None) -> Tensor:
-            return _ops.blocks(given, self._swapped, *self._arguments(problem))
-
-        result = self._data.sum(blocks)
-        return result * (pairs[:, 0] == pairs[:, 1])[:, None, None] if self._replicated else result
+        return assemble.blocks(self._part, assemble.diagonal_pairs(0, self.grid[0], self.device))
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """The whole matrix, shaped `shape`, into `out` if given. Raises MemoryError before anything is allocated."""
-        like = self._data.network.like
-        row, col = (self._col, self._row) if self._swapped else (self._row, self._col)
-        axes = [n for layer in (row, col) for n in (0, layer.size, layer.cols, layer.size)]
-        direct, mirror = not self._swapped, self._swapped or self.symmetric
-
-        def dense(problem: Problem, out: Tensor | None) -> Tensor:
-            out = _checks.out(out, self.shape, like)
-            if self._replicated:
-                out.zero_()
-            _ops.dense_(out, self.shape[1], axes, direct, mirror, *self._arguments(problem))
-            return out
-
-        return self._data.sum(dense, _checks.out(out, self.shape, like, self._data.results))
+        return assemble.dense(self._part, out)
 
     # ------------------------------------------------------------------------------------------ norms and sums
 
@@ -145,7 +107,7 @@ class BlockMatrix:
         """
         if pairs is not None:
             pairs = _checks.pairs(pairs, *self.grid, self.device)
-        return block_norms(self, pairs)
+        return norms.block_norms(self._part, pairs)
 
     @own_precision
     def ratio(self) -> BlockRatio:
@@ -154,7 +116,7 @@ class BlockMatrix:
         Without off-diagonal blocks their mean is 0. Raises ValueError for a part between different layers.
         """
         self._within("ratio")
-        return block_ratio(self)
+        return norms.block_ratio(self._part)
 
     @own_precision
     def row_norms(self) -> RowNorms:
@@ -163,12 +125,12 @@ class BlockMatrix:
         Raises ValueError for a part between different layers.
         """
         self._within("row_norms")
-        return row_norms(self)
+        return norms.row_norms(self._part)
 
     def diagonal(self) -> Tensor:
         """The diagonal (shape[0],). Raises ValueError for a part between different layers."""
         self._within("diagonal")
-        return self._data.sum(lambda problem, _: diagonal_entries(self._of(problem)))
+        return self._part.data.sum(lambda samples, _: assemble.diagonal(self._part.of(samples)))
 
     def trace(self) -> Tensor:
         """The trace, a scalar tensor. Raises ValueError for a part between different layers."""
@@ -177,14 +139,8 @@ class BlockMatrix:
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Exact product with a vector (shape[1],) or a matrix (shape[1], k)."""
-        v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
-
-        def apply(problem: Problem, c: Tensor) -> Tensor:
-            direction = {self._col.kind: to_affine(self._col, c)}
-            result = product(problem, self._term, direction, {self._row.kind})
-            return from_affine(self._row, result[self._row.kind])
-
-        return self._data.sum(lambda problem, _: columns(lambda c: apply(problem, c), v, self.shape[0], self.dtype))
+        v = _checks.multiplied("v", v, self.shape[1], self._part.like)
+        return self._part.data.sum(lambda samples, _: part_product(self._part.of(samples), v))
 
     def to_scipy(self) -> LinearOperator:
         """A scipy.sparse.linalg.LinearOperator, for eigsh, svds, ...: products `B @ v` and `B.T @ v`, of B's dtype."""
@@ -201,8 +157,8 @@ class BlockMatrix:
         MemoryError.
         """
         self._within("solve_block_diagonal")
-        v = _checks.multiplied("v", v, self.shape[0], self._data.network.like)
-        return block_diagonal.solve(self, v, _checks.real("damping", damping, 0))
+        v = _checks.multiplied("v", v, self.shape[0], self._part.like)
+        return block_diagonal.solve(self._part, v, _checks.real("damping", damping, 0))
 
     @own_precision
     def eigh_blocks(self) -> torch.return_types.linalg_eigh:
@@ -211,11 +167,7 @@ class BlockMatrix:
         Raises ValueError for a part between different layers, MemoryError.
         """
         self._within("eigh_blocks")
-        return block_diagonal.eigh(self)
-
-    def _of(self, problem: Problem) -> BlockMatrix:
-        """The same part for some of the data."""
-        return BlockMatrix(problem, self._term, self._row, self._col)
+        return block_diagonal.eigh(self._part)
 
     def _within(self, method: str) -> None:
         if not self.symmetric:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hessext import _checks, _ops
-from hessext.data.samples import Data, Problem, Term
-from hessext.model.network import Affine, Layer
+from hessext import _checks
+from hessext._memory import require
+from hessext.data.samples import Data
+from hessext.model.network import ParameterGroup
 
-from . import scipy_operator
+from . import assemble, scipy_operator
 from .block_matrix import BlockMatrix
-from .norms import diagonal_entries
-from .product import columns, product
+from .part import Part, Term
+from .product import hessian_product
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -38,22 +38,25 @@ class Hessian:
     def layers(self) -> tuple[str, ...]:
         """("hidden", "output"), ("output",), or the parameter names of the model given to `hessian`."""
         network = self._data.network
-        return tuple(network.affine if network.names is None else network.parameters)
+        return tuple(network.parameters if network.by_parameter else (group.name for group in network.whole))
 
     def __getitem__(self, key: str | tuple[str, str]) -> BlockMatrix:
         """One layer or parameter, or the part of H between two. Raises KeyError with the names there are."""
         names = key if isinstance(key, tuple | list) else (key, key)
         if len(names) != 2:
             raise KeyError(f"expected one layer name or two; got {key!r}")
-        return BlockMatrix(self._data, self.term, *(self._layer(name) for name in names))
+        return BlockMatrix(self._part(*(self._group(name) for name in names)))
 
     __iter__ = None  # __getitem__ takes names: there is nothing to iterate over
 
-    def _layer(self, name: str) -> Layer:
-        layers = self._data.network.layers
-        if not isinstance(name, str) or name not in layers:
-            raise KeyError(f"expected one of {', '.join(map(repr, layers))}; got {name!r}")
-        return layers[name]
+    def _group(self, name: str) -> ParameterGroup:
+        groups = self._data.network.groups
+        if not isinstance(name, str) or name not in groups:
+            raise KeyError(f"expected one of {', '.join(map(repr, groups))}; got {name!r}")
+        return groups[name]
+
+    def _part(self, row: ParameterGroup, col: ParameterGroup) -> Part:
+        return Part(self._data, self.term, row, col)
 
     def _restricted(self, term: Term) -> Hessian:
         if self.term not in ("full", term):
@@ -109,7 +112,7 @@ class Hessian:
         _checks.vector("to", wanted)
         if (wanted.dtype, wanted.device) == (self.dtype, self.device):
             return self
-        _checks.memory(self._data.numel * wanted.element_size(), "a copy of parameters and data", wanted.device)
+        require(self._data.numel * wanted.element_size(), "a copy of parameters and data", wanted.device)
         return Hessian(self._data.to(wanted.device, wanted.dtype), self.term)
 
     # --------------------------------------------------------------------------------------------------- matrices
@@ -119,53 +122,17 @@ class Hessian:
 
         Raises MemoryError before anything is allocated.
         """
-        network = self._data.network
-        layers = sorted(network.whole, key=lambda layer: layer.kind)  # the core has hidden rows
-
-        def dense(problem: Problem, out: Tensor | None) -> Tensor:
-            out = _checks.out(out, self.shape, network.like)
-            for row, col in combinations_with_replacement(layers, 2):
-                if problem.replicated(row, col):
-                    own = slice(row.start, row.start + row.blocks * row.size)
-                    out[own, own].zero_()
-                axes = [n for layer in (row, col) for n in (layer.start, layer.cols, layer.start_bias, 1)]
-                _ops.dense_(out, network.numel, axes, True, True, *problem.arguments(row, col, self.term))
-            return out
-
-        return self._data.sum(dense, _checks.out(out, self.shape, network.like, self._data.results))
+        return assemble.dense_hessian(self._data, self.term, out)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Exact Hessian-vector product with (parameters,) or (parameters, k), at the cost of a few forward passes."""
-        network = self._data.network
-        v = _checks.multiplied("v", v, self.shape[1], network.like)
-
-        def apply(problem: Problem, _: Tensor | None) -> Tensor:
-            return columns(lambda c: self._apply(problem, c), v, self.shape[0], self.dtype)
-
-        return self._data.sum(apply)
-
-    def _apply(self, problem: Problem, v: Tensor) -> Tensor:
-        affine = problem.network.affine
-        direction: dict[str, Affine] = {}
-        at = 0
-        for kind, (weight, bias) in affine.items():
-            dW = v[at : at + weight.numel()].view(weight.shape)
-            at += weight.numel()
-            db = None if bias is None else v[at : at + len(bias)]
-            at += 0 if bias is None else len(bias)
-            direction[kind] = dW, db
-        result = product(problem, self.term, direction, set(affine))
-        parts = [part.reshape(-1) for k, (_, bias) in affine.items() for part in result[k][: 1 if bias is None else 2]]
-        return torch.cat(parts)
+        v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
+        return self._data.sum(lambda samples, _: hessian_product(samples, self.term, v))
 
     def diagonal(self) -> Tensor:
         """The diagonal (parameters,), in torch's order. No block is formed."""
-        parts = [self._layer(name) for name in self._data.network.parameters]
-
-        def entries(problem: Problem, _: Tensor | None) -> Tensor:
-            return torch.cat([diagonal_entries(BlockMatrix(problem, self.term, part, part)) for part in parts])
-
-        return self._data.sum(entries)
+        parts = [self._part(group, group) for group in map(self._group, self._data.network.parameters)]
+        return self._data.sum(lambda samples, _: torch.cat([assemble.diagonal(part.of(samples)) for part in parts]))
 
     def trace(self) -> Tensor:
         """The trace, a scalar tensor."""
@@ -177,17 +144,17 @@ class Hessian:
 
     def norms(self) -> Tensor:
         """Frobenius norms of all blocks of all `layers`, one square symmetric map, layer by layer."""
-        layers = [self._layer(name) for name in self.layers]
+        groups = [self._group(name) for name in self.layers]
         starts = [0]
-        for layer in layers:
-            starts.append(starts[-1] + layer.blocks)
+        for group in groups:
+            starts.append(starts[-1] + group.blocks)
         size = starts[-1]
-        _checks.memory(size * size * self.dtype.itemsize, f"norms of {size} x {size} blocks", self.device)
+        require(size * size * self.dtype.itemsize, f"norms of {size} x {size} blocks", self.device)
         result = self._data.network.like.new_empty(size, size)
-        for r, row in enumerate(layers):
-            for c, col in enumerate(layers[r:], r):
-                part = BlockMatrix(self._data, self.term, row, col).norms()
-                result[starts[r] : starts[r + 1], starts[c] : starts[c + 1]] = part
+        for r, row in enumerate(groups):
+            for c, col in enumerate(groups[r:], r):
+                norms = BlockMatrix(self._part(row, col)).norms()
+                result[starts[r] : starts[r + 1], starts[c] : starts[c + 1]] = norms
                 if c > r:
-                    result[starts[c] : starts[c + 1], starts[r] : starts[r + 1]] = part.T
+                    result[starts[c] : starts[c + 1], starts[r] : starts[r + 1]] = norms.T
         return result

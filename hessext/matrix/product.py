@@ -2,115 +2,166 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hessext import _ops
-from hessext.data.samples import Problem, Term
-from hessext.model.network import Affine, Layer
+from hessext.data.samples import Samples
+from hessext.model.network import Affine, Network, ParameterGroup
+
+from .part import Part, Term
 
 # Bytes of a (samples, C) work tensor, a few of which stay in a CPU's cache; and the most, for a GPU and where results
 # are wide and adding those of chunks, in float64, takes long.
 _CHUNK_BYTES = 1 << 22, 1 << 26
 _THIN = 64  # units
 
+Direction = dict[int, tuple[Tensor | None, Tensor | None]]  # layer -> (dW, db), of which one may be missing
 
-def product(problem: Problem, term: Term, direction: dict[str, Affine], wanted: set[str]) -> dict[str, Affine]:
-    """H applied to a direction {"hidden": (dW, db), "output": (dV, dc)} (parts may be None), for the wanted layers.
 
-    With R the derivative along the direction and r = d loss / d f: R f = (R a) V^T + a dV^T + dc, B = d2 loss / d f2,
-        output rows: (B R f)^T a [Gauss-Newton] + r^T R a [residual]
-        hidden rows: (a' (B R f V [Gauss-Newton] + r dV [residual]) + a'' R z (r V) [residual])^T x
+def product(samples: Samples, term: Term, direction: Direction, wanted: set[int]) -> dict[int, Affine]:
+    """H applied to a direction in some layers' parameters: weight and bias of the wanted layers.
+
+    With R the derivative along the direction, B = d2 loss / d f2 and g_l = d loss / d z_l:
+        R z_l = dW_l a_{l-1} + db_l + W_l R a_{l-1},   R a_l = act' R z_l,   R g_L = B R f [Gauss-Newton]
+        R g_l = act' (W_{l+1}^T R g_{l+1} + dW_{l+1}^T g_{l+1} [residual]) + bend R z_l [residual]
+        rows of layer l: (R g_l)^T a_{l-1} + g_l^T R a_{l-1} [residual]
     """
-    problem.check_unchanged()
-    samples, (classes, width) = len(problem.x), problem.network.output[0].shape
-    least, most = (size // (classes * problem.x.element_size()) for size in _CHUNK_BYTES)
+    samples.check_unchanged()
+    network = samples.network
+    classes, width = network.like.shape
+    least, most = (size // (classes * network.like.element_size()) for size in _CHUNK_BYTES)
     widest = most * classes // max(classes, width)
-    step = max(64, widest if problem.x.is_cuda else max(least, min(8 * width, most)))
-    weight = problem.network.output[0]
-    if width <= _THIN and problem.network.hidden is not None:
+    step = max(64, widest if network.like.is_cuda else max(least, min(8 * width, most)))
+    last_weight = network.like
+    if width <= _THIN and network.last:
         # BLAS multiplies by a thin V twice as fast in this layout, and forms thin results faster by rows
-        weight = weight.T.contiguous().T
-    total: dict[str, list[Tensor]] = {}
-    for start in range(0, samples, step):
+        last_weight = last_weight.T.contiguous().T
+    weights = [*(layer.weight for layer in network.layers[:-1]), last_weight]
+    total: dict[int, list[Tensor]] = {}
+    for start in range(0, len(samples), step):
         rows = slice(start, start + step)
-        for kind, parts in _chunk(problem, term, direction, wanted, weight, rows).items():
-            if step < samples:
+        for layer, parts in _chunk(samples, term, direction, wanted, weights, rows).items():
+            if step < len(samples):
                 parts = [p.double() for p in parts]
-            total[kind] = [a.add_(b) for a, b in zip(total[kind], parts, strict=True)] if kind in total else parts
-    return {kind: tuple(p.to(problem.x.dtype) for p in parts) for kind, parts in total.items()}
+            total[layer] = [a.add_(b) for a, b in zip(total[layer], parts, strict=True)] if layer in total else parts
+    return {layer: tuple(p.to(network.like.dtype) for p in parts) for layer, parts in total.items()}
 
 
 def _chunk(
-    problem: Problem, term: Term, direction: dict[str, Affine], wanted: set[str], weight: Tensor, rows: slice
-) -> dict[str, list[Tensor]]:
-    gauss_newton, residual = term != "residual", term != "gauss_newton" and problem.network.hidden is not None
-    x, features = problem.x[rows], problem.features[rows]
-    Rz, Ra = None, None
-    if "hidden" in direction:
-        Rz = _apply(x, direction["hidden"])
-        Ra = problem.slope[rows] * Rz
-    moved = direction.get("output")
-    result: dict[str, list[Tensor]] = {}
+    samples: Samples, term: Term, direction: Direction, wanted: set[int], weights: list[Tensor], rows: slice
+) -> dict[int, list[Tensor]]:
+    last = samples.network.last
+    gauss_newton, residual = term != "residual", term != "gauss_newton" and last > 0
+    Rz: dict[int, Tensor] = {}
+    Ra: dict[int, Tensor] = {}  # of a layer's inputs
+    for layer in range(last + gauss_newton):  # R f has a use in the Gauss-Newton term alone
+        if layer in direction:
+            Rz[layer] = _apply(samples.features(layer)[rows], *direction[layer])
+        if layer in Ra:
+            moved, W = Ra[layer], weights[layer]
+            Rz[layer] = Rz[layer].addmm_(moved, W.T) if layer in Rz else moved @ W.T
+        if layer < last and layer in Rz:
+            Ra[layer + 1] = samples.slope(layer)[rows] * Rz[layer]
 
-    back = None  # B R f
-    if gauss_newton:
-        Rf = _apply(features, moved) if moved is not None else None
-        if Ra is not None:
-            Rf = Ra @ weight.T if Rf is None else Rf.addmm_(Ra, weight.T)
-        back = _output_curvature(problem, rows, Rf)
-    if "output" in wanted:
-        zero = weight.new_zeros(weight.shape)
-        into, bias = ((features.T @ back).T, back.sum(0)) if back is not None else (zero, zero[:, 0])
-        if residual and Ra is not None:
-            into = into + (Ra.T @ problem.residual[rows]).T
-        result["output"] = [into, bias]
-    if "hidden" in wanted:
-        inner = back @ weight if back is not None else torch.zeros_like(problem.slope[rows])
-        if residual and moved is not None and moved[0] is not None:
-            inner += problem.residual[rows] @ moved[0]
-        inner = problem.slope[rows] * inner
-        if residual and Rz is not None and problem.bend is not None:
-            inner += problem.bend[rows] * Rz
-        result["hidden"] = [inner.T @ x, inner.sum(0)]
+    Rg = _output_curvature(samples, rows, Rz[last]) if gauss_newton else None
+    result: dict[int, list[Tensor]] = {}
+    for layer in range(last, min(wanted) - 1, -1):
+        W = weights[layer]
+        if layer in wanted:
+            x = samples.features(layer)[rows]
+            into, bias = _outer(Rg, x, layer == last) if Rg is not None else (torch.zeros_like(W), W.new_zeros(len(W)))
+            if residual and layer in Ra:
+                into = into + (Ra[layer].T @ samples.gradient(layer)[rows]).T
+            result[layer] = [into, bias]
+        if layer == min(wanted):
+            break
+        slope = samples.slope(layer - 1)[rows]
+        inner = Rg @ W if Rg is not None else torch.zeros_like(slope)
+        if residual and layer in direction and direction[layer][0] is not None:
+            inner += samples.gradient(layer)[rows] @ direction[layer][0]
+        Rg = slope * inner
+        if residual and layer - 1 in Rz and (bend := samples.bend(layer - 1)) is not None:
+            Rg += bend[rows] * Rz[layer - 1]
     return result
 
 
-def _apply(x: Tensor, affine: Affine) -> Tensor:
-    weight, bias = affine
-    if weight is None:
-        return bias.expand(len(x), -1).clone()
-    return torch.nn.functional.linear(x, weight, bias)
+def _outer(Rg: Tensor, x: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+    """(R g)^T x and its sum over samples, the many rows of the output layer formed as columns."""
+    return (x.T @ Rg).T if last else Rg.T @ x, Rg.sum(0)
 
 
-def _output_curvature(problem: Problem, rows: slice, v: Tensor) -> Tensor:
+def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return bias.expand(len(x), -1).clone() if weight is None else F.linear(x, weight, bias)
+
+
+def _output_curvature(samples: Samples, rows: slice, v: Tensor) -> Tensor:
     """B_n v_n for each sample, in place where there is a softmax."""
-    c = problem.curvature
-    if c.probs is None:
-        return c.scale[rows, None] * v
+    output = samples.output
+    if output.probs is None:
+        return output.scale[rows, None] * v
     v = v.contiguous()
-    _ops.softmax_product_(v, c.probs[rows], c.scale[rows], c.top[rows])
+    _ops.softmax_product_(v, output.probs[rows], output.scale[rows], output.top[rows])
     return v
 
 
-# ------------------------------------------------------------------------------------------ vectors and layers
+# ----------------------------------------------------------------------------------------- vectors and parameters
 
 
-def to_affine(layer: Layer, v: Tensor) -> Affine:
-    """A vector over a layer's blocks (blocks * size,) as weight and bias."""
-    v = v.view(layer.blocks, layer.size)
-    return v[:, : layer.cols] if layer.cols else None, v[:, layer.cols] if layer.ones else None
+def part_product(part: Part, v: Tensor) -> Tensor:
+    """The product of a part of data in memory with a vector or the columns of a matrix."""
+
+    def apply(c: Tensor) -> Tensor:
+        direction = {part.col.layer: _to_affine(part.col, c)}
+        result = product(part.samples, part.term, direction, {part.row.layer})
+        return _from_affine(part.row, result[part.row.layer])
+
+    return _by_columns(apply, v, part.shape[0])
 
 
-def from_affine(layer: Layer, affine: Affine) -> Tensor:
-    """The inverse of `to_affine`, dropping what the layer does not have."""
+def hessian_product(samples: Samples, term: Term, v: Tensor) -> Tensor:
+    """The same of the whole Hessian, parameters in torch's order."""
+    network = samples.network
+
+    def apply(c: Tensor) -> Tensor:
+        result = product(samples, term, _split(network, c), set(range(len(network.layers))))
+        parts = [
+            part.reshape(-1)
+            for number in network.registered
+            for part in result[number][: 1 if network.layers[number].bias is None else 2]
+        ]
+        return torch.cat(parts)
+
+    return _by_columns(apply, v, network.numel)
+
+
+def _split(network: Network, v: Tensor) -> Direction:
+    """A vector over all parameters as weights and biases of the layers."""
+    direction: Direction = {}
+    for group in network.whole:
+        dW = v[group.start : group.start_bias].view(group.blocks, group.cols)
+        direction[group.layer] = dW, v[group.start_bias : group.start_bias + group.blocks] if group.bias else None
+    return direction
+
+
+def _to_affine(group: ParameterGroup, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """A vector over a group's blocks (blocks * size,) as weight and bias."""
+    v = v.view(group.blocks, group.size)
+    return v[:, : group.cols] if group.cols else None, v[:, group.cols] if group.bias else None
+
+
+def _from_affine(group: ParameterGroup, affine: Affine) -> Tensor:
+    """The inverse of `_to_affine`, dropping what the group does not have."""
     weight, bias = affine
-    parts = ([weight] if layer.cols else []) + ([bias[:, None]] if layer.ones else [])
+    parts = ([weight] if group.cols else []) + ([bias[:, None]] if group.bias else [])
     return torch.cat(parts, 1).reshape(-1)
 
 
-def columns(apply, v: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """apply(v) for a vector (size,), or column by column for a matrix (size, k)."""
+def _by_columns(apply: Callable[[Tensor], Tensor], v: Tensor, size: int) -> Tensor:
+    """apply(v) for a vector, or column by column for a matrix (size, k)."""
     if v.ndim == 1:
         return apply(v)
-    return torch.stack([apply(c) for c in v.unbind(1)], 1) if v.shape[1] else v.new_empty(size, 0, dtype=dtype)
+    return torch.stack([apply(c) for c in v.unbind(1)], 1) if v.shape[1] else v.new_empty(size, 0)

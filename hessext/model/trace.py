@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from . import activations
 from .activations import Activation
 
+_LAYERS = 2  # linear layers whose curvature has a closed form, see matrix/curvature.py
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 _SHAPES = {  # steps that may come before the first linear layer
@@ -41,16 +42,24 @@ class Reshape:
 
 
 @dataclass
-class Form:
-    """f(x) = second(act(first(g(x)))), or first(g(x)), where g has no parameters and changes shapes."""
+class Step:
+    """A linear layer of a forward pass, its name in the model, and what is applied to its outputs."""
 
-    affine: dict[str, nn.Linear] = field(default_factory=dict)  # name in the model -> layer, as they are applied
+    name: str
+    linear: nn.Linear
     activation: Activation | None = None
+
+
+@dataclass
+class Form:
+    """f(x) = step(...step(g(x))): linear layers in the order in which they are applied, g changing shapes alone."""
+
+    steps: list[Step] = field(default_factory=list)
     before: Reshape | None = None  # g, None for g(x) = x
 
 
-def read(model: nn.Module) -> tuple[Form, dict[str, str]]:
-    """Return the form of a module and "hidden", "output" -> the layer's name, in the order of named_parameters().
+def read(model: nn.Module) -> tuple[Form, tuple[int, ...]]:
+    """Return the form of a module, and its steps in the order of `model.named_parameters()`.
 
     Raises TypeError, which says what part of the module is not supported.
     """
@@ -60,12 +69,11 @@ def read(model: nn.Module) -> tuple[Form, dict[str, str]]:
         raise TypeError(f"model: expected the module itself, model.{_WRAPPERS[kind]}; got a {kind} around it")
     for name, module in model.named_modules():
         check_forward("model", name, module)
-    form = Form({"": model}) if type(model) is nn.Linear else _follow(model)
-    kinds = ("output",) if len(form.affine) == 1 else ("hidden", "output")
-    names, order = dict(zip(kinds, form.affine, strict=True)), list(model.named_modules())
-    order = [name for name, _ in order if name in form.affine]
-    _check_parameters(model, {name: form.affine[name] for name in order})
-    return form, dict(sorted(names.items(), key=lambda item: order.index(item[1])))
+    form = Form([Step("", model)]) if type(model) is nn.Linear else _follow(model)
+    order = [name for name, _ in model.named_modules()]
+    registered = sorted(range(len(form.steps)), key=lambda k: order.index(form.steps[k].name))
+    _check_parameters(model, [form.steps[k] for k in registered])
+    return form, tuple(registered)
 
 
 def check_forward(argument: str, name: str, module: nn.Module) -> None:
@@ -80,12 +88,12 @@ def check_forward(argument: str, name: str, module: nn.Module) -> None:
         raise TypeError(f"{argument}: expected modules with their class's forward; got another one on {what}")
 
 
-def _check_parameters(model: nn.Module, affine: dict[str, nn.Linear]) -> None:
+def _check_parameters(model: nn.Module, steps: list[Step]) -> None:
     """Refuse parameters that are tied, shared or not those of the layers."""
     expected = [
-        f"{name}.{key}" if name else key
-        for name, layer in affine.items()
-        for key, parameter in (("weight", layer.weight), ("bias", layer.bias))
+        f"{step.name}.{key}" if step.name else key
+        for step in steps
+        for key, parameter in (("weight", step.linear.weight), ("bias", step.linear.bias))
         if parameter is not None
     ]
     found = [name for name, _ in model.named_parameters()]
@@ -148,20 +156,22 @@ def _follow(model: nn.Module) -> Form:
     (output,) = (node for node in graph.nodes if node.op == "output")
     if output.args[0] is not last:
         raise _unsupported("a result other than that of the last step")
-    if form.activation and len(form.affine) == 1:
+    if form.steps[-1].activation:
         raise _unsupported("an activation after the only linear layer")
-    if len(form.affine) == 2 and not form.activation:
-        form.activation = activations.resolve("identity")
+    for step in form.steps[:-1]:
+        step.activation = step.activation or activations.resolve("identity")
     return form
 
 
 def _take(form: Form, node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    """Add one step to the form."""
-    text, count = _text(node, modules), len(form.affine)
+    """Add a linear layer to the form, or an activation to its last layer."""
+    text, steps = _text(node, modules), form.steps
     if _kind(node, modules) is nn.Linear:
-        if node.target in form.affine or count == 2:
-            raise _unsupported(f"{text} twice" if node.target in form.affine else f"a third linear layer, {text}")
-        form.affine[node.target] = modules[node.target]
+        if any(step.name == node.target for step in steps):
+            raise _unsupported(f"{text} twice")
+        if len(steps) == _LAYERS:
+            raise _unsupported(f"a third linear layer, {text}")
+        steps.append(Step(node.target, modules[node.target]))
     elif not _passes(node, modules):
         if node.op == "call_module":
             activation = activations.of_module(modules[node.target])
@@ -169,9 +179,9 @@ def _take(form: Form, node: fx.Node, modules: dict[str, nn.Module]) -> None:
             activation = activations.of_call(node.target, node.args, node.kwargs)
         if activation is None:
             raise _unsupported(text)
-        if form.activation or count == 2:
-            raise _unsupported(f"{text} after {'the last linear layer' if count == 2 else 'an activation'}")
-        form.activation = activation
+        if len(steps) == _LAYERS or steps[-1].activation:
+            raise _unsupported(f"{text} after {'the last linear layer' if len(steps) == _LAYERS else 'an activation'}")
+        steps[-1].activation = activation
 
 
 def _reshape(model: nn.Module, steps: list[fx.Node], x: fx.Node, result: fx.Node) -> Reshape:

@@ -19,8 +19,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hessext import _checks
 from hessext._api import linear, one_hidden
+from hessext._memory import require
 
 # Of each point set behind a draw's expectation (theory.given_weights). Its error has mean 0 and is part of the paired
 # differences, so that it widens error bars but moves nothing.
@@ -108,7 +108,7 @@ def compute(task: Task) -> list[Row]:
     """
     case, (C, N, d, m), dtype = CASES[task.case], task.point, getattr(torch, task.dtype)
     sizes = ", ".join(f"{name} {size}" for name, size in task.point._asdict().items() if size)
-    _checks.memory((N * d + (m or C) * d + C * m) * dtype.itemsize, f"a draw ({sizes})")
+    require((N * d + (m or C) * d + C * m) * dtype.itemsize, f"a draw ({sizes})")
     g = torch.Generator().manual_seed(_stream(task))
 
     def normal(rows: int, cols: int, variance: float = 1.0) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hessext.matrix.norms import BlockRatio
+from hessext.matrix.results import BlockRatio
 
 from .draws import CASES, Point, Row
 

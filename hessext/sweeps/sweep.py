@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from hessext import _checks, _files
 from hessext._checks import count
+from hessext._memory import require
 
 from .draws import CASES, Point, Row, Task, compute, compute_all, one_thread
 from .report import Sweep
@@ -80,7 +81,7 @@ def sweep(
     draws, seed = count("draws", draws, 2), count("seed", seed, None)
     workers = None if workers is None else count("workers", workers, 1)
     name = str(dtype).removeprefix("torch.")
-    _checks.memory(_KEPT * draws * len(points), f"a list of {draws} draws of {len(points)} points")
+    require(_KEPT * draws * len(points), f"a list of {draws} draws of {len(points)} points")
     tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
     with closing(_Log(None if path is None else _files.checked("path", path), tasks[0])) as log:
         try:

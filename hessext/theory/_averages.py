@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from hessext import _checks
-from hessext.matrix.norms import BlockRatio
+from hessext._memory import require
+from hessext.matrix.results import BlockRatio
 
 from . import _arguments
 from ._given_weights import Hidden, Output, cross_entropy_squares
@@ -102,7 +102,7 @@ def _draws(layer: type, m: int, C: int, N: int | None, d: int | None, draws: int
     m, C = _arguments.count("m", m), _arguments.count("C", C, 2)
     draws, points = _arguments.count("draws", draws, 2), _arguments.power_of_two("points", points)
     rng = _arguments.generator(seed)
-    _checks.memory(8 * (3 * m * (d or m) + 2 * C * m + 2 * draws), f"weights of {m} neurons and {C} classes")
+    require(8 * (3 * m * (d or m) + 2 * C * m + 2 * draws), f"weights of {m} neurons and {C} classes")
     sizes = (math.inf, math.inf) if d is None else (N, d)
     squares = np.empty((draws, 2))
     for k in range(draws):

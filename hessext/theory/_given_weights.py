@@ -21,7 +21,8 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from hessext import _checks
-from hessext.matrix.norms import BlockRatio
+from hessext._memory import require
+from hessext.matrix.results import BlockRatio
 
 from . import _arguments
 from ._mse import given_weights_mse
@@ -201,7 +202,7 @@ def normal_points(points: int, dims: int, rng: np.random.Generator) -> Array:
     """
     if dims > qmc.Sobol.MAXDIM:
         raise ValueError(f"m, d: expected one of them to be at most {qmc.Sobol.MAXDIM}; got a rank of {dims}")
-    _checks.memory(8 * 8 * points * dims, f"{points} points in {dims} dimensions")
+    require(8 * 8 * points * dims, f"{points} points in {dims} dimensions")
     return ndtri(np.maximum((_sobol(points, dims) + rng.random(dims)) % 1, 2.0**-64))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from hessext.matrix.norms import BlockRatio
+from hessext.matrix.results import BlockRatio
 
 from . import _arguments
 from ._replica import mean_square_probability

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from hessext.matrix.norms import BlockRatio
+from hessext.matrix.results import BlockRatio
 
 from . import _arguments
 from ._softmax import Softmax, curvature_moments

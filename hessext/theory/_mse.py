@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from hessext.matrix.norms import BlockRatio
+from hessext.matrix.results import BlockRatio
 
 from . import _arguments
 from ._results import CrossNorms

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binom, chi2
 
-from hessext import _checks
+from hessext._memory import require
 
 from . import _arguments
 from ._softmax import Factor, Softmax, curvature_moments
@@ -179,7 +179,7 @@ def _radii(m: int, C: int) -> Iterator[_Radius]:
 
     No moment is much below C^-4, which says how much of the law may be cut off: of the chi law of a rare k more.
     """
-    _checks.memory(160 * m, f"densities of {m} active neurons")
+    require(160 * m, f"densities of {m} active neurons")
     k = np.arange(1, m + 1)
     any_of, one_of, two_of = (binom.pmf(k - n, m - n, 0.5) * 0.5**n for n in (0, 1, 2))
     tail = np.minimum(1, 1e-16 / float(C) ** 4 / np.maximum(any_of, 1e-300))  # 1 where k is too rare to count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hessext.matrix.norms import BlockRatio
+from hessext.matrix.results import BlockRatio
 
 
 class Layers(NamedTuple):

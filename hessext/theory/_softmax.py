@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
-from hessext import _checks
+from hessext._memory import require
 
 from . import _arguments
 
@@ -50,7 +50,7 @@ class Softmax:
         right = min(_TAIL + total * beta, max(right, _TAIL + beta) if start < -(beta**2) else right)
         spacing = min(0.4, step / max(beta, 1e-9))
         entries = int((end - start) / self._step + 2) * int((_TAIL + right) / spacing + 2)
-        _checks.memory(6 * 8 * entries, f"the grid of {entries} nodes for logits of deviation {beta:g}")
+        require(6 * 8 * entries, f"the grid of {entries} nodes for logits of deviation {beta:g}")
         u = np.arange(start, end, self._step)
         self._small = u < -(beta**2)  # y < 1 at x = beta
         x = np.arange(-_TAIL, right + spacing, spacing)

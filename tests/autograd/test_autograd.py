@@ -13,9 +13,9 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 from hessext import autograd
-from hessext.data.samples import Problem
+from hessext.data.samples import Samples
 from hessext.model import activations, losses
-from hessext.model.network import Network
+from hessext.model.network import Layer, Network
 
 CASES = [c for c in LINEAR + HIDDEN + SMALL if c.d * (c.hidden or c.C) + c.C * (c.hidden or 0) < 700]
 
@@ -27,12 +27,10 @@ class StandIn:
         inputs = make_inputs(case, dtype)
         self.term, self.layers = term, ("hidden", "output") if case.hidden else ("output",)
         self.dtype = dtype
-        network = Network(
-            (inputs.output_weight, inputs.output_bias),
-            (inputs.hidden_weight, inputs.hidden_bias) if case.hidden else None,
-            activations.resolve(ACTIVATIONS[case.activation]) if case.hidden else None,
-        )
-        self._data = Problem(network, losses.resolve(inputs.loss), inputs.x, inputs.y)
+        activation = activations.resolve(ACTIVATIONS[case.activation])
+        hidden = [Layer("hidden", inputs.hidden_weight, inputs.hidden_bias, activation)] if case.hidden else []
+        network = Network((*hidden, Layer("output", inputs.output_weight, inputs.output_bias)))
+        self._data = Samples(network, losses.resolve(inputs.loss), inputs.x, inputs.y)
         self.parts = {k: v.to(dtype, copy=True) for k, v in reference.truth(case, dtype, term).items()}
         if tamper:
             tamper(self.parts)
@@ -97,7 +95,8 @@ def test_kinks_are_taken_as_the_objects_dtype_takes_them():
     x = x[differ][:8]
     assert len(x) == 8
     weight, y = torch.randn(3, 2, generator=g), torch.arange(8) % 3
-    network = replace(stand_in._data.network, hidden=(W, None), output=(weight, None))
+    hidden, _ = stand_in._data.network.layers
+    network = Network((Layer("hidden", W, activation=hidden.activation), Layer("output", weight)))
     stand_in._data = replace(stand_in._data, network=network, x=x, y=y)
     signs = (F.linear(x, W) > 0).double()
     out = autograd.hessian(stand_in)

@@ -12,7 +12,7 @@ from helpers.gram_reference import close, sums
 from helpers.reference import TERMS, assert_accurate, assert_silent, assert_softmax, dense, matrix, plain, truth
 
 from hessext import _ops
-from hessext.matrix import gram
+from hessext.matrix import softmax_gram
 
 _emulated = pytest.importorskip("hessext._emulated", reason="built by scripts/env")
 
@@ -82,7 +82,7 @@ def test_peaked_softmax(case, cuda):
 @pytest.mark.parametrize("case", SUMS, ids=lambda c: c.name)
 def test_sums_over_classes(case, dtype, cuda, memory):
     squares = truth(case, dtype)["output", "output"].flatten(2).square().sum(2)
-    got = gram.softmax_sums(on(cuda, case, dtype)["output"])
+    got = softmax_gram.softmax_sums(on(cuda, case, dtype)["output"]._part)
     for value, wanted in zip(got, sums(squares), strict=True):
         close(value, wanted, {torch.float32: 1e-6, torch.float64: 1e-12}[dtype] * max(1, 4 * case.scale))
 
@@ -91,7 +91,7 @@ def test_sums_over_classes(case, dtype, cuda, memory):
 def test_norms_of_pairs(dtype, cuda, monkeypatch):
     """In the Gram form, which asks the core for entries of Q_n and for sums without a softmax."""
     case = Case(9, 40, 5, 6, bias="ho")
-    monkeypatch.setattr("hessext.matrix.norms._gram_cost", lambda *_: 0.0)
+    monkeypatch.setattr("hessext.matrix.cost._sample_pairs", lambda *_: 0.0)
     H, expected = on(cuda, case, dtype), truth(case, dtype)
     for row in H.layers:
         for col in H.layers:

@@ -9,7 +9,7 @@ from helpers.gram_reference import close, squared_norms, sums
 from helpers.reference import TOLERANCE
 
 import hessext
-from hessext.matrix import gram, norms
+from hessext.matrix import gram, norms, softmax_gram
 
 
 def unused(pairs):
@@ -34,11 +34,11 @@ def test_hidden_sums(case, term, dtype, memory):
     H, truth = inputs.hessian(), inputs.lift().hessian()
     B, expected = ((h if term == "full" else getattr(h, term)())["hidden"] for h in (H, truth))
     squares = expected.norms().square()
-    got = norms._pair_sums(B, gram.PairSquares(B, norms._block_squares(B)).sum)
+    got = norms.pair_sums(B._part, gram.PairSquares(B._part, norms.block_squares(B._part)).sum)
     for value, wanted in zip(got, sums(squares), strict=True):
         close(value, wanted, 5 * TOLERANCE[dtype])
     m = B.grid[0]
-    each = gram.PairSquares(B, unused).each(torch.cartesian_prod(torch.arange(m), torch.arange(m)))
+    each = gram.PairSquares(B._part, unused).each(torch.cartesian_prod(torch.arange(m), torch.arange(m)))
     torch.testing.assert_close(each.view(m, m), squares, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
 
 
@@ -57,8 +57,10 @@ def test_cross_layer_pairs(case, key, term, dtype, memory):
     H, truth = (h if term == "full" else getattr(h, term)() for h in (inputs.hessian(), inputs.lift().hessian()))
     rows, cols = H[key].grid
     pairs = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
-    expected = norms._block_squares(truth[key])(pairs).sqrt()
-    error = (gram.PairSquares(H[key], norms._block_squares(H[key])).each(pairs).sqrt() - expected).abs().max()
+    expected = norms.block_squares(truth[key]._part)(pairs).sqrt()
+    error = (
+        (gram.PairSquares(H[key]._part, norms.block_squares(H[key]._part)).each(pairs).sqrt() - expected).abs().max()
+    )
     # of the largest: where the two terms cancel, a block alone keeps fewer digits
     assert error <= (1e-5 if dtype == torch.float32 else 1e-12) * expected.max()
 
@@ -68,7 +70,7 @@ def test_output_pairs_between_weights_and_bias(memory):
     B = make_inputs(Case(23, 4, 5, 3, bias="o"), torch.float64).hessian()["output.weight", "output.bias"]
     pairs = torch.cartesian_prod(torch.arange(5), torch.arange(5))
     torch.testing.assert_close(
-        gram.PairSquares(B, unused).each(pairs), norms._block_squares(B)(pairs), rtol=1e-11, atol=0
+        gram.PairSquares(B._part, unused).each(pairs), norms.block_squares(B._part)(pairs), rtol=1e-11, atol=0
     )
 
 
@@ -108,7 +110,7 @@ def test_cancelling_blocks_are_formed():
     H = hessext.one_hidden(torch.eye(d).double(), V, x, x @ V.T + residual, activation="identity", loss="mse")
     B = H.residual()["hidden", "output"]
     pairs = torch.cartesian_prod(torch.arange(d), torch.arange(C))
-    assert gram.PairSquares(B, norms._block_squares(B)).each(pairs).sqrt().max() < 1e-13
+    assert gram.PairSquares(B._part, norms.block_squares(B._part)).each(pairs).sqrt().max() < 1e-13
     assert B.norms().max() < 1e-13
 
 
@@ -118,7 +120,7 @@ def test_all_pairs_of_classes_at_once(scale, dtype):
     inputs = make_inputs(Case(33, 5, 17, bias="o", scale=scale), dtype)
     got, B = inputs.hessian()["output"], inputs.lift().hessian()
     expected = squared_norms(B)
-    squares = gram.class_pair_squares(got)
+    squares = softmax_gram.class_pair_squares(got._part)
     squares.diagonal().copy_(expected.diagonal())
     tolerance = 5 * TOLERANCE[dtype] * max(1, 8 * scale)  # rounding of logits
     torch.testing.assert_close(squares, expected, rtol=tolerance, atol=0)

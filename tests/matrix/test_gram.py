@@ -11,7 +11,7 @@ from helpers.reference import TOLERANCE
 from torch.nn.functional import one_hot
 
 import hessext
-from hessext.matrix import gram, norms
+from hessext.matrix import gram, norms, softmax_gram
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -30,7 +30,7 @@ from hessext.matrix import gram, norms
 )
 def test_softmax_sums(case, dtype, memory, isa):
     inputs = make_inputs(case, dtype)
-    got = gram.softmax_sums(inputs.hessian()["output"])
+    got = softmax_gram.softmax_sums(inputs.hessian()["output"]._part)
     for value, expected in zip(got, sums(squared_norms(inputs.lift().hessian())), strict=True):
         close(value, expected, 5 * TOLERANCE[dtype])
 
@@ -78,7 +78,7 @@ def test_peaked_softmax_in_fifty_digits(level, shared, dtype):
     tolerance = TOLERANCE[dtype] * max(1, (x @ W.T).abs().max().item())  # rounding of the logits
     for diagonal, off_diagonal in (
         sums(squared_norms({"output": B})),
-        gram.softmax_sums(B),
+        softmax_gram.softmax_sums(B._part),
     ):
         close(diagonal / C, on, tolerance)
         close(off_diagonal / (C * (C - 1)), off, tolerance)
@@ -91,7 +91,7 @@ def test_units_of_the_features_do_not_matter(scale, dtype):
     inputs = make_inputs(Case(12, 3, 9), torch.float64)
     x, W = (inputs.x * scale).to(dtype), (inputs.output_weight / scale).to(dtype)
     B, truth = hessext.linear(W, x)["output"], hessext.linear(W.double(), x.double())["output"]
-    for value, expected in zip(gram.softmax_sums(B), sums(squared_norms({"output": truth})), strict=True):
+    for value, expected in zip(softmax_gram.softmax_sums(B._part), sums(squared_norms({"output": truth})), strict=True):
         close(value, expected, 5 * TOLERANCE[dtype])
 
 
@@ -110,9 +110,9 @@ def test_softmax_scan_and_others(dtype, isa):
         assert torch.equal(largest, logits.amax(0))
         exact = torch.exp((logits - largest).double()).scatter_(0, top[None], 0)
         torch.testing.assert_close(others, exact.sum(0), rtol=3e-7 if dtype == torch.float32 else 1e-14, atol=1e-30)
-        lift = torch.arange(samples, dtype=torch.float64).remainder(3).exp2()
-        hessext._ops.softmax_others_(logits, 0, largest, top, others, lift)
-        expected = lift * exact / (1 + exact.sum(0))
+        power = torch.arange(samples, dtype=torch.float64).remainder(3).neg().exp2()
+        hessext._ops.softmax_others_(logits, 0, largest, top, others, power)
+        expected = exact / (1 + exact.sum(0)) / power
         torch.testing.assert_close(
             logits.double(), expected, rtol=5e-7 if dtype == torch.float32 else 2e-14, atol=1e-37
         )
@@ -122,13 +122,13 @@ def test_a_large_weight_is_not_copied_and_watched(monkeypatch):
     monkeypatch.setattr(hessext._api, "_COPIED", 0)
     x, W = torch.randn(4, 3), torch.randn(5, 3)
     H = hessext.linear(W, x)
-    assert H._data.network.output[0].data_ptr() == W.data_ptr()
+    assert H._data.network.like.data_ptr() == W.data_ptr()
     W += 1
     for call in (H["output"].ratio, H["output"].norms, H.dense):
         with pytest.raises(RuntimeError, match="output_weight was changed in place"):
             call()
     with pytest.raises(RuntimeError, match="output_weight was changed in place"):
-        gram.softmax_sums(H["output"])
+        softmax_gram.softmax_sums(H["output"]._part)
 
 
 def test_a_sample_without_weight_does_not_hide_the_others():
@@ -144,7 +144,7 @@ def test_a_sample_without_weight_does_not_hide_the_others():
         loss = "cross_entropy" if y is None else torch.nn.CrossEntropyLoss(ignore_index=-100)
         B = hessext.linear(W, x, y, loss=loss)["output"]
         truth = hessext.linear(W.double(), x.double(), y, loss=loss)
-        for value, expected in zip(gram.softmax_sums(B), sums(squared_norms(truth)), strict=True):
+        for value, expected in zip(softmax_gram.softmax_sums(B._part), sums(squared_norms(truth)), strict=True):
             close(value, expected, 44e-6)
 
 
@@ -154,7 +154,7 @@ def test_bias_beside_tiny_features(dtype):
     x, W, b = ((t * f).to(dtype) for t, f in ((inputs.x, 1e-25), (inputs.output_weight, 1e25), (inputs.output_bias, 1)))
     B = hessext.linear(W, x, bias=b)["output"]
     truth = hessext.linear(W.double(), x.double(), bias=b.double())
-    for value, expected in zip(gram.softmax_sums(B), sums(squared_norms(truth)), strict=True):
+    for value, expected in zip(softmax_gram.softmax_sums(B._part), sums(squared_norms(truth)), strict=True):
         close(value, expected, 5 * TOLERANCE[dtype])
 
 
@@ -162,8 +162,8 @@ def test_bias_beside_tiny_features(dtype):
 def test_extreme_features_raise_nothing(scale, dtype):
     x = torch.full((12, 9), scale, dtype=dtype) * torch.linspace(-1, 1, 12, dtype=dtype)[:, None]
     B = hessext.linear(torch.zeros(7, 9, dtype=dtype), x)["output"]
-    assert all(value >= 0 for value in gram.softmax_sums(B))
-    assert (gram.PairSquares(B, norms._block_squares(B)).each(torch.tensor([[0, 1]])) >= 0).all()
+    assert all(value >= 0 for value in softmax_gram.softmax_sums(B._part))
+    assert (gram.PairSquares(B._part, norms.block_squares(B._part)).each(torch.tensor([[0, 1]])) >= 0).all()
     assert B.ratio().diagonal >= 0
     B.norms(), B.row_norms()
 
@@ -191,7 +191,7 @@ def test_more_classes_than_a_span(dtype):
     P = torch.softmax(wide.x @ wide.output_weight.T, 1)
     W = (wide.x @ wide.x.T).square() / 20**2
     S, Q = P * (1 - P), P.square()
-    got = gram.softmax_sums(inputs.hessian()["output"])
+    got = softmax_gram.softmax_sums(inputs.hessian()["output"]._part)
     close(got[0], (W * (S @ S.T)).sum().item(), TOLERANCE[dtype])
     close(got[1], (W * ((P @ P.T).square() - Q @ Q.T)).sum().item(), TOLERANCE[dtype])
 
@@ -216,5 +216,5 @@ def test_a_gpu_takes_4096_samples_at_once(monkeypatch):
             super().__init__(samples, bytes_each, device)
 
     monkeypatch.setattr(gram, "SamplePairs", Spy)
-    gram.softmax_sums(hessext.linear(torch.ones(3, 2), torch.ones(5, 2))["output"])
+    softmax_gram.softmax_sums(hessext.linear(torch.ones(3, 2), torch.ones(5, 2))["output"]._part)
     assert blocks == [[slice(0, 4096)]]

@@ -138,7 +138,7 @@ def test_is_the_softmax_of_two_classes(activation, size):
         W, V, x, y, hidden_bias=b, output_bias=c, activation=activation, loss="binary_cross_entropy"
     )
     two = hessext.one_hidden(W, V2, x, y, hidden_bias=b, output_bias=c2, activation=activation)
-    features = one._data.features
+    features = one._data.features(1)
     assert (features @ V.T + c).abs().max() > (30 if size > 1 else 1)
     pairs = [(one["hidden"].dense(), two["hidden"].dense())]
     pairs += [(one["hidden", "output"].block(i, 0), two["hidden", "output"].block(i, 1)) for i in range(m)]

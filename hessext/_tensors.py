@@ -1,0 +1,78 @@
+"""What is done to tensors that an object holds: watched for changes, moved, pickled, kept out of autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+
+def version(t: Tensor | None) -> int:
+    """torch's count of changes in place; inference tensors have none."""
+    return 0 if t is None or t.is_inference() else t._version
+
+
+class Watch:
+    """Tensors that are not copied must not change: their versions when this was made."""
+
+    def __init__(self, **tensors: Tensor | None) -> None:
+        self._tensors, self._versions = tensors, [version(t) for t in tensors.values()]
+
+    def check(self) -> None:
+        """Raise RuntimeError if one was changed in place since."""
+        for (name, t), before in zip(self._tensors.items(), self._versions, strict=True):
+            if version(t) != before:
+                raise RuntimeError(
+                    f"{name} was changed in place after the Hessian was made; pass a copy, {name}.clone()"
+                )
+
+
+def own_precision(method: Callable) -> Callable:
+    """Let a method of something on a `device` run outside of autocast, which computes in half precision."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kind = self.device.type
+        if not torch.is_autocast_enabled(kind):
+            return method(self, *args, **kwargs)
+        with torch.autocast(kind, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Change a tensor, or the tensors in tuples and dataclasses; return anything else as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(change, v) for v in value)
+    if is_dataclass(value):
+        return replace(value, **{f.name: map_tensors(change, getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def compact(t: Tensor) -> Tensor:
+    """Return a tensor that does not keep a larger one alive: a pickle has all of its memory."""
+    return t.clone() if t.untyped_storage().nbytes() > t.numel() * t.element_size() else t
+
+
+def moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return the value with its tensors on a device, floats in dtype.
+
+    Raises ValueError where a number is beyond the range of dtype.
+    """
+
+    def move(t: Tensor) -> Tensor:
+        result = t.to(device, dtype if t.is_floating_point() else t.dtype)
+        if t.is_floating_point():
+            _checks.finite(f"dtype: {dtype} does not hold all values", result)
+        return result
+
+    return map_tensors(move, value)

@@ -1,0 +1,92 @@
+"""Blocks, dense matrices and diagonals: the entries of a part, written where they are asked for."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+
+import torch
+from torch import Tensor
+
+from hessext import _checks, _ops
+from hessext._memory import require
+from hessext.data.samples import Data, Samples
+
+from .part import Part, Term
+
+_ENTRIES = 1 << 22  # entries of Q_n in hand
+_SAMPLES = 8192  # samples summed in the tensors' own dtype; chunks are added in float64
+
+
+def blocks(part: Part, pairs: Tensor) -> Tensor:
+    """Blocks (P, *block_shape) of pairs (P, 2) in the grid."""
+    size = len(pairs) * part.row.size * part.col.size * part.dtype.itemsize
+    require(part.data.results * size, f"{len(pairs)} blocks", part.device)
+    if part.replicated:
+        first = pairs.new_zeros(1, 2)
+        result = part.data.sum(lambda samples, _: _ops.blocks(first, False, *part.of(samples).arguments()))
+        return result * (pairs[:, 0] == pairs[:, 1])[:, None, None]
+    upright = (pairs.flip(1) if part.transposed else pairs).contiguous()
+    return part.data.sum(lambda samples, _: _ops.blocks(upright, part.transposed, *part.of(samples).arguments()))
+
+
+def diagonal_pairs(first: int, end: int, device: torch.device) -> Tensor:
+    """Pairs (i, i), first <= i < end, as (P, 2)."""
+    return torch.arange(first, end, device=device)[:, None].expand(-1, 2).contiguous()
+
+
+def dense(part: Part, out: Tensor | None) -> Tensor:
+    """The whole matrix, into `out` if given."""
+    upright = part.upright
+    axes = [n for group in (upright.row, upright.col) for n in (0, group.size, group.cols, group.size)]
+    direct, mirror = not part.transposed, part.transposed or part.symmetric
+
+    def write(samples: Samples, out: Tensor | None) -> Tensor:
+        out = _checks.out(out, part.shape, part.like)
+        if part.replicated:
+            out.zero_()
+        _ops.dense_(out, part.shape[1], axes, direct, mirror, None, *part.of(samples).arguments())
+        return out
+
+    return part.data.sum(write, _checks.out(out, part.shape, part.like, part.data.results))
+
+
+def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
+    """All parts in one matrix, in torch's parameter order, into `out` if given."""
+    network = data.network
+    shape = (network.numel,) * 2
+    groups = sorted(network.whole, key=lambda group: group.layer)  # the core takes the earlier layer first
+
+    def write(samples: Samples, out: Tensor | None) -> Tensor:
+        out = _checks.out(out, shape, network.like)
+        for row, col in combinations_with_replacement(groups, 2):
+            part = Part(samples, term, row, col)
+            if part.replicated:
+                own = slice(row.start, row.start + row.blocks * row.size)
+                out[own, own].zero_()
+            axes = [n for group in (row, col) for n in (group.start, group.cols, group.start_bias, 1)]
+            _ops.dense_(out, network.numel, axes, True, True, None, *part.arguments())
+        return out
+
+    return data.sum(write, _checks.out(out, shape, network.like, data.results))
+
+
+def diagonal(part: Part) -> Tensor:
+    """Diagonal of one layer's matrix: sum_n Q_n[i, i] phi_n[a]^2, block by block; of data in memory."""
+    group, features, curvature = part.row, part.features(part.row), part.curvature()
+    samples = len(features)
+    if curvature.kind == _ops.Kind.OUTPUT and not curvature.gauss_newton:
+        return features.new_zeros(part.shape[0])
+    result = torch.empty(group.blocks, group.size, dtype=part.dtype, device=part.device)
+    step = max(1, _ENTRIES // samples)
+    for first in range(0, group.blocks, step):
+        pairs = diagonal_pairs(first, min(group.blocks, first + step), part.device)
+        Q = _ops.curvature_entries(pairs, *curvature)
+        total = torch.zeros(len(Q), group.size, dtype=torch.float64, device=part.device)
+        for n in range(0, samples, _SAMPLES):
+            rows = slice(n, n + _SAMPLES)
+            if group.cols:
+                total[:, : group.cols] += Q[:, rows] @ features[rows].square()
+            if group.bias:
+                total[:, -1] += Q[:, rows].sum(1, dtype=torch.float64)
+        result[first : first + step] = total
+    return result.view(-1)

@@ -1,0 +1,124 @@
+"""The one view of a part of the Hessian that all algorithms on blocks take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hessext._ops import Curvature
+from hessext.data.samples import Data, Samples
+from hessext.model.network import ParameterGroup
+
+from .curvature import curvature_between, is_multiple_of_identity
+
+Term = Literal["full", "gauss_newton", "residual"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One layer's matrix, or the part between two layers: H_ij = sum_n Q_n[i, j] phi_n psi_n^T.
+
+    Block (i, j) belongs to row i of the first group's map and row j of the second's. The core takes the earlier layer
+    first: where the groups come the other way round, `upright` is the transpose that it computes.
+    """
+
+    data: Data
+    term: Term
+    row: ParameterGroup
+    col: ParameterGroup
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of block rows and block columns."""
+        return self.row.blocks, self.col.blocks
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Shape of one block."""
+        return self.row.size, self.col.size
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the whole matrix."""
+        return self.row.blocks * self.row.size, self.col.blocks * self.col.size
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the results' dtype and device."""
+        return self.data.network.like
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the results."""
+        return self.like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the results."""
+        return self.like.device
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether rows and columns are the same parameters."""
+        return self.row == self.col
+
+    @property
+    def within(self) -> bool:
+        """Whether rows and columns are parameters of one layer, so that Q_n is symmetric."""
+        return self.row.layer == self.col.layer
+
+    @property
+    def of_output(self) -> bool:
+        """Whether rows and columns are parameters of the output layer."""
+        return self.within and self.row.layer == self.data.network.last
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the core computes the transpose."""
+        return self.row.layer > self.col.layer
+
+    @property
+    def T(self) -> Part:
+        """The part between the same groups in the other order."""
+        return Part(self.data, self.term, self.col, self.row)
+
+    @property
+    def upright(self) -> Part:
+        """The part or its transpose, the earlier layer first."""
+        return self.T if self.transposed else self
+
+    @cached_property
+    def replicated(self) -> bool:
+        """Whether blocks (i, i) are one and the same, which the core computes once, and the others vanish."""
+        return self.within and is_multiple_of_identity(self.data, self.row.layer)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """All of the data in memory. Raises MemoryError where it does not fit."""
+        return self.data.in_memory()
+
+    def of(self, samples: Samples) -> Part:
+        """The same part for some of the data."""
+        return replace(self, data=samples)
+
+    # ------------------------------------------------------------------------------------- of data in memory
+
+    def features(self, group: ParameterGroup) -> Tensor:
+        """phi_n of a group without the bias's feature 1 (N, cols)."""
+        features = self.samples.features(group.layer)
+        return features if group.cols else features[:, :0]
+
+    def curvature(self) -> Curvature:
+        """Q_n of the upright part, as the operators take it."""
+        part = self.upright
+        return curvature_between(self.samples, part.row.layer, part.col.layer, self.term)
+
+    def arguments(self) -> tuple:
+        """The operators' arguments for the upright part: features of both sides, then the curvature."""
+        row, col = self.upright.row, self.upright.col
+        sides = self.features(row), row.bias, self.features(col), col.bias
+        return *sides, self.symmetric, *self.curvature()

@@ -1,0 +1,160 @@
+"""Norms of a softmax layer in the Gram form, where sums over all classes are products of probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hessext import _ops
+from hessext._memory import require
+from hessext._ops import Curvature, Kind
+from hessext.data.samples import Samples
+
+from .gram import FeatureProducts, SamplePairs, power_of_two
+from .part import Part
+
+_KEPT = 256 << 20  # bytes of probabilities kept between passes
+_TILE = 32 << 20  # bytes of a tile of classes where they are not kept
+
+
+class _OtherClasses:
+    """Probabilities of an output layer, class-major and without each sample's most probable class.
+
+    Top-class deflation: where one class dominates, sums of squares over all classes cancel; over the others they do
+    not. Probabilities are kept where they fit, else a tile of classes is formed again when it is asked for. Those of
+    sample n are divided by `power[n]`, about 1 together.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        layer = samples.network.layers[-1]
+        self._features, self._weight, self._bias = samples.features(samples.network.last), layer.weight, layer.bias
+        N, C = len(self._features), len(self._weight)
+        x = samples.x
+        self._tile = max(1, min(C, _TILE // (N * x.element_size())))
+        self._kept = x.new_empty(C, N) if C * N * x.element_size() <= _KEPT else None
+        self._largest = x.new_full((N,), -torch.inf)
+        self.top = torch.zeros(N, dtype=torch.int64, device=x.device)
+        self._others = torch.zeros(N, dtype=torch.float64, device=x.device)  # sum of e^(l - largest)
+        for c in range(0, C, self._tile):
+            _ops.softmax_scan_(self._logits(c, slice(None)), c, self._largest, self.top, self._others)
+        self.p = 1 / (1 + self._others)  # of the top class
+        self.rest = self._others * self.p  # 1 - p
+        self.power = power_of_two(self.rest[:, None], 1)[:, 0]
+        if self._kept is not None:
+            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self.power)
+
+    def _logits(self, c: int, samples: slice) -> Tensor:
+        weight, bias = (None if t is None else t[c : c + self._tile] for t in (self._weight, self._bias))
+        features = self._features[samples]
+        out = features.new_empty(len(weight), len(features)) if self._kept is None else self._kept[c : c + len(weight)]
+        _ops.logits_(out, weight, bias, features)
+        return out
+
+    def tiles(self, *samples: slice) -> Iterator[tuple[int, list[Tensor]]]:
+        """The first class and the probabilities (classes, samples) of a tile, for each of the given samples."""
+        if self._kept is not None:
+            yield 0, [self._kept[:, s] for s in samples]
+            return
+        for c in range(0, len(self._weight), self._tile):
+            tile = [self._logits(c, s) for s in samples]
+            for s, logits in zip(samples, tile, strict=True):
+                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self.power[s])
+            yield c, tile
+
+    def samples_by_tile(self, samples: slice) -> tuple[Tensor, ...]:
+        """Which of some samples have their top class in each of the `tiles`; a GPU is waited for once, if at all."""
+        top = self.top[samples]
+        if self._kept is not None:
+            return (torch.arange(len(top), device=top.device),)
+        top, order = top.sort()
+        firsts = torch.arange(self._tile, len(self._weight), self._tile, device=top.device)
+        return order.tensor_split(torch.searchsorted(top, firsts).tolist())
+
+
+def softmax_sums(part: Part) -> tuple[float, float]:
+    """Sums of ||H_jj||_F^2 and of ||H_jk||_F^2, j != k, over a softmax layer.
+
+    With r_j = p_nj p_n'j, sum_{j != k} Q_n[j, k] Q_n'[j, k] = c_n c_n' ((sum_j r_j)^2 - sum_j r_j^2); the top classes
+    of both samples are split off, only what is left of r goes through the difference.
+    """
+    samples = part.samples
+    samples.check_unchanged()
+    phi = FeatureProducts(part.features(part.row), part.row.bias, part.dtype)
+    scale_power = power_of_two(samples.scale)
+    scale = samples.scale / scale_power
+    pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), part.device)
+    kept = min(_KEPT, samples.network.classes * len(scale) * scale.element_size())
+    require(pairs.bytes + kept + 2 * _TILE, "the ratio in the Gram form", part.device)
+    P = _OtherClasses(samples)
+    diagonal = off_diagonal = 0.0
+    for a, b, same, times in pairs:
+        W = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b])
+        products = torch.zeros(W.shape, dtype=torch.float64, device=W.device)
+        sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=W.device)
+        at_b = torch.empty_like(W)  # [n, n'] = p_n'[top_n] over power[n']
+        at_a = at_b if same else torch.empty_like(W.T, memory_format=torch.contiguous_format)
+        powers = [P.power[a], P.power[b]]
+        of_a = P.samples_by_tile(a)
+        of_b = of_a if same else P.samples_by_tile(b)
+        for (first, tile), in_a, in_b in zip(P.tiles(a) if same else P.tiles(a, b), of_a, of_b, strict=True):
+            _ops.gram_sums_(tile[0], tile[-1], W, same, products, powers, sums)
+            _gather(in_a, P.top[a] - first, tile[-1], at_b)
+            if not same:
+                _gather(in_b, P.top[b] - first, tile[0], at_a)
+        sides = [[P.top[s], P.p[s], P.rest[s], at] for s, at in ((a, at_b), (b, at_a))]
+        _ops.gram_tops_(products, W, same, powers, *sides, tops)
+        on, squares, tops_on, tops_off = torch.cat([sums, tops]).tolist()
+        diagonal += times * (on + tops_on)
+        off_diagonal += times * (tops_off - squares)
+        del W, products, at_a, at_b, sides, tile  # before the next ones are made
+    power = ((phi.power**2 * scale_power) ** 2).item()
+    return diagonal * power, off_diagonal * power
+
+
+def _gather(rows: Tensor, top: Tensor, tile: Tensor, out: Tensor) -> None:
+    """Rows out[n] = tile[top_n], some at a time: no second N x N tensor."""
+    for some in rows.split(max(1, _TILE // (out.shape[1] * out.element_size()))):
+        out[some] = tile[top[some]]
+
+
+def class_pair_squares(part: Part) -> Tensor:
+    """||H_jk||_F^2 of all j != k of a softmax layer with c_n of one sign, (C, C) float64; the diagonal means nothing.
+
+    It is sum_nn' w r_j r_k with r_j = p_nj p_n'j and w = c_n c_n' (phi_n . phi_n')^2: an outer-product assembly like
+    that of a block, whose samples are the pairs n <= n' and whose features are the classes.
+    """
+    samples = part.samples
+    samples.check_unchanged()
+    phi = FeatureProducts(part.features(part.row), part.row.bias, torch.float64)
+    P = samples.output.probs
+    N, C = P.shape
+    work = _KEPT if part.device.type == "cuda" else _TILE  # a GPU takes few large assemblies
+    require(16 * C * C + 3 * work, f"norms of {C} x {C} blocks", part.device)
+    power = power_of_two(P, 0)[0]
+    # squares of the smallest probabilities underflow in float32
+    wide = part.dtype == torch.float64 or bool((P / power).min() < 1e-8)
+    P = (P / power).to(torch.float64 if wide else part.dtype)
+    scale_power = power_of_two(samples.scale)
+    scale = samples.scale.double() / scale_power
+    few = max(1, int((work / (C * P.element_size())) ** 0.5))
+    total = torch.zeros(C, C, dtype=torch.float64, device=P.device)
+    pair = torch.zeros(1, 2, dtype=torch.int64, device=P.device)
+    for n in range(0, N, few):
+        a = slice(n, n + few)
+        for k in range(n, N, few):
+            b = slice(k, k + few)
+            w = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b]).mul_(1 if n == k else 2)
+            r = (P[a, None] * P[None, b]).view(-1, C)
+            weights = Curvature(Kind.GIVEN, 1, 1, True, entries=w.view(1, -1).to(P.dtype))
+            total += _ops.blocks(pair, False, r, False, r, False, True, *weights)[0]
+            del w, r, weights  # before the next ones are made
+    power = power.double().square()
+    return total.mul_(power[:, None]).mul_(power).mul_((phi.power**2 * scale_power) ** 2)
+
+
+def one_sign(part: Part) -> bool:
+    """Whether no two scales c_n have opposite signs, as class weights or targets below zero bring."""
+    least, most = torch.aminmax(part.samples.scale)
+    return bool(least >= 0) or bool(most <= 0)
