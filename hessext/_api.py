@@ -179,7 +179,7 @@ def _hessian(
     """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; `features` of x are the inputs."""
     loss, memory = losses.resolve(loss), _checks.count("memory", memory)
     if not isinstance(x, Iterable) or isinstance(x, Tensor | str | dict) or type(x).__module__ == "numpy":
-        return Hessian(Samples.checked(network, loss, x if features is None else features(x), y))
+        return Hessian(Samples.of(network, loss, x if features is None else features(x), y))
     if y is not None:
         got = type(x).__name__
         if isinstance(y, str | nn.Module):

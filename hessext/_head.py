@@ -121,7 +121,7 @@ def _run(
     if forward is None and not (same and version(logits) == before):
         raise ValueError(
             "module: expected a layer whose outputs are what model(x) returns, the logits; for others pass "
-            f"forward=, which runs the model on a batch and returns its targets; got {_kind(result)}"
+            f"forward=, which runs the model on a batch and returns its targets; got {_described(result)}"
         )
     if y is not None and not isinstance(y, Tensor):
         raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}")
@@ -139,5 +139,5 @@ def _pair(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     return model(batch[0]), batch[1]
 
 
-def _kind(result: Any) -> str:
+def _described(result: Any) -> str:
     return f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__

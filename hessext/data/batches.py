@@ -109,7 +109,7 @@ class Batches(Data):
                 f"memory={self.memory} allows fewer"
             )
         require(needed, f"{samples} samples", self.network.like.device)
-        return Samples.checked(self.network, self.loss, *_together(pieces))
+        return Samples.of(self.network, self.loss, *_together(pieces))
 
     def _bytes(self, samples: int) -> int:
         """Of these samples: inputs, hidden units with two derivatives, logits, probabilities, residual and targets."""
@@ -146,7 +146,7 @@ class Batches(Data):
                 for t in batch
             )
             try:
-                samples = Samples.checked(self.network, summed, x if self.features is None else self.features(x), y)
+                samples = Samples.of(self.network, summed, x if self.features is None else self.features(x), y)
             except (TypeError, ValueError) as error:
                 raise (TypeError if isinstance(error, TypeError) else ValueError)(f"batch {k}: {error}") from None
             form = "None" if samples.y is None else f"{samples.y.dtype} of {samples.y.ndim} axes"

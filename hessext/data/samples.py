@@ -82,7 +82,7 @@ class Samples(Data):
         self._known: dict[tuple[str, int], Any] = {}
 
     @classmethod
-    def checked(cls, network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Samples:
+    def of(cls, network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Samples:
         """Check data and loss, and make every position of a sequence a sample. Raises as `hessext.linear`."""
         x = _checks.samples("x", x, network.inputs, network.like)
         y = targets.checked_targets(y, x.shape[:-1], network.classes, loss, x)

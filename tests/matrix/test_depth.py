@@ -26,7 +26,7 @@ def chain(widths, activation, loss, registered=None):
     N, C = 9, widths[-1]
     y = torch.randint(C, (N,), generator=g) if loss == "cross_entropy" else normal(N, C)
     network = Network(tuple(layers), registered)
-    return Hessian(Samples.checked(network, losses.resolve(loss), normal(N, widths[0]), y))
+    return Hessian(Samples.of(network, losses.resolve(loss), normal(N, widths[0]), y))
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
