@@ -38,7 +38,7 @@ PARAMETERS = {
 COMMON = {"seed": 0, "dtype": "float32"}  # every figure has them
 
 
-def checked(given: Mapping[str, object], defaults: Mapping[str, object], owner: str) -> dict[str, object]:
+def completed(given: Mapping[str, object], defaults: Mapping[str, object], owner: str) -> dict[str, object]:
     """Defaults with what is given in their place. Raises TypeError for a name that is not among them, ValueError."""
     for name in given:
         if name not in defaults:
@@ -74,7 +74,7 @@ def _check_one(name: str, value: object) -> object:
     if kind is int:
         return _checks.count(name, value, least)
     if kind is Path:
-        return _files.checked(name, value)
+        return _files.path_of(name, value)
     if kind is float:
         return _checks.positive(name, value)
     if not isinstance(value, kind):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers.cases import ACTIVATIONS
@@ -21,7 +23,7 @@ def chain(widths, activation, loss, registered=None):
     found = activations.resolve(ACTIVATIONS[activation])
     layers = [
         Layer(str(k), normal(rows, cols) / cols**0.5, normal(rows), found if k < len(widths) - 2 else None)
-        for k, (cols, rows) in enumerate(zip(widths, widths[1:], strict=False))
+        for k, (cols, rows) in enumerate(pairwise(widths))
     ]
     N, C = 9, widths[-1]
     y = torch.randint(C, (N,), generator=g) if loss == "cross_entropy" else normal(N, C)
