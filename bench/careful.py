@@ -11,11 +11,11 @@ from torch import Tensor
 from .cases import Problem
 from .plain import cross_entropy_residual, plain
 
-NARROW = 128  # below this many features one pair's product is too small for torch: gather by one unit instead
+NARROW = 128  # below this many features one pair's product is too small for torch: gather by one hidden unit
 
 
 def careful(problem: Problem) -> Tensor:
-    """Return the dense part: a gather per pair of units (index_select) feeds its hidden, output and cross blocks.
+    """Return the dense part: a gather per pair of hidden units (index_select) feeds its hidden, output and cross blocks.
 
     The mirrored half is copied. Where no such work can be saved it is `plain`.
     """

@@ -34,17 +34,15 @@ class Peaks:
 
 def describe(device: str, threads: int) -> dict[str, object]:
     """Describe processor, libraries and load; nothing in it names the machine."""
-    model, flags = platform.processor(), []
+    model = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        flags = next(line.split()[2:] for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         pass
     gpu = {}
     if torch.device(device).type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        gpu = {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
+        gpu = {"gpu": torch.cuda.get_device_properties(device).name, "cuda": torch.version.cuda}
     peers = {"jax": "jax", "curvlinops": "curvlinops-for-pytorch", "sklearn": "scikit-learn"}
     import hessext
 
@@ -52,11 +50,9 @@ def describe(device: str, threads: int) -> dict[str, object]:
         "cpu": model,
         "cores": os.cpu_count(),
         "threads": threads,
-        "simd": [f for f in ("avx2", "fma", "avx512f", "asimd", "sve") if f in flags],
         "isa": hessext._core.isa(),
         "hessext": hessext.__version__,
         "torch": torch.__version__,
-        "torch_simd": torch.backends.cpu.get_cpu_capability(),
         **{name: metadata.version(package) for name, package in peers.items() if find_spec(name)},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

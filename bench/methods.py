@@ -12,18 +12,9 @@ from torch import Tensor
 
 from .careful import careful
 from .cases import Case, Problem
+from .method import Method
+from .peers import PEERS
 from .plain import plain
-
-
-@dataclass
-class Method:
-    """A prepared method: `call()` returns the result, or only its `rows` where those are given."""
-
-    call: Callable[[], Tensor]
-    note: str = ""
-    rows: Tensor | None = None
-    scale: float = 1.0  # measured seconds times this are the seconds of the whole result
-    in_order: Callable[[Tensor], Tensor] = lambda result: result  # to torch's parameter order, outside the clock
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,6 @@ def known(device: str = "cpu", threads: tuple[int, ...] = (), isas: bool = False
 
     threads: further thread counts for hessext; isas: each of its instruction sets too.
     """
-    from .peers import PEERS
 
     def dense(case: Case) -> bool:
         return case.quantity == "dense"
@@ -150,8 +140,6 @@ def known(device: str = "cpu", threads: tuple[int, ...] = (), isas: bool = False
 
 def missing() -> dict[str, str]:
     """The peers that cannot run, and why."""
-    from .peers import PEERS
-
     return {name: peer.missing for name, peer in PEERS.items() if peer.missing}
 
 
@@ -161,11 +149,9 @@ def missing() -> dict[str, str]:
 def reference(problem: Problem) -> Tensor:
     """Return the closed form in float64 on the same inputs, or double backward for products.
 
-    It is `careful` where there is one, because `plain` takes long for many units. The table proves it: `plain` and
+    It is `careful` where there is one, because `plain` takes long for many hidden units. The table proves it: `plain` and
     the peers share none of its assembly and are compared with it.
     """
-    from .peers import PEERS
-
     wide = problem.to(torch.float64)
     if problem.case.quantity == "product":
         return PEERS["double backward"].make(wide).call()

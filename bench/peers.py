@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .cases import Case, Problem
-from .methods import Method
+from .method import Method
 
 WHOLE = 256  # up to this many rows they are all computed
 
@@ -165,9 +165,9 @@ def _rows(prepare: Callable[[Problem], Prepare], sampled: int, problem: Problem)
     if total > WHOLE:
         rows = torch.randperm(total, generator=torch.Generator().manual_seed(1))[:sampled].sort().values
     width = sum(case.parameters.values()) if case.part in ("all", "cross") else total
-    unit = torch.zeros(len(rows), width, dtype=problem.x.dtype).scatter_(1, rows[:, None], 1.0).to(problem.device)
+    basis = torch.zeros(len(rows), width, dtype=problem.x.dtype).scatter_(1, rows[:, None], 1.0).to(problem.device)
     products = ready()
-    chunks = unit.split(sampled)
+    chunks = basis.split(sampled)
 
     def call() -> Tensor:
         found = [products(chunk)[:, width - cols :] for chunk in chunks]

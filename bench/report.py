@@ -21,11 +21,11 @@ BEGIN, END = "<!-- bench: {} -->", "<!-- bench end -->"
 
 
 def seconds_text(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Three digits, in s, ms or us."""
     if seconds >= 999.5:
         return f"{float(f'{seconds:.3g}'):,.0f} s"
-    scale, unit = (1.0, "s") if seconds >= 1 else (1e-3, "ms") if seconds >= 1e-3 else (1e-6, "us")
-    return f"{seconds / scale:#.3g}".rstrip(".") + f" {unit}"
+    scale, name = (1.0, "s") if seconds >= 1 else (1e-3, "ms") if seconds >= 1e-3 else (1e-6, "us")
+    return f"{seconds / scale:#.3g}".rstrip(".") + f" {name}"
 
 
 def factor_text(factor: float) -> str:

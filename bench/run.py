@@ -1,14 +1,14 @@
-"""One run: check every method on every case, then time, then weigh. The report has pytest-benchmark's layout.
+"""One run: check every method on every case, then time, then weigh.
 
-A report is a dictionary, as it stands in JSON: `machine_info`, `commit_info`, `datetime`, `benchmarks` (each with
-`group` (case), `name` (method), `params`, `stats` and `extra_info`) as pytest-benchmark has them, and `settings`,
-`peaks` by thread count, `missing` methods and why, and what `failed` or disagreed with float64.
+A report is a dictionary, as it stands in JSON. Its origin is in `datetime`, `machine_info`, `commit_info` and
+`settings`. `benchmarks` has one entry per case (`group`) and method (`name`), with `params`, `stats` and `extra_info`.
+`peaks` are by thread count, `missing` says which methods are not installed, and `failed` which ones stopped or
+disagreed with float64.
 """
 
 from __future__ import annotations
 
 import gc
-import statistics
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +22,6 @@ from . import cases, machine, measure, methods
 # A method farther than this from float64 is wrong and is not timed; the tests hold hessext to tighter bounds.
 AGREES = {"float32": 1e-5, "float64": 1e-11}
 REPEATS, QUICK_REPEATS, BUDGET, QUICK_BUDGET = 5, 3, 10.0, 0.5
-VERSION = "5.0.0"  # of pytest-benchmark's layout
 Report = dict
 Tick = Callable[[str], None]  # says what comes next
 
@@ -56,7 +55,6 @@ def run(
     if torch.device(settings.device).index is not None:
         torch.cuda.set_device(settings.device)  # events and memory are the current device's
     report: Report = {
-        "version": VERSION,
         "datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine_info": machine.describe(settings.device, settings.threads[0]),
         "commit_info": _commit(),
@@ -152,10 +150,8 @@ def run_case(case: cases.Case, settings: Settings, report: Report, tick: Tick) -
                 "group": case.name,
                 "name": name,
                 "fullname": f"{case.name}[{name}]",
-                "param": None,
                 "params": sizes,
-                "options": {},
-                "stats": stats([s * method.scale for s in timings[name].seconds], timings[name].inner),
+                "stats": stats([s * method.scale for s in timings[name].seconds]),
                 "extra_info": extra,
             }
         )
@@ -170,30 +166,10 @@ def _memory(case: str, name: str, method: methods.Method, settings: Settings) ->
 
 
 def _failed(report: Report, case: cases.Case, name: str, reason: str) -> None:
-    report["failed"].append({"group": case.name, "name": name, "fullname": f"{case.name}[{name}]", "reason": reason})
+    report["failed"].append({"name": name, "fullname": f"{case.name}[{name}]", "reason": reason})
 
 
-def stats(seconds: list[float], inner: int) -> dict[str, object]:
-    """Summaries of the rounds, under pytest-benchmark's names."""
+def stats(seconds: list[float]) -> dict[str, object]:
+    """Median and quartiles of the rounds, how many there were, and all of them."""
     first, median, third = measure.quartiles(seconds)
-    low, high = first - 1.5 * (third - first), third + 1.5 * (third - first)
-    mean, deviation = statistics.fmean(seconds), statistics.stdev(seconds) if len(seconds) > 1 else 0.0
-    beyond = sum(abs(s - mean) > deviation for s in seconds)
-    return {
-        "min": min(seconds),
-        "max": max(seconds),
-        "mean": mean,
-        "stddev": deviation,
-        "median": median,
-        "q1": first,
-        "q3": third,
-        "iqr": third - first,
-        "ld15iqr": min(s for s in seconds if s >= low),
-        "hd15iqr": max(s for s in seconds if s <= high),
-        "outliers": f"{beyond};{sum(not low <= s <= high for s in seconds)}",
-        "rounds": len(seconds),
-        "iterations": inner,
-        "ops": 1 / mean,
-        "total": sum(seconds) * inner,
-        "data": seconds,
-    }
+    return {"median": median, "q1": first, "q3": third, "rounds": len(seconds), "data": seconds}

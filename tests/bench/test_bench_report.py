@@ -33,7 +33,7 @@ def synthetic(seconds, spread=0.01):
         extra |= {"sampled": False, "threads": 2, "flops": 1e9, "bytes": 1e6}
         params = about.sizes._asdict() | {"part": about.part, "quantity": about.quantity, "loss": about.loss}
         rows.append({"group": case, "name": method, "fullname": name, "params": params, "extra_info": extra})
-        rows[-1]["stats"] = run.stats(data, 1)
+        rows[-1]["stats"] = run.stats(data)
     info = {"cpu": "a CPU", "cores": 2, "threads": 2, "hessext": "1", "isa": "v4", "torch": "2", "load_before": 0.0}
     peaks = {"2": {"flops": 1e11, "matmul": 8e10, "bytes": 1e10}}
     chosen = {"device": "cpu", "dtype": "float32", "threads": [2], "quick": False}
@@ -71,10 +71,10 @@ def test_seconds_are_said_in_three_digits(seconds, said):
 
 
 def test_quartiles_and_rounds():
-    found = run.stats([5.0, 1.0, 2.0, 3.0, 4.0], 7)
-    assert (found["q1"], found["median"], found["q3"], found["iqr"]) == (2.0, 3.0, 4.0, 2.0)
-    assert found["rounds"] == 5 and found["iterations"] == 7 and found["total"] == 105.0
-    assert run.stats([2.0, 1.0], 1)["q1"] == 1.0 and measure.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == 3.0
+    found = run.stats([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert (found["q1"], found["median"], found["q3"]) == (2.0, 3.0, 4.0)
+    assert found["rounds"] == 5 and found["data"] == [5.0, 1.0, 2.0, 3.0, 4.0]
+    assert run.stats([2.0, 1.0])["q1"] == 1.0 and measure.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == 3.0
 
 
 def test_growth_exponents():
@@ -137,7 +137,7 @@ def test_program(tmp_path, capsys):
     assert "| hessext |" in stem.with_suffix(".md").read_text() and not stem.with_suffix(".png").exists()
 
     for row in found["benchmarks"]:
-        row["stats"] = run.stats([s / 9 for s in row["stats"]["data"]] if row["name"] == "hessext" else [1.0], 1)
+        row["stats"] = run.stats([s / 9 for s in row["stats"]["data"]] if row["name"] == "hessext" else [1.0])
     old = tmp_path / "old.json"
     old.write_text(json.dumps(found))
     loaded = ["--load", str(stem.with_suffix(".json"))]
