@@ -15,7 +15,7 @@ NARROW = 128  # below this many features one pair's product is too small for tor
 
 
 def careful(problem: Problem) -> Tensor:
-    """Return the dense part: a gather per pair of hidden units (index_select) feeds its hidden, output and cross blocks.
+    """Return the dense part: a gather per pair of hidden units (index_select) feeds its blocks in every part.
 
     The mirrored half is copied. Where no such work can be saved it is `plain`.
     """
@@ -51,7 +51,7 @@ def careful(problem: Problem) -> Tensor:
     for i in range(m):
         rows = on[:, i].nonzero().squeeze(1)
         xi, on_i = x.index_select(0, rows), on.index_select(0, rows)
-        if mse and whole:  # (11): v_ji sum_n 1_i x a^T, and the residual where the two units are the same
+        if mse and whole:  # (11): v_ji sum_n 1_i x a^T, and the residual where the two hidden units are the same
             moment = a.index_select(0, rows).T @ xi  # [m, d]
             torch.mul(v[:, i, None, None], moment.mul_(2 / n), out=left[:, :, i])
             left[:, i, i].add_(residual.index_select(0, rows).T @ xi)
@@ -95,9 +95,9 @@ def careful(problem: Problem) -> Tensor:
 
 
 def _narrow(h: Tensor, i: int, xi: Tensor, q: Tensor, panel: int = 64) -> None:
-    """Block row i of the hidden part from the samples xi [n_i, d] where unit i is active, and its mirror.
+    """Block row i of the hidden part from the samples xi [n_i, d] where hidden unit i is active, and its mirror.
 
-    q [n_i, m - i] is zero where the other unit is not active.
+    q [n_i, m - i] is zero where the other hidden unit is not active.
     """
     (count, d), top = xi.shape, i * xi.shape[1]
     for first in range(0, q.shape[1], panel):

@@ -149,8 +149,8 @@ def missing() -> dict[str, str]:
 def reference(problem: Problem) -> Tensor:
     """Return the closed form in float64 on the same inputs, or double backward for products.
 
-    It is `careful` where there is one, because `plain` takes long for many hidden units. The table proves it: `plain` and
-    the peers share none of its assembly and are compared with it.
+    It is `careful` where there is one, because `plain` takes long for many hidden units. The table proves it: `plain`
+    and the peers share none of its assembly and are compared with it.
     """
     wide = problem.to(torch.float64)
     if problem.case.quantity == "product":

@@ -19,7 +19,7 @@ def replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def checked(name: str, path: str | os.PathLike) -> Path:
+def path_of(name: str, path: str | os.PathLike) -> Path:
     """Return a path. Raises TypeError, ValueError, naming the argument, for what is none."""
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise TypeError(f"{name}: expected a path; got {path!r}")
@@ -30,7 +30,7 @@ def checked(name: str, path: str | os.PathLike) -> Path:
 
 def folder(name: str, path: str | os.PathLike) -> Path:
     """Return the folder, made if need be. Raises ValueError, naming the argument, where it is a file."""
-    path = checked(name, path)
+    path = path_of(name, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

@@ -108,7 +108,7 @@ def cifar100(
     cifar-100-python. Raises ImportError without torchvision, FileNotFoundError, OSError where files are damaged,
     ValueError, TypeError.
     """
-    folder = _files.checked("folder", folder)
+    folder = _files.path_of("folder", folder)
     datasets = _torchvision()
     if not download and not (folder / "cifar-100-python").is_dir():
         raise FileNotFoundError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from hessext import Hessian, datasets, linear, one_hidden, plot
 from hessext._random import lecun
 from hessext.matrix.results import BlockRatio
-from hessext.sweeps.report import moments, standard_error
+from hessext.sweeps.statistics import moments, standard_error
 
 from ._frame import Drawing, Figure, Run
 

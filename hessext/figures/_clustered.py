@@ -11,7 +11,7 @@ import numpy as np
 from hessext import Hessian, datasets, one_hidden, plot
 from hessext._random import lecun
 from hessext.matrix.results import BlockRatio
-from hessext.sweeps.report import moments, standard_error
+from hessext.sweeps.statistics import moments, standard_error
 
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from hessext import __version__, _core, _files
-from hessext.sweeps.sweep import duration
+from hessext._progress import duration
 
 from ._parameters import COMMON, text_of
 

@@ -74,7 +74,7 @@ def _check_one(name: str, value: object) -> object:
     if kind is int:
         return _checks.count(name, value, least)
     if kind is Path:
-        return _files.checked(name, value)
+        return _files.path_of(name, value)
     if kind is float:
         return _checks.positive(name, value)
     if not isinstance(value, kind):

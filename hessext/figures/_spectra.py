@@ -44,7 +44,7 @@ class Column(NamedTuple):
         return f"{model}, {LOSSES[self.loss]}" + f", $C = {self.classes}$" * (self.network or self.loss != "mse")
 
 
-def _unit(column: Column, j: int, weights: list[Tensor]) -> float:
+def _divisor(column: Column, j: int, weights: list[Tensor]) -> float:
     """What eigenvalues of H_1j are divided by, so that they are of order 1."""
     if column.network:
         V = weights[1].double()
@@ -55,7 +55,7 @@ def _unit(column: Column, j: int, weights: list[Tensor]) -> float:
 
 
 def _quotient(column: Column, j: int) -> str:
-    """H_1j over its unit."""
+    """H_1j over its divisor."""
     if column.loss == "mse":
         return f"$H_{{1{j + 1}}}" + (r" / \Sigma_c\, v_{c1}" + ("^2", "v_{c2}")[j]) * column.network + "$"
     if column.network:
@@ -79,7 +79,7 @@ def _law(run: Run, column: Column, j: int, weights: list[Tensor], x: Tensor) -> 
 
 
 def _numbers(run: Run, column: Column) -> dict[str, Any]:
-    """Eigenvalues of both blocks in units of _unit; their law's distribution function, density, moments and atom."""
+    """Eigenvalues of both blocks over their divisors; their law's distribution function, density, moments and atom."""
     p, options = run.parameters, {"seed": run.parameters.seed, "dtype": run.dtype}
     x, y = datasets.gaussian(p.samples, p.features, column.classes, **options)
     if column.network:
@@ -90,13 +90,13 @@ def _numbers(run: Run, column: Column) -> dict[str, Any]:
         B = linear(*weights, x, y, loss=column.loss)["output"]
     found: dict[str, Any] = {}
     for j, name in enumerate(BLOCKS):
-        unit = _unit(column, j, weights)
-        values = np.sort(torch.linalg.eigvalsh(B.block(0, j)).numpy() / unit)
+        divisor = _divisor(column, j, weights)
+        values = np.sort(torch.linalg.eigvalsh(B.block(0, j)).numpy() / divisor)
         found[name] = values = np.where(np.abs(values) < ZERO * np.abs(values).max(), 0.0, values)
         if not values.any():
             continue
         law = _law(run, column, j, weights, x)
-        scale = 1.0 if column.network else 1 / abs(unit)  # of the law's eigenvalues in ours
+        scale = 1.0 if column.network else 1 / abs(divisor)  # of the law's eigenvalues in ours
         edges = _edges(values)
         below = law.cdf(edges / scale) - law.atom * (edges >= 0)
         found |= {

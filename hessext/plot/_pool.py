@@ -19,8 +19,8 @@ _DENSE = 512 << 20  # bytes of a part that is formed as one matrix; of a larger 
 _STRIP = 1 << 22  # entries of which a copy is made
 
 
-class Layer(NamedTuple):
-    """`count` blocks of `size` entries along one side of the picture."""
+class LayerBlocks(NamedTuple):
+    """A layer along one side of the picture: `count` blocks of `size` entries."""
 
     name: str
     count: int
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 class Side:
     """One side of the image: cells of at most `pool` entries, none across a layer, nor across a block >= pool."""
 
-    def __init__(self, layers: Sequence[Layer], pool: int) -> None:
+    def __init__(self, layers: Sequence[LayerBlocks], pool: int) -> None:
         self.layers = layers
         self.starts = []  # per layer: the first entry of each cell
         self.ends = [0]  # cells at which layers begin, and the end
@@ -49,7 +49,7 @@ class Side:
 class Cells:
     """How a matrix of layers is divided into an image of about max_pixels at most, `pool` entries to a cell's side."""
 
-    def __init__(self, rows: Sequence[Layer], cols: Sequence[Layer], max_pixels: int) -> None:
+    def __init__(self, rows: Sequence[LayerBlocks], cols: Sequence[LayerBlocks], max_pixels: int) -> None:
         max_pixels = count("max_pixels", max_pixels)
         self.pool = -(-max(sum(layer.count * layer.size for layer in side) for side in (rows, cols)) // max_pixels)
         self.down, self.across = Side(rows, self.pool), Side(cols, self.pool)
@@ -126,18 +126,18 @@ def numbers(name: str, values: object) -> torch.Tensor:
     return result
 
 
-def layout(H: Hessian | BlockMatrix | torch.Tensor) -> tuple[list[Layer], list[Layer], Callable, bool]:
+def layout(H: Hessian | BlockMatrix | torch.Tensor) -> tuple[list[LayerBlocks], list[LayerBlocks], Callable, bool]:
     """Layers along rows and columns, part(i, j) of two of them, and whether the matrix is symmetric by construction."""
     if isinstance(H, torch.Tensor):
         H = numbers("H", H)
         if H.ndim != 2 or not H.numel():
             raise ValueError(f"H: expected a matrix with entries; got shape {tuple(H.shape)}")
-        rows, cols = ([Layer("", 1, size)] for size in H.shape)
+        rows, cols = ([LayerBlocks("", 1, size)] for size in H.shape)
         return rows, cols, lambda i, j: H, False
     if not hasattr(H, "layers"):
         raise TypeError(f"H: expected a hessext.Hessian, a BlockMatrix or a tensor; got {type(H).__name__}")
     if hasattr(H, "grid"):
-        rows, cols = ([Layer(*side)] for side in zip(H.layers, H.grid, H.block_shape, strict=True))
+        rows, cols = ([LayerBlocks(*side)] for side in zip(H.layers, H.grid, H.block_shape, strict=True))
         return rows, cols, lambda i, j: H, False
-    layers = [Layer(name, H[name].grid[0], H[name].block_shape[0]) for name in H.layers]
+    layers = [LayerBlocks(name, H[name].grid[0], H[name].block_shape[0]) for name in H.layers]
     return layers, layers, lambda i, j: H[H.layers[i], H.layers[j]], True

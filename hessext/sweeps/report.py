@@ -13,6 +13,7 @@ import numpy as np
 from hessext.matrix.results import BlockRatio
 
 from .draws import CASES, Point, Row
+from .statistics import moments, slope, standard_error
 
 QUANTITIES = BlockRatio._fields
 # Powers of C at which each quantity goes as C -> inf, squared norms; None where it is 0. Section (e) of the theory.
@@ -135,8 +136,8 @@ class Sweep:
             return None
         sizes, mean, error, theory = (v[used] for v in (sizes, mean, error, theory))
         relative = np.hypot(error / mean, _ROUNDING[self.dtype])
-        value, value_error = _slope(np.log(sizes), np.log(mean), relative)
-        expected, _ = _slope(np.log(sizes), np.log(theory), relative)
+        value, value_error = slope(np.log(sizes), np.log(mean), relative)
+        expected, _ = slope(np.log(sizes), np.log(theory), relative)
         paper = PAPER_RATES[self.case, layer][QUANTITIES.index(quantity)] if self.swept == "classes" else None
         return Exponent(layer, quantity, len(sizes), value, value_error, expected, paper)
 
@@ -192,7 +193,7 @@ class Sweep:
                 lines.append(f"{size:>10.6g}  {e.mean:>12.6g} ± {e.error:<8.1e}  {theory}  {z}")
             if fit := exponents.get((layer, quantity)):
                 paper = "" if fit.paper is None else f", paper as C -> inf {fit.paper}"
-                value, theory = (round(slope, 4) + 0.0 for slope in (fit.value, fit.theory))  # no -0
+                value, theory = (round(rate, 4) + 0.0 for rate in (fit.value, fit.theory))  # no -0
                 slopes = f"exponent {value:.4f} ± {fit.error:.4f}, theory at these points {theory:.4f}{paper}"
                 lines.append(f"{slopes} (the last {fit.points} points)")
         if paired:
@@ -232,31 +233,6 @@ def describe(case: int, layer: str, quantity: str, tex: bool = False) -> str:
     block = "ii" if quantity == "diagonal" else "ij"
     scale = "/d" if layer == "hidden" or not CASES[case].network else ""
     return rf"mean $\|H_{{{block}}}\|_F^2{scale}$" if tex else f"mean ||H_{block}||_F^2{scale}"
-
-
-def moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both means and their ratio (3,), and what each draw adds to them to first order (3, draws)."""
-    on, off = diagonal.mean(), off_diagonal.mean()
-    ratio = off / on if on else math.nan
-    deviations = np.stack([diagonal - on, off_diagonal - off, (off_diagonal - ratio * diagonal) / (on or math.nan)])
-    return np.array([on, off, ratio]), deviations
-
-
-def standard_error(deviations: np.ndarray) -> np.ndarray:
-    """Of the mean of each row; the rows have mean 0."""
-    draws = deviations.shape[1]
-    return np.sqrt((deviations**2).sum(1) / (draws * (draws - 1)))
-
-
-def _slope(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float]:
-    """Weighted least squares; the error is enlarged where the points scatter about the line by more than theirs."""
-    weight = error**-2.0
-    centred = x - np.average(x, weights=weight)
-    curvature = (weight * centred**2).sum()
-    slope = (weight * centred * y).sum() / curvature
-    rest = y - np.average(y, weights=weight) - slope * centred
-    scatter = (weight * rest**2).sum() / (len(x) - 2) if len(x) > 2 else 1.0
-    return float(slope), float(math.sqrt(max(1.0, scatter) / curvature))
 
 
 def _theory(case: int, layer: str, point: Point) -> BlockRatio:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from hessext import _checks, _files
 from hessext._checks import count
 from hessext._memory import require
+from hessext._progress import duration
 
 from .draws import CASES, Point, Row, Task, compute, compute_all, one_thread
 from .report import Sweep
@@ -83,7 +84,7 @@ def sweep(
     name = str(dtype).removeprefix("torch.")
     require(_KEPT * draws * len(points), f"a list of {draws} draws of {len(points)} points")
     tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
-    with closing(_Log(None if path is None else _files.checked("path", path), tasks[0])) as log:
+    with closing(_Log(None if path is None else _files.path_of("path", path), tasks[0])) as log:
         try:
             _run(tasks, log, workers, progress)
         except KeyboardInterrupt:
@@ -182,13 +183,6 @@ def _run(tasks: list[Task], log: _Log, workers: int | None, progress: bool) -> N
             done += len(new)
             bar.set_postfix_str(f"{done} of {len(tasks)} draws", refresh=False)
             bar.update(sum(seconds[task.point] for task in new))
-
-
-def duration(seconds: float) -> str:
-    """A time for people to read."""
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 # ---------------------------------------------------------------------------------------------------- on disk

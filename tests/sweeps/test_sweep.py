@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import hessext
+from hessext._progress import duration
 from hessext.sweeps import draws, sweep
 from hessext.sweeps.draws import Point, Task
 
@@ -281,7 +282,7 @@ def test_bad_arguments(options, error, message):
 
 
 def test_duration():
-    assert [sweep.duration(t) for t in (0.01, 59, 150, 7200)] == ["1 s", "59 s", "2 min", "2.0 h"]
+    assert [duration(t) for t in (0.01, 59, 150, 7200)] == ["1 s", "59 s", "2 min", "2.0 h"]
 
 
 def test_expected_time(capsys, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 import hessext
 from hessext import plot
 from hessext.cli import main
-from hessext.sweeps import report
+from hessext.plot import _curves
+from hessext.sweeps import report, statistics
 from hessext.sweeps.draws import Point, Row
 from hessext.sweeps.report import Sweep
 
@@ -136,13 +137,13 @@ def test_exponents_are_fitted_over_the_last_decade():
 def test_error_of_an_exponent():
     rng = np.random.default_rng(0)
     x, error = np.log([10.0, 20, 50, 100]), np.array([0.1, 0.2, 0.1, 0.3])
-    fits = np.array([report._slope(x, 1 - 2 * x + error * rng.standard_normal(4), error) for _ in range(4000)])
-    implied = report._slope(x, x, error)[1]
+    fits = np.array([statistics.slope(x, 1 - 2 * x + error * rng.standard_normal(4), error) for _ in range(4000)])
+    implied = statistics.slope(x, x, error)[1]
     assert abs(fits[:, 0].mean() + 2) < 4 * implied / math.sqrt(4000)
     assert fits[:, 0].std() == pytest.approx(implied, rel=0.05)
     assert fits[:, 1].min() == pytest.approx(implied)
     assert fits[:, 1].mean() < 1.4 * implied
-    assert report._slope(x, x**3, error)[1] > 3 * implied  # not a line: the scatter counts
+    assert statistics.slope(x, x**3, error)[1] > 3 * implied  # not a line: the scatter counts
 
 
 def test_expectations_are_those_at_the_draws_weights():
@@ -263,7 +264,7 @@ def test_picture_of_any_size(case, sizes):
         numbers = [y for y, text in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True) if text.get_text()]
         assert sum(ax.get_ylim()[0] <= y <= ax.get_ylim()[1] for y in numbers) >= 2
     for ax in below:
-        assert ax.get_xlabel() == plot.SYMBOLS[result.swept]
+        assert ax.get_xlabel() == _curves.SYMBOLS[result.swept]
         shown = [text.get_text() for text in ax.get_xticklabels()]
         every = [f"{size:g}" for size in swept]
         assert shown == every or (len(swept) == 20 and 5 < sum(map(bool, shown)) < 15)

@@ -1,0 +1,112 @@
+"""Curves of a sweep: its means against the swept size, beside the theory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._matplotlib import check_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hessext.sweeps.report import PointEstimate, Sweep
+
+SYMBOLS = {"classes": "$C$", "samples": "$N$", "features": "$d$", "hidden": "$m$", "gamma": r"$\gamma = d / N$"}
+TICK_SHARE = 0.08  # of an axis: sizes that lie closer together have no room for both their numbers
+
+
+def ratios(result: Sweep) -> Figure:
+    """Means of a sweep against the swept size, both logarithmic, with z = (mean - theory) / error below.
+
+    Bars are standard errors, lines the theory (shaded: its own error), dashed ones the paper's constant * C^rate of
+    the limit C -> inf; over one size, squares and crosses. Quantities that are 0 are left out. Raises ImportError
+    without matplotlib, ValueError where all are 0.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    from hessext.sweeps.report import Sweep
+
+    if not isinstance(result, Sweep):
+        raise TypeError(f"result: expected what hessext.sweep returns; got {type(result).__name__}")
+    parts = [part for part in result.parts() if all(e.mean > 0 and e.theory > 0 for e in part[2])]
+    if not parts:
+        raise ValueError("result: expected a quantity that is not 0; got none")
+    layers, quantities = (list(dict.fromkeys(names)) for names in zip(*(part[:2] for part in parts), strict=True))
+    figure = Figure(figsize=(4.2 * max(2, len(quantities)), 4.2 * len(layers)), layout="constrained")
+    figure.suptitle(result.title)
+    heights = [3, 1] * len(layers)
+    grid = figure.subplots(2 * len(layers), len(quantities), squeeze=False, sharex=True, height_ratios=heights)
+    for ax in grid.flat:
+        ax.set_visible(False)
+    for layer, quantity, estimates in parts:
+        row = 2 * layers.index(layer)
+        _draw_means(result, layer, quantity, estimates, *grid[row : row + 2, quantities.index(quantity)])
+    return figure
+
+
+def _draw_means(
+    result: Sweep, layer: str, quantity: str, estimates: Sequence[PointEstimate], ax: Axes, below: Axes
+) -> None:
+    from hessext.sweeps.report import PAPER_RATES, QUANTITIES, describe, limit
+
+    sizes = np.array([result.size(e.point) for e in estimates])
+    mean, error, theory, own, z = (
+        np.array([getattr(e, name) for e in estimates]) for name in ("mean", "error", "theory", "theory_error", "z")
+    )
+    solid, dashed = ("s", "x") if len(sizes) == 1 else ("-", "--")  # one point is no line
+    ax.loglog(sizes, theory, solid, color="C0", markersize=9, fillstyle="none", label="theory")
+    ax.fill_between(sizes, theory - own, theory + own, color="C0", alpha=0.3, linewidth=0)
+    if result.swept == "classes":
+        q = QUANTITIES.index(quantity)
+        rate, constant = PAPER_RATES[result.case, layer][q], limit(result.case, layer, estimates[-1].point)[q]
+        if np.isfinite(constant):
+            label = f"$C \\to \\infty$: {constant:.4g} $C^{{{rate}}}$"
+            ax.plot(sizes, constant * sizes ** float(rate), dashed, color="0.5", label=label)
+    ax.errorbar(sizes, mean, error, fmt="o", color="C1", markersize=4, capsize=2, label="mean of draws")
+    fits = (e for e in result.exponents if (e.layer, e.quantity) == (layer, quantity))
+    slope = "".join(f"\nexponent {fit.value:.3f} ± {fit.error:.3f}, theory {fit.theory:.3f}" for fit in fits)
+    ax.set_title(f"{layer}: {describe(result.case, layer, quantity, tex=True)}{slope}", fontsize="medium")
+    ax.legend(fontsize="small")
+    below.axhspan(-3, 3, color="0.9")
+    below.axhline(0, color="C0", linewidth=1)
+    below.plot(sizes, z, "o", color="C1", markersize=4)
+    reach = max(4.0, 1.2 * np.abs(z[np.isfinite(z)]).max(initial=0))
+    below.set(xlabel=SYMBOLS[result.swept], ylabel="$z$", ylim=(-reach, reach))
+    room = (sizes[-1] / sizes[0]) ** TICK_SHARE if len(sizes) > 1 else 2.0
+    for one in (ax, below):
+        one.set_visible(True)
+        one.set_xlim(sizes[0] / room, sizes[-1] * room)
+    below.tick_params(labelbottom=True)  # what is below it may be empty
+    _label_sizes(below, sizes, room)
+    _label_values(ax)
+
+
+def _label_sizes(ax: Axes, sizes: np.ndarray, room: float) -> None:
+    """A tick at every size, and a number where it is at least `room` times the last that has one."""
+    from matplotlib.ticker import NullLocator
+
+    labels, last = [], 0.0
+    for size in sizes:
+        labels.append(f"{size:g}" if size >= room * last else "")
+        last = size if labels[-1] else last
+    ax.set_xticks(sizes, labels, fontsize="small")
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _label_values(ax: Axes) -> None:
+    """At least two numbers on a logarithmic axis, at powers of ten if there are as many."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = ax.get_ylim()
+    for locator in (LogLocator(), LogLocator(subs=(1, 2, 5)), MaxNLocator(4)):
+        ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+        if len(ticks) > 1:
+            break
+    ax.set_yticks(ticks)
+    ax.yaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+    ax.yaxis.set_minor_formatter(NullFormatter())

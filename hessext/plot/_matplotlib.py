@@ -1,0 +1,9 @@
+"""Whether matplotlib is there."""
+
+
+def check_matplotlib() -> None:
+    """Raise an ImportError that says what to install."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError("hessext.plot needs matplotlib: pip install matplotlib") from error
