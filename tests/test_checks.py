@@ -255,7 +255,7 @@ def test_memory_names_what_is_needed_and_free(monkeypatch):
 
 def test_small_requests_do_not_ask_the_system(monkeypatch):
     monkeypatch.setattr(_memory, "_free_on_host", lambda: pytest.fail("asked"))
-    require(64 << 20, "a block")
+    require(_memory._ALWAYS_FREE, "a block")
 
 
 def test_memory_of_a_gpu(monkeypatch):
@@ -271,7 +271,7 @@ def test_memory_of_a_gpu(monkeypatch):
 
 
 def test_memory_of_this_machine():
-    require(65 << 20, "a block")
+    require(_memory._ALWAYS_FREE + 1, "a block")
     refused(MemoryError, "everything needs 1152921504606846976 bytes", lambda: require(1 << 60, "everything"))
 
 

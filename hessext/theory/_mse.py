@@ -109,7 +109,8 @@ def given_weights_mse(W: np.ndarray, V: np.ndarray, N: int) -> tuple[BlockRatio,
     np.fill_diagonal(cosine, 1)
     angle = np.arccos(cosine)
     alpha, sine = math.pi - angle, np.sin(angle)
-    alpha, sine = (np.where(np.outer(norms, norms) > 0, t, 0) for t in (alpha, sine))  # without weights a hidden unit is off
+    # A hidden unit without weights is off.
+    alpha, sine = (np.where(np.outer(norms, norms) > 0, t, 0) for t in (alpha, sine))
     wedge = (1 - 1 / N) * (d * alpha**2 + 2 * sine**2) / (4 * math.pi**2) + d * (d + 2) * alpha / (2 * math.pi * N)
     hidden = 4 * (V.T @ V) ** 2 * wedge / d
     scale = np.outer(norms, norms)

@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from test_theory import close, within
+from helpers.agreement import close, within
 
 import hessext
 from hessext import theory

@@ -10,29 +10,15 @@ import re
 
 import pytest
 import torch
-from helpers.cases import ACTIVATIONS, DTYPES, LOSSES, Case, Inputs, make_inputs
-from helpers.reference import TOLERANCE, activation, blocks, dense, matrix
+from helpers.arguments import junk
+from helpers.cases import DTYPES, Case, Inputs, make_inputs
+from helpers.fuzzed import cases, close, off_kinks
+from helpers.reference import TOLERANCE, blocks, dense, matrix
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import hessext
-
-sizes = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33]))
-
-
-@st.composite
-def cases(draw):
-    """Small cases of any kind; the logits of some are scaled up."""
-    loss = draw(st.sampled_from(list(LOSSES)))
-    kind, C = LOSSES[loss][1], draw(sizes)
-    fewest = 3 if loss in ("ce sum ignore", "ce weight smooth") else 1  # ignore_index = 0 or 1 leaves a class
-    shape = draw(sizes), draw(sizes), 1 if kind.startswith("binary") else max(fewest, C)
-    if not draw(st.booleans()):
-        return Case(*shape, loss=loss, bias=draw(st.sampled_from(["", "o"])))
-    kind = draw(st.sampled_from(list(ACTIVATIONS)))
-    bias = draw(st.sampled_from(["", "h", "o", "ho"]))
-    return Case(*shape, draw(sizes), activation=kind, loss=loss, bias=bias, scale=draw(st.sampled_from([1.0, 3.0])))
 
 
 def strided(t, way: int):
@@ -60,20 +46,6 @@ def restride(inputs: Inputs, ways) -> Inputs:
 ways = st.integers(0, 6)
 layouts = st.tuples(ways, ways, ways.filter(lambda w: w != 5), ways, ways, ways)  # equal rows of V: all cancels
 terms = st.sampled_from(["full", "gauss_newton", "residual"])
-
-
-def off_kinks(inputs: Inputs) -> bool:
-    """Whether float32 and float64 are on the same side of every kink."""
-    if inputs.hidden_weight is None:
-        return True
-    z = [F.linear(i.x, i.hidden_weight, i.hidden_bias) for i in (inputs, inputs.lift())]
-    first = [activation(inputs.case.activation, t)[1] for t in z]
-    return torch.allclose(first[0].double(), first[1], rtol=1e-4, atol=1e-4)
-
-
-def close(out, expected, scale, dtype) -> bool:
-    """Within ten tolerances of the whole Hessian: fuzzed sums may cancel where the chosen cases do not."""
-    return bool((out.double() - expected).norm() <= 10 * TOLERANCE[dtype] * scale)
 
 
 @given(cases(), st.sampled_from(DTYPES), layouts, terms)
@@ -122,18 +94,6 @@ def test_any_pairs_are_right_or_refused(pairs):
         else:
             with pytest.raises(IndexError if pairs else ValueError):
                 method(pairs)
-
-
-shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
-dtypes = st.sampled_from([torch.float32, torch.float64, torch.int64, torch.float16, torch.bool])
-junk = st.one_of(
-    st.builds(lambda s, t: torch.ones(s, dtype=t), shapes, dtypes),
-    st.builds(lambda s, v: torch.full(s, v), shapes, st.sampled_from([float("nan"), 1e38, -1e38, 5e-324, 0.0])),
-    st.builds(lambda s: torch.empty(s, device="meta"), shapes),
-    st.none(),
-    st.integers(),
-    st.text(max_size=3),
-)
 
 
 @given(

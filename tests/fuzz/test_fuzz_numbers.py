@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers.arguments import NUMBERS, SIZES, any_number, any_size, anything, outcome
+from helpers.arguments import NUMBERS, SIZES, any_number, any_size, anything, junk, outcome
 from helpers.cases import DTYPES
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from test_fuzz import junk
 
 import hessext
 from hessext import datasets, plot, theory

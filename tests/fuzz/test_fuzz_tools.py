@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from helpers.arguments import anything, outcome
 from helpers.cases import DTYPES, make_inputs
+from helpers.fuzzed import cases, close, off_kinks
 from helpers.reference import blocks, dense
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_fuzz import cases, close, off_kinks
 from torch import nn
 
 import hessext
