@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import cases, methods
+
 SHORTEST = 0.005  # seconds; quicker calls are repeated inside one timing, so the clock does not matter
 INPUT_FACTOR, INPUT_SLACK = 1.2, 64 << 20  # what a call of hessext may take beyond its result: README, "limits"
 
@@ -137,8 +139,6 @@ class Weighing:
 
 def weigh(order: Weighing) -> int:
     """Peak memory of one method on one case in this process, after a small run that loads libraries and pools."""
-    from . import cases, methods
-
     torch.set_num_threads(order.threads)
     case, dtype = cases.CASES[order.case], getattr(torch, order.dtype)
     make = methods.known(order.device)[order.method].make

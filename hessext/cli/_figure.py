@@ -11,7 +11,7 @@ from typing import Any
 
 from hessext import figures
 from hessext.figures import FIGURES, NAMES, Figure
-from hessext.figures._parameters import PARAMETERS, checked, text_of
+from hessext.figures._parameters import PARAMETERS, completed, text_of
 
 from ._options import FAILURES, list_of
 
@@ -49,7 +49,7 @@ def _all(args: argparse.Namespace, given: dict[str, Any]) -> int:
     defaults = {name: FIGURES[name].parameters(args.quick) for name in NAMES}
     taken = {name: {key: value for key, value in given.items() if key in defaults[name]} for name in NAMES}
     for name in NAMES:
-        checked(taken[name], defaults[name], f"figure {name}")  # before hours are spent on those where it is good
+        completed(taken[name], defaults[name], f"figure {name}")  # before hours are spent on those where it is good
     missing = []
     for name in NAMES:
         try:

@@ -10,7 +10,7 @@ from hessext import _files, plot
 
 from . import _classes, _clustered, _collobert, _forces, _initialization, _ratios, _snapshots, _spectra
 from ._frame import Drawing, Figure, Run
-from ._parameters import checked
+from ._parameters import completed
 
 _MODULES = (_classes, _clustered, _collobert, _forces, _initialization, _ratios, _snapshots, _spectra)
 _ALL = {figure.name: figure for module in _MODULES for figure in module.FIGURES}
@@ -43,7 +43,7 @@ def run(
         raise ValueError(f"name: expected one of {', '.join(NAMES)}; got {name!r}")
     plot.check_matplotlib()
     figure = FIGURES[str(name)]
-    settings = checked(parameters, figure.parameters(quick), f"figure {figure.name}")
+    settings = completed(parameters, figure.parameters(quick), f"figure {figure.name}")
     folder = _files.folder("out", out or Path("out", "figures-quick" if quick else "figures"))
     this = Run(figure, settings, folder, quick, progress)
     return this.save(figure.draw(this))

@@ -38,7 +38,7 @@ PARAMETERS = {
 COMMON = {"seed": 0, "dtype": "float32"}  # every figure has them
 
 
-def checked(given: Mapping[str, object], defaults: Mapping[str, object], owner: str) -> dict[str, object]:
+def completed(given: Mapping[str, object], defaults: Mapping[str, object], owner: str) -> dict[str, object]:
     """Defaults with what is given in their place. Raises TypeError for a name that is not among them, ValueError."""
     for name in given:
         if name not in defaults:

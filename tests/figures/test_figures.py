@@ -27,7 +27,7 @@ def draw(name, path, **options):
 
 def found(name, path, **options):
     """What a figure finds; no picture is rendered, which takes longer than the numbers."""
-    parameters = figures._parameters.checked(options, FIGURES[name].parameters(), name)
+    parameters = figures._parameters.completed(options, FIGURES[name].parameters(), name)
     return FIGURES[name].draw(Run(FIGURES[name], parameters, path, False, False))
 
 
@@ -217,7 +217,7 @@ def test_every_figure_says_what_it_is():
     for name, figure in FIGURES.items():
         assert figure.name == name and figure.title and figure.paper and figure.reading
         assert set(figure.quick) <= set(figure.parameters()) >= {"seed", "dtype"}
-        assert figures._parameters.checked({}, figure.parameters(), name) == figure.parameters()
+        assert figures._parameters.completed({}, figure.parameters(), name) == figure.parameters()
 
 
 @pytest.mark.parametrize(
