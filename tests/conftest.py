@@ -81,8 +81,7 @@ def cuda(request, monkeypatch):
         order, products, limits = EMULATED[request.param]
         core.set_order(order)
         torch.use_deterministic_algorithms(True, warn_only=True)  # memory that nobody has written holds NaN
-        monkeypatch.setattr(_ops, "_core", core)
-        monkeypatch.setattr(_ops, "_where", lambda t: core.Where(0, 0, _ops._Workspace(t.device)))
+        monkeypatch.setattr(_ops, "_who", lambda t: (core, core.Stream(0, 0, _ops._Workspace(t.device))))
     core.set_tensor_cores(products)
     core.set_limits(*(limits or (0, 0, 0)))
     yield "cuda" if request.param in GPU else "cpu"

@@ -38,12 +38,12 @@ Outer choose_outer(const Assembly<T>& r) {
     constexpr i64 side = 32;
     const double s = double(r.left.size()), t = double(r.right.size()), classes = double(q.classes);
     if (r.pairs || !r.dense.out) return Outer::blocks;
-    if (r.part == Part::output && q.probs)
+    if (q.kind == Kind::output && q.probs)
         return s * (s + 1) / 2 * area(q.classes, q.classes, side, true) <
                        classes * (classes + 1) / 2 * area(r.left.size(), r.right.size(), side, true)
                    ? Outer::features
                    : Outer::blocks;
-    if (r.part == Part::cross)
+    if (q.kind == Kind::cross)
         return t * area(r.left.size(), q.classes, side, false) <
                        classes * area(r.left.size(), r.right.size(), side, false)
                    ? Outer::mixed
@@ -72,23 +72,23 @@ class AssemblyRun {
         : stream_(stream), job_(Outline<T>(request, choose_outer(request))), tensor_(tensor_cores(stream, sizeof(T))) {
         const Outline<T>& o = job_.outline;
         const Curvature<T>& q = o.r.curvature;
-        if (std::max({q.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)
+        if (std::max({o.r.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)
             throw std::runtime_error("CUDA: expected fewer than 2^31 samples, classes and features");
         const Features<T> classes{q.probs, q.classes, q.classes, false};
         job_.left = o.outer == Outer::features ? classes : o.r.left;
         job_.right = o.outer == Outer::features ? classes : o.r.right;
-        job_.triangle = o.r.symmetric;
+        job_.triangle = o.r.same_features;
         job_.curvature_column = o.outer == Outer::mixed;
         job_.span = span(tensor_);
-        sparse_ = o.r.part != Part::output || o.outer == Outer::features;
-        covariance_ = o.r.part == Part::hidden && q.gauss_newton && q.probs;
+        sparse_ = q.kind != Kind::output || o.outer == Outer::features;
+        covariance_ = q.kind == Kind::hidden && q.gauss_newton && q.probs;
 
         const i64 rows = job_.left.size(), cols = job_.right_size();
         side_ = choose_side(rows, cols, job_.triangle);
         job_.tiles = {blocks_for(rows, side_), blocks_for(cols, side_), job_.triangle};
         const i64 tiles = job_.tiles.count();
 
-        const i64 list_bytes = q.samples * i64(sparse_ * sizeof(int) +
+        const i64 list_bytes = o.r.samples * i64(sparse_ * sizeof(int) +
                                                sizeof(T) * (1 + o.extra + covariance_ + 2 * job_.curvature_column));
         const i64 pair_bytes = list_bytes + i64(sizeof(i64)) + (o.r.norms ? tiles * i64(sizeof(double)) : 0);
         const i64 pairs = std::min(o.pair_count(), limits().blocks);
@@ -100,8 +100,8 @@ class AssemblyRun {
             using K = decltype(kernel);
             resident *= resident_blocks(K::multiply, K::Shape::threads, sizeof(TileMemory<T, typename K::Shape>));
         });
-        job_.splits = std::max<i64>(1, std::min(2 * resident / (batch_ * tiles), q.samples / least_split));
-        slots_ = job_.splits > 1 || (sizeof(T) < sizeof(double) && q.samples > job_.span);
+        job_.splits = std::max<i64>(1, std::min(2 * resident / (batch_ * tiles), o.r.samples / least_split));
+        slots_ = job_.splits > 1 || (sizeof(T) < sizeof(double) && o.r.samples > job_.span);
         jobs_ = std::min(batch_ * tiles, limits().blocks / job_.splits);
         if (slots_) jobs_ = std::min(jobs_, limits().workspace / (job_.splits * side_ * side_ * i64(sizeof(double))));
         jobs_ = std::max<i64>(1, jobs_);
@@ -112,8 +112,8 @@ class AssemblyRun {
         const Curvature<T>& q = o.r.curvature;
         lay_out(stream_.workspace(lay_out(nullptr)));
         if (job_.curvature_column)
-            HESSEXT_LAUNCH((transpose<T>), blocks_for(q.classes * q.units, transpose_threads), transpose_threads, 0,
-                           stream_, q.weight, q.classes, q.units, job_.weight_columns);
+            HESSEXT_LAUNCH((transpose<T>), blocks_for(q.classes * q.rows, transpose_threads), transpose_threads, 0,
+                           stream_, q.weight, q.classes, q.rows, job_.weight_columns);
         const i64 pairs = o.pair_count();
         for (job_.first_pair = 0; job_.first_pair < pairs; job_.first_pair += batch_) {
             job_.pairs = std::min(batch_, pairs - job_.first_pair);
@@ -166,7 +166,7 @@ class AssemblyRun {
         lists.shift = pieces.take<T>(job_.curvature_column ? entries : 0);
         lists.count = pieces.take<i64>(sparse_ ? batch_ : 0);
         job_.covariance = pieces.take<T>(covariance_ ? entries : 0);
-        job_.weight_columns = pieces.take<T>(job_.curvature_column ? q.classes * q.units : 0);
+        job_.weight_columns = pieces.take<T>(job_.curvature_column ? q.classes * q.rows : 0);
         job_.partial = pieces.take<double>(o.r.norms ? batch_ * job_.tiles.count() : 0);
         job_.slots = pieces.take<double>(slots_ ? jobs_ * job_.splits * side_ * side_ : 0);
         return pieces.used();

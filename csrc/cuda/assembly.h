@@ -20,7 +20,7 @@ struct Lists {
 template <class T>
 struct Job {
     Outline<T> outline;
-    i64 samples = outline.r.curvature.samples;
+    i64 samples = outline.r.samples;
     Features<T> left{}, right{};  // sides of the tile; the right one is unused where it is a column of B_n V
     bool triangle = false;        // only entries r <= c are computed
     // The right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j] over classes j, of unit i = pair.first.
@@ -38,13 +38,13 @@ struct Job {
 
     explicit Job(const Outline<T>& outline) : outline(outline) {}
 
-    HESSEXT_ANYWHERE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
+    HESSEXT_HOST_DEVICE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
 };
 
 // Pair t of an assembly. Of a triangle the pairs (i, i) come first: of ReLU units they have twice the samples of
 // others, and what takes longest should not begin last.
 template <class T>
-HESSEXT_ANYWHERE inline Pair pair_at(const Outline<T>& o, i64 t) {
+HESSEXT_HOST_DEVICE inline Pair pair_at(const Outline<T>& o, i64 t) {
     if (o.r.pairs || !o.outer_triangle()) return o.pair(t);
     const i64 rows = o.grid().rows;
     if (t < rows) return {t, t};
@@ -52,7 +52,7 @@ HESSEXT_ANYWHERE inline Pair pair_at(const Outline<T>& o, i64 t) {
     return {above.first, above.second + 1};
 }
 template <class T>
-HESSEXT_ANYWHERE inline Pair pair_of(const Job<T>& job, i64 t) {
+HESSEXT_HOST_DEVICE inline Pair pair_of(const Job<T>& job, i64 t) {
     return pair_at(job.outline, job.first_pair + t);
 }
 

@@ -7,25 +7,6 @@
 
 namespace hessext::cuda {
 
-// Where the entries e of one side of a tile are among the rows or columns of the result, times their distance in
-// memory.
-class Line {
-    i64 first_, step_, bias_;
-    int stored_;  // e of the bias
-
-  public:
-    // features: e counts features from `from` on, and the pair says which block; else the other way round.
-    __device__ __forceinline__ Line(const Axis& axis, bool features, i64 of_pair, i64 from, i64 distance) {
-        const i64 step = features ? axis.inner : axis.stride(of_pair);
-        const i64 start = features ? axis.start + of_pair * axis.step : axis.first(of_pair);
-        first_ = (start + from * step) * distance;
-        step_ = step * distance;
-        bias_ = (axis.start_bias + of_pair * axis.step_bias) * distance;
-        stored_ = features ? int(axis.cols - from) : INT_MAX;
-    }
-    __device__ __forceinline__ i64 operator()(int e) const { return e < stored_ ? first_ + e * step_ : bias_; }
-};
-
 // What there is of a tile: rows, columns, and of a triangle the entries r - c <= diagonal.
 struct Extent {
     int rows, cols, diagonal;
@@ -63,10 +44,9 @@ class Destination {
 // f(pair) for the blocks of the result that a pair's tile is written to.
 template <class T, class F>
 __device__ __forceinline__ void each_copy(const Outline<T>& o, Pair pair, const F& f) {
-    const i64 copies = o.copies(pair.first, pair.second);
+    const i64 copies = o.copies(pair);
 #pragma unroll 1
-    for (i64 copy = 0; copy < copies; ++copy)
-        f(o.replicated ? Pair{copy, copy} : copy ? Pair{pair.second, pair.first} : pair);
+    for (i64 copy = 0; copy < copies; ++copy) f(o.copy(pair, copy));
 }
 
 }  // namespace hessext::cuda

@@ -10,7 +10,7 @@
 #include <cuda_runtime.h>
 #endif
 
-#include "../outline.h"
+#include "../assembly.h"
 
 namespace hessext::cuda {
 
@@ -33,7 +33,7 @@ __device__ __forceinline__ T least(T a, T b) {
     return b < a ? b : a;
 }
 
-HESSEXT_ANYWHERE inline i64 blocks_for(i64 items, i64 each) { return (items + each - 1) / each; }
+HESSEXT_HOST_DEVICE inline i64 blocks_for(i64 items, i64 each) { return (items + each - 1) / each; }
 
 // Shared memory of `block_sum`.
 template <int threads>

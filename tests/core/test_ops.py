@@ -11,24 +11,24 @@ OPERATORS = torch.ops.hessext
 
 def arguments(case, dtype=torch.float64):
     """One call of each operator for a case's first part."""
-    problem = make_inputs(case, dtype).hessian()._data
-    row, col = problem.network.whole[0], problem.network.whole[-1]
-    part = problem.arguments(row, col, "full")
+    H = make_inputs(case, dtype).hessian()
+    samples, row, col = H._data, H._data.network.whole[0], H._data.network.whole[-1]
+    part = H[row.name, col.name]._part.arguments()
     pairs = torch.tensor([[0, 0], [row.blocks - 1, col.blocks - 1]])
     rows, cols = row.blocks * row.size, col.blocks * col.size
     axes = [0, row.size, row.cols, row.size, 0, col.size, col.cols, col.size]
-    c = problem.curvature
-    yield OPERATORS.dense_, (torch.zeros(rows, cols, dtype=dtype), cols, axes, True, row == col, *part)
+    c = samples.output
+    yield OPERATORS.dense_, (torch.zeros(rows, cols, dtype=dtype), cols, axes, True, row == col, None, *part)
     yield OPERATORS.blocks, (pairs, False, *part)
     yield OPERATORS.blocks, (pairs[:0], True, *part)
     yield OPERATORS.block_squares, (pairs, *part)
-    yield OPERATORS.curvature_entries, (part[0], pairs, part[6], *part[7:])
-    yield OPERATORS.curvature_entries, (part[0], pairs[:0], part[6], *part[7:])
+    yield OPERATORS.curvature_entries, (pairs, *part[5:])
+    yield OPERATORS.curvature_entries, (pairs[:0], *part[5:])
     if c.probs is not None:
         yield OPERATORS.softmax_, (c.probs.log(),)
         yield OPERATORS.label_residual, (c.probs, c.scale, c.top.flip(0), c.top, c.rest)
-        if problem.network.hidden is not None:
-            yield OPERATORS.softmax_shift, (c.probs, c.top, problem.network.output[0])
+        if samples.network.last:
+            yield OPERATORS.softmax_shift, (c.probs, c.top, samples.network.like)
         yield from gram_arguments(c, dtype)
 
 
