@@ -82,7 +82,8 @@ def test_damaged_checkpoint_is_trained_again(tmp_path, capsys):
     assert "damaged: trained again" in capsys.readouterr().err
 
 
-def test_expected_time_comes_first(tmp_path, capsys, monkeypatch):
+def test_expected_time_comes_first(tmp_path, capsys, monkeypatch, set_threads):
+    set_threads(1)  # so small, steps are quickest without others
     monkeypatch.setattr(_frame, "_LONG", 0.0)
     this = _frame.Run(SimpleNamespace(stem="test"), {}, tmp_path, quick=False, progress=True)
     _training.trained(this, _training.Task("mse", 3, 20, 4, 2, 160, 0.01, 0, "float32"))
