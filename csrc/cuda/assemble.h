@@ -77,7 +77,7 @@ class AssemblyRun {
         const Features<T> classes{q.probs, q.classes, q.classes, false};
         job_.left = o.outer == Outer::features ? classes : o.r.left;
         job_.right = o.outer == Outer::features ? classes : o.r.right;
-        job_.triangle = o.r.same_features;
+        job_.triangle = inner_triangle(o.r);
         job_.curvature_column = o.outer == Outer::mixed;
         job_.span = span(tensor_);
         sparse_ = q.kind != Kind::output || o.outer == Outer::features;
@@ -89,7 +89,7 @@ class AssemblyRun {
         const i64 tiles = job_.tiles.count();
 
         const i64 list_bytes = o.r.samples * i64(sparse_ * sizeof(int) +
-                                               sizeof(T) * (1 + o.extra + covariance_ + 2 * job_.curvature_column));
+                                                 sizeof(T) * (1 + o.extra + covariance_ + 2 * job_.curvature_column));
         const i64 pair_bytes = list_bytes + i64(sizeof(i64)) + (o.r.norms ? tiles * i64(sizeof(double)) : 0);
         const i64 pairs = std::min(o.pair_count(), limits().blocks);
         batch_ = std::max<i64>(1, std::min(limits().workspace / pair_bytes, pairs));

@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, do
         sums.template each_through<false>(memory.strips, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
-                total +=
-                    count * unit(g.left_power, n) * unit(g.right_power, m) * double(g.weight[n * g.cols + m]) * double(v);
+                total += count * unit(g.left_power, n) * unit(g.right_power, m) * double(g.weight[n * g.cols + m]) *
+                         double(v);
         });
         sums.clear();
     }
