@@ -1,4 +1,6 @@
 // The only file that knows Python. Tensors arrive as addresses; the GIL is released while the core works.
+#include "bindings.h"
+
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,9 +10,6 @@
 #include <vector>
 
 #include "core.h"
-#ifdef HESSEXT_EMULATED
-#include "emulator/emulator.h"
-#endif
 
 namespace py = pybind11;
 using namespace hessext;
@@ -227,13 +226,7 @@ void bind_gram(py::module_& m) {
 
 }  // namespace
 
-#ifdef HESSEXT_EMULATED
-#define HESSEXT_MODULE _emulated
-#else
-#define HESSEXT_MODULE _core
-#endif
-
-PYBIND11_MODULE(HESSEXT_MODULE, m, py::mod_gil_not_used()) {
+void hessext::bind(py::module_& m) {
     m.doc() = "Compiled core of hessext; its arguments are not checked here. Use the hessext package.";
     m.attr("__version__") = HESSEXT_VERSION;
     m.attr("build") = HESSEXT_BUILD;
@@ -275,10 +268,4 @@ PYBIND11_MODULE(HESSEXT_MODULE, m, py::mod_gil_not_used()) {
     m.def("tensor_cores", [](const Where& where) {  // for float32
         return !where.threads && cuda::tensor_cores(where.stream, sizeof(float));
     });
-#ifdef HESSEXT_EMULATED
-    m.def("set_order", &emulator::set_order);
-    m.def("executed", &emulator::executed);
-    m.def("reverses", &emulator::reverses);
-    m.def("part", &emulator::part);
-#endif
 }

@@ -1,11 +1,34 @@
-// The jobs of an assembly: the product of one tile, its sums over spans and splits, and what becomes of its entries.
+// The main loop of one product over its samples: operands on their way to shared memory, and from there to the sums.
 #pragma once
 
-#include "destination.h"
-#include "lists.h"
-#include "tiles.h"
+#include "epilogue.h"
 
 namespace hessext::cuda {
+
+// Takes the operands of one product through two stages of shared memory: while one is multiplied, the next is on its
+// way. Of the operands,
+//   prepare(s)      reads what stage s needs to be addressed (indices, weights),
+//   fetch()         starts its loads into registers,
+//   store(stage)    writes them to shared memory.
+template <class Stage, class Operands, class Multiply>
+__device__ __forceinline__ void mainloop(Operands& operands, int count, Stage* stages, const Multiply& multiply) {
+    if (!count) return;
+    __syncthreads();  // earlier stages may still be read
+    operands.prepare(0);
+    operands.fetch();
+    operands.store(stages[0]);
+    if (count > 1) operands.prepare(1);
+    __syncthreads();
+    for (int s = 0; s < count; ++s) {
+        if (s + 1 < count) {
+            operands.fetch();
+            if (s + 2 < count) operands.prepare(s + 2);
+        }
+        multiply(stages[s % 2]);
+        if (s + 1 < count) operands.store(stages[(s + 1) % 2]);
+        __syncthreads();
+    }
+}
 
 // Columns of a feature matrix that a lane loads: the first one, and every 32nd from there on.
 template <class T>
@@ -32,10 +55,10 @@ class WeightedFeatures {
     T value_[S::stage_rows][S::lane_cols];
 
   public:
-    __device__ __forceinline__ WeightedFeatures(const Job<T>& job, i64 list, Pair pair, i64 first)
-        : columns_(job.right, first),
-          weight_(job.lists.weight + list),
-          extra_(job.lists.extra ? job.lists.extra + list : nullptr),
+    __device__ __forceinline__ WeightedFeatures(const Params<T>& params, i64 list, Pair pair, i64 first)
+        : columns_(params.right, first),
+          weight_(params.lists.weight + list),
+          extra_(params.lists.extra ? params.lists.extra + list : nullptr),
           patch_(extra_ ? int(pair.first - first) : -1) {}
 
     __device__ __forceinline__ void prepare(int i, i64 k, bool inside) {
@@ -65,16 +88,16 @@ class CurvatureColumn {
     T value_[S::stage_rows][S::lane_cols];
 
   public:
-    __device__ __forceinline__ CurvatureColumn(const Job<T>& job, i64 list, Pair pair, i64 first)
-        : weight_(job.lists.weight + list),
-          extra_(job.lists.extra && pair.first == pair.second ? job.lists.extra + list : nullptr),
-          at_top_(job.outline.r.curvature.probs ? job.lists.at_top + list : nullptr),
-          shift_(job.outline.r.curvature.probs ? job.lists.shift + list : nullptr),
-          probs_(at_top_ ? job.outline.r.curvature.probs + first : nullptr),
-          residual_(extra_ ? job.outline.r.curvature.residual + first : nullptr),
-          classes_(int(job.outline.r.curvature.classes)),
+    __device__ __forceinline__ CurvatureColumn(const Params<T>& params, i64 list, Pair pair, i64 first)
+        : weight_(params.lists.weight + list),
+          extra_(params.lists.extra && pair.first == pair.second ? params.lists.extra + list : nullptr),
+          at_top_(params.outline.r.curvature.probs ? params.lists.at_top + list : nullptr),
+          shift_(params.outline.r.curvature.probs ? params.lists.shift + list : nullptr),
+          probs_(at_top_ ? params.outline.r.curvature.probs + first : nullptr),
+          residual_(extra_ ? params.outline.r.curvature.residual + first : nullptr),
+          classes_(int(params.outline.r.curvature.classes)),
           left_(classes_ - int(first)) {
-        const T* column = job.weight_columns + pair.first * classes_ + first;
+        const T* column = params.weight_columns + pair.first * classes_ + first;
 #pragma unroll
         for (int c = 0; c < S::lane_cols; ++c) v_[c] = c * warp_size < left_ ? column[c * warp_size] : T(0);
     }
@@ -99,8 +122,8 @@ class CurvatureColumn {
     }
 };
 
-// Both sides of a job's tile for samples [begin, end) of its list, as `run_stages` reads them. Weights go to the
-// right side on its way into shared memory.
+// Both sides of a tile for samples [begin, end) of its pair's list. Weights go to the right side on its way into shared
+// memory.
 template <class T, class S, class Right>
 class Operands {
     const FeatureColumns<T> left_;
@@ -111,10 +134,10 @@ class Operands {
     T value_[S::stage_rows][S::lane_cols];
 
   public:
-    __device__ __forceinline__ Operands(const Job<T>& job, i64 list, Pair pair, i64 begin, i64 end, i64 row0, i64 col0)
-        : left_(job.left, row0 + S::stage_col()),
-          right_(job, list + begin, pair, col0 + S::stage_col()),
-          index_(job.lists.index ? job.lists.index + list + begin : nullptr),
+    __device__ __forceinline__ Operands(const Params<T>& params, const Place& at, i64 begin, i64 end)
+        : left_(params.left, at.row0 + S::stage_col()),
+          right_(params, at.t * params.samples + begin, at.pair, at.col0 + S::stage_col()),
+          index_(params.lists.index ? params.lists.index + at.t * params.samples + begin : nullptr),
           begin_(int(begin)),
           count_(int(end - begin)) {}
 
@@ -145,111 +168,35 @@ class Operands {
     }
 };
 
-// Squares or writes the entries of a job's tile.
-template <class T, class S>
-__device__ __forceinline__ void finish(const Job<T>& job, i64 t, Pair pair, i64 row0, i64 col0, i64 partial,
-                                       Sums<T, S>& sums, TileMemory<T, S>& memory) {
-    const Outline<T>& o = job.outline;
-    if (job.partial) {
-        const Extent extent(job, row0, col0);
-        double squares = 0;
-        sums.each([&](T& v, int r, int c) {
-            if (extent.has(r, c)) squares += (job.triangle && r - c < extent.diagonal ? 2 : 1) * double(v) * double(v);
-        });
-        squares = block_sum(squares, memory.scratch);
-        if (threadIdx.x == 0) job.partial[partial] = squares;
-        return;
-    }
-    each_copy(o, pair, [&](Pair copy) {
-        if (o.dense.direct) {
-            const Destination<T> to(job, t, copy, row0, col0, false);
-            sums.template each_through<false>(memory.strips, [&](T v, int r, int c) { to.write(r, c, v); });
-        }
-        if (o.dense.mirror) {
-            const Destination<T> to(job, t, copy, row0, col0, true);
-            sums.template each_through<true>(memory.strips, [&](T v, int r, int c) { to.write(r, c, v); });
-        }
-    });
-}
-
-// One block per job and split. Without slots its samples fit one span and nothing is split: entries go out at once.
+// One block per tile and split. Without `split_sums` its samples fit one span and nothing is split: entries go out at
+// once.
 template <class T, class S, class Right, bool tensor>
-__global__ void __launch_bounds__(S::threads) multiply_tiles(Job<T> job) {
+__global__ void __launch_bounds__(S::threads) multiply_tiles(Params<T> params) {
     TileMemory<T, S>& memory = shared<TileMemory<T, S>>();
-    const i64 at = i64(blockIdx.x) / job.splits, split = i64(blockIdx.x) % job.splits;
-    const i64 tiles = job.tiles.count(), t = (job.first_job + at) / tiles, tile = (job.first_job + at) % tiles;
-    const Pair pair = pair_of(job, t), place = job.tiles.at(tile);
-    const i64 row0 = place.first * S::side, col0 = place.second * S::side;
-    const i64 count = job.lists.count ? job.lists.count[t] : job.samples, share = (count + job.splits - 1) / job.splits;
+    const Place at = params.place(i64(blockIdx.x) / params.splits, S::side);
+    const i64 split = i64(blockIdx.x) % params.splits;
+    const i64 count = params.lists.count ? params.lists.count[at.t] : params.samples;
+    const i64 share = ceil_div(count, params.splits);
     const i64 begin = least(split * share, count), end = least(begin + share, count);
 
     Sums<T, S> sums;
-    double* slot = job.slots ? job.slots + i64(blockIdx.x) * S::side * S::side : nullptr;
+    double* total = params.split_sums ? params.split_sums + i64(blockIdx.x) * S::side * S::side : nullptr;
     i64 from = begin;
     do {
-        const i64 to = slot ? least(from + job.span, end) : end;
-        Operands<T, S, Right> operands(job, t * job.samples, pair, from, to, row0, col0);
-        run_stages(operands, int(to - from + S::depth - 1) / S::depth, memory.buffers,
-                   [&](const typename S::Stage& stage) { sums.template add<tensor>(stage); });
-        if (slot) {
+        const i64 to = total ? least(from + params.span, end) : end;
+        Operands<T, S, Right> operands(params, at, from, to);
+        mainloop(operands, int(to - from + S::depth - 1) / S::depth, memory.stages,
+                 [&](const typename S::Stage& stage) { sums.template add<tensor>(stage); });
+        if (total) {
             sums.each([&](T& v, int r, int c) {
-                double& total = slot[r * S::side + c];
-                total = from == begin ? double(v) : total + double(v);
+                double& entry = total[r * S::side + c];
+                entry = from == begin ? double(v) : entry + double(v);
             });
             sums.clear();
         }
         from = to;
     } while (from < end);
-    if (slot) return;
-    finish(job, t, pair, row0, col0, job.first_job + at, sums, memory);
-}
-
-// One block per job: adds its slots in order.
-template <class T, class S>
-__global__ void __launch_bounds__(S::threads) finish_tiles(Job<T> job) {
-    const i64 at = blockIdx.x, tiles = job.tiles.count();
-    const i64 t = (job.first_job + at) / tiles, tile = (job.first_job + at) % tiles;
-    const Pair pair = pair_of(job, t), place = job.tiles.at(tile);
-    const double* slots = job.slots + at * job.splits * S::side * S::side;
-    Sums<T, S> sums;
-    sums.each([&](T& v, int r, int c) {
-        double total = 0;
-        for (i64 s = 0; s < job.splits; ++s) total += slots[(s * S::side + r) * S::side + c];
-        v = T(total);
-    });
-    finish(job, t, pair, place.first * S::side, place.second * S::side, job.first_job + at, sums,
-           shared<TileMemory<T, S>>());
-}
-
-// One block per pair: its squared norm from those of its tiles, in order.
-template <class T>
-__global__ void add_squares(Job<T> job) {
-    const i64 t = i64(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (t >= job.pairs) return;
-    const i64 tiles = job.tiles.count();
-    double sum = 0;
-    for (i64 tile = 0; tile < tiles; ++tile) sum += job.partial[t * tiles + tile];
-    job.outline.r.norms[job.first_pair + t] = sum;
-}
-
-constexpr int diagonal_strips = 16;
-
-// Where classes fill the tile, entries (j, j) of p p^T become p_j (1 - p_j). A block has 32 classes of one pair.
-template <class T>
-__global__ void __launch_bounds__(warp_size* diagonal_strips) softmax_diagonals(Job<T> job) {
-    const Curvature<T>& q = job.outline.r.curvature;
-    const i64 groups = blocks_for(q.classes, warp_size), t = i64(blockIdx.x) / groups;
-    const int lane = int(threadIdx.x) % warp_size, strip = int(threadIdx.x) / warp_size;
-    const i64 j = i64(blockIdx.x) % groups * warp_size + lane, list = t * job.samples, count = job.lists.count[t];
-    double total = 0;
-    for (i64 k = strip; k < count && j < q.classes; k += diagonal_strips) {
-        const i64 n = job.lists.index[list + k];
-        total -= double(job.lists.weight[list + k] * q.probs[n * q.classes + j] * complement(q, n, j));
-    }
-    total = lane_sum(total, shared<LaneScratch<warp_size * diagonal_strips>>());
-    if (strip || j >= q.classes) return;
-    each_copy(job.outline, pair_of(job, t),
-              [&](Pair copy) { Destination<T>(job, t, copy, 0, 0, false).write(int(j), int(j), T(total)); });
+    if (!total) epilogue(params, at, sums, memory);
 }
 
 }  // namespace hessext::cuda

@@ -1,45 +1,54 @@
-// One assembly on a GPU: outer pairs are listed in batches, then every tile of every pair is one job of a launch.
+// The plan of an assembly: which pair runs outside, the size of a tile, and how many pairs and tiles are in hand.
 #pragma once
 
-#include "device.h"
+#include <algorithm>
+#include <climits>
+
+#include "launch.h"
 
 namespace hessext::cuda {
 
-// The samples of nonzero weight of each outer pair of a batch, in order: [pairs, N], entry k of pair t at t * N + k.
-// Null where a part has no use for it.
+constexpr i64 least_split = 512;  // samples of a split, where several blocks share a tile
+
+// Entries of all tiles of a matrix, padding included.
+inline double padded_area(i64 rows, i64 cols, i64 side, bool triangle) {
+    const Grid tiles{ceil_div(rows, side), ceil_div(cols, side), triangle};
+    return double(tiles.count()) * double(side) * double(side);
+}
+
+// Which index pair runs outside: the one with less padding. What is outside is sparse where ReLU units are.
 template <class T>
-struct Lists {
-    int* index;  // sample n
-    T* weight;   // w_n: multiplies left_n right_n^T
-    T* extra;    // extra_n: what the residual adds (see `WeightedFeatures`, `CurvatureColumn`)
-    T* at_top;   // V[top_n, i] and shift[n, i] of the pair's unit i, where a column of B_n V is the right side
-    T* shift;
-    i64* count;  // [pairs]
-};
+Outer choose_outer(const Assembly<T>& r) {
+    const Curvature<T>& q = r.curvature;
+    constexpr i64 side = 32;
+    const double s = double(r.left.size()), t = double(r.right.size()), classes = double(q.classes);
+    if (r.pairs || !r.dense.out) return Outer::blocks;
+    if (r.part == Part::output && q.probs)
+        return s * (s + 1) / 2 * padded_area(q.classes, q.classes, side, true) <
+                       classes * (classes + 1) / 2 * padded_area(r.left.size(), r.right.size(), side, true)
+                   ? Outer::features
+                   : Outer::blocks;
+    if (r.part == Part::cross)
+        return t * padded_area(r.left.size(), q.classes, side, false) <
+                       classes * padded_area(r.left.size(), r.right.size(), side, false)
+                   ? Outer::mixed
+                   : Outer::blocks;
+    return Outer::blocks;
+}
 
+// Small tiles waste less at the edges and fill the GPU sooner; large ones load less for each product.
 template <class T>
-struct Job {
-    Outline<T> outline;
-    i64 samples = outline.r.curvature.samples;
-    Features<T> left{}, right{};  // sides of the tile; the right one is unused where it is a column of B_n V
-    bool triangle = false;        // only entries r <= c are computed
-    // The right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j] over classes j, of unit i = pair.first.
-    bool curvature_column = false;
-    Lists<T> lists{};
-    T* weight_columns = nullptr;    // V^T [m, C]
-    T* covariance = nullptr;        // (V^T B_n V)[i, l] / c_n of a batch, [pairs, N], for the hidden part
-    Grid tiles{};                   // of one pair's product
-    i64 first_pair = 0, pairs = 0;  // of the batch
-    i64 first_job = 0;              // of the launch; a job is (pair, tile), pair-major
-    i64 span = 0;                   // samples summed in T
-    i64 splits = 1;                 // blocks that share a job
-    double* slots = nullptr;        // [jobs, splits, side, side] where sums are kept in float64 between spans, or null
-    double* partial = nullptr;      // squared norms [pairs of the batch, tiles]
-
-    explicit Job(const Outline<T>& outline) : outline(outline) {}
-
-    HESSEXT_ANYWHERE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
-};
+i64 choose_side(i64 rows, i64 cols, bool triangle) {
+    i64 best = 32;
+    double least_cost = 2 * padded_area(rows, cols, 32, triangle);
+    const auto consider = [&](i64 side, double factor) {
+        const double cost = factor * padded_area(rows, cols, side, triangle);
+        if (cost < least_cost) best = side, least_cost = cost;
+    };
+    consider(64, 1.25);
+    if (sizeof(T) == sizeof(float)) consider(128, 1);
+    return best;
+}
 
 // Pair t of an assembly. Of a triangle the pairs (i, i) come first: of ReLU units they have twice the samples of
 // others, and what takes longest should not begin last.
@@ -51,9 +60,62 @@ HESSEXT_ANYWHERE inline Pair pair_at(const Outline<T>& o, i64 t) {
     const Pair above = Grid{rows - 1, rows - 1, true}.at(t - rows);
     return {above.first, above.second + 1};
 }
+
 template <class T>
-HESSEXT_ANYWHERE inline Pair pair_of(const Job<T>& job, i64 t) {
-    return pair_at(job.outline, job.first_pair + t);
-}
+struct Plan {
+    Outline<T> outline;
+    i64 samples;              // N
+    bool tensor;              // on tensor cores
+    bool covariance;          // the weights contain (V^T B_n V)[i, l]
+    bool sparse;              // weights may be zero, as of inactive units: samples are listed
+    Features<T> left, right;  // sides of a tile; the right one is unused where it is a column of B_n V
+    bool triangle;            // only entries r <= c are computed
+    bool curvature_column;    // the right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j], i the pair's first
+    i64 side;
+    Grid tiles;        // of one pair's product
+    i64 batch;         // pairs whose samples are in memory
+    i64 span;          // samples summed in T
+    i64 splits;        // blocks that share a tile, each a part of its samples
+    bool long_sums;    // sums are kept in float64, between spans or for several splits
+    i64 launch_tiles;  // tiles of a launch
+
+    Plan(const Assembly<T>& request, bool tensor_cores) : outline(request, choose_outer(request)) {
+        const Outline<T>& o = outline;
+        const Curvature<T>& q = o.r.curvature;
+        if (std::max({q.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)
+            throw std::runtime_error("CUDA: expected fewer than 2^31 samples, classes and features");
+        samples = q.samples;
+        tensor = tensor_cores;
+        covariance = o.r.part == Part::hidden && q.gauss_newton && q.probs;
+        sparse = o.r.part != Part::output || o.outer == Outer::features;
+        const Features<T> classes{q.probs, q.classes, q.classes, false};
+        left = o.outer == Outer::features ? classes : o.r.left;
+        right = o.outer == Outer::features ? classes : o.r.right;
+        triangle = o.r.symmetric;
+        curvature_column = o.outer == Outer::mixed;
+        side = choose_side<T>(left.size(), right_size(), triangle);
+        tiles = {ceil_div(left.size(), side), ceil_div(right_size(), side), triangle};
+
+        const i64 list_bytes =
+            samples * i64(sparse * sizeof(int) + sizeof(T) * (1 + o.extra + covariance + 2 * curvature_column));
+        const i64 pair_bytes = list_bytes + i64(sizeof(i64)) + (o.r.norms ? tiles.count() * i64(sizeof(double)) : 0);
+        const i64 pairs = std::min(o.pair_count(), limits().blocks);
+        batch = std::max<i64>(1, std::min(limits().workspace / pair_bytes, pairs));
+        span = cuda::span(tensor);
+    }
+
+    // Few tiles are shared by several blocks, until there are two rounds of what the GPU holds.
+    void split(i64 resident) {
+        const i64 all = batch * tiles.count();
+        splits = std::max<i64>(1, std::min(2 * resident / all, samples / least_split));
+        long_sums = splits > 1 || (sizeof(T) < sizeof(double) && samples > span);
+        launch_tiles = std::min(all, limits().blocks / splits);
+        if (long_sums)
+            launch_tiles = std::min(launch_tiles, limits().workspace / (splits * side * side * i64(sizeof(double))));
+        launch_tiles = std::max<i64>(1, launch_tiles);
+    }
+
+    HESSEXT_ANYWHERE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
+};
 
 }  // namespace hessext::cuda
