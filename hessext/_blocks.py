@@ -128,7 +128,7 @@ class BlockMatrix:
             out = _checks.out(out, self.shape, like)
             if self._replicated:
                 out.zero_()
-            _ops.dense_(out, self.shape[1], axes, direct, mirror, *self._arguments(problem))
+            _ops.dense_(out, self.shape[1], axes, direct, mirror, None, *self._arguments(problem))
             return out
 
         return self._data.sum(dense, _checks.out(out, self.shape, like, self._data.results))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _ops
-from ._ops import Part
+from ._ops import Curvature, Kind
 
 if TYPE_CHECKING:
     from ._blocks import BlockMatrix
@@ -100,9 +100,8 @@ class _OtherClasses:
         self.p = 1 / (1 + self._others)  # of the top class
         self.rest = self._others * self.p  # 1 - p
         self.unit = _unit(self.rest[:, None], 1)[:, 0]
-        self._lift = 1 / self.unit
         if self._kept is not None:
-            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self._lift)
+            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self.unit)
 
     def _logits(self, c: int, samples: slice) -> Tensor:
         weight, bias = (None if t is None else t[c : c + self._tile] for t in (self._weight, self._bias))
@@ -119,7 +118,7 @@ class _OtherClasses:
         for c in range(0, len(self._weight), self._tile):
             tile = [self._logits(c, s) for s in samples]
             for s, logits in zip(samples, tile, strict=True):
-                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self._lift[s])
+                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self.unit[s])
             yield c, tile
 
     def samples_by_tile(self, samples: slice) -> tuple[Tensor, ...]:
@@ -200,9 +199,8 @@ class PairSquares:
     def __init__(self, B: BlockMatrix, blocks: Callable[[Tensor], Tensor]) -> None:
         problem = B._problem
         row, col = (B._col, B._row) if B._swapped else (B._row, B._col)
-        self._swapped, self._classes, self._blocks = B._swapped, problem.network.classes, blocks
-        self._part = problem.network.part(row, col)
-        self._curvature = problem.curvature_of(self._part, B._term)
+        self._swapped, self._blocks = B._swapped, blocks
+        self._curvature = problem.curvature_of(problem.network.part(row, col), B._term)
         self._psi = problem.features_of(col)
         self._left = _FeatureProducts(problem.features_of(row), row.ones, torch.float64)
         self._right = self._left if row == col else _FeatureProducts(self._psi, col.ones, torch.float64)
@@ -215,7 +213,7 @@ class PairSquares:
 
     def _entries(self, pairs: Tensor) -> Tensor:
         """Q_n[i, j] (P, N)."""
-        entries = _ops.curvature_entries(int(self._part), pairs.contiguous(), self._classes, *self._curvature)
+        entries = _ops.curvature_entries(pairs.contiguous(), *self._curvature)
         return entries.double()
 
     def _weight(self, a: slice, b: slice) -> Tensor:
@@ -296,15 +294,15 @@ def class_pair_squares(B: BlockMatrix) -> Tensor:
     scale = problem.scale.double() / scale_unit
     few = max(1, int((work / (C * P.element_size())) ** 0.5))
     total = torch.zeros(C, C, dtype=torch.float64, device=P.device)
-    pair, missing = torch.zeros(1, 2, dtype=torch.int64, device=P.device), [None] * 9
+    pair = torch.zeros(1, 2, dtype=torch.int64, device=P.device)
     for n in range(0, N, few):
         a = slice(n, n + few)
         for k in range(n, N, few):
             b = slice(k, k + few)
             w = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b]).mul_(1 if n == k else 2)
             r = (P[a, None] * P[None, b]).view(-1, C)
-            part = int(Part.OUTPUT), r, False, r, False, True, 1
-            total += _ops.blocks(pair, False, *part, True, w.view(-1).to(P.dtype), *missing)[0]
-            del w, r, part  # before the next ones are made
+            weights = Curvature(int(Kind.OUTPUT), 1, 1, True, 1, scale=w.view(-1).to(P.dtype))
+            total += _ops.blocks(pair, False, r, False, r, False, True, *weights)[0]
+            del w, r, weights  # before the next ones are made
     unit = unit.double().square()
     return total.mul_(unit[:, None]).mul_(unit).mul_((phi.unit**2 * scale_unit) ** 2)

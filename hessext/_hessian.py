@@ -127,7 +127,7 @@ class Hessian:
                     own = slice(row.start, row.start + row.blocks * row.size)
                     out[own, own].zero_()
                 axes = [n for layer in (row, col) for n in (layer.start, layer.cols, layer.start_bias, 1)]
-                _ops.dense_(out, network.numel, axes, True, True, *problem.arguments(row, col, self.term))
+                _ops.dense_(out, network.numel, axes, True, True, None, *problem.arguments(row, col, self.term))
             return out
 
         return self._data.sum(dense, _checks.out(out, self.shape, network.like, self._data.results))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _checks
 from ._activations import Activation
-from ._ops import Part
+from ._ops import Kind
 
 Affine = tuple[Tensor, Tensor | None]  # weight (rows, cols), bias (rows,)
 
@@ -182,8 +182,8 @@ class Network:
         """d, the number of features of a sample."""
         return (self.hidden or self.output)[0].shape[1]
 
-    def part(self, row: Layer, col: Layer) -> Part:
+    def part(self, row: Layer, col: Layer) -> Kind:
         """Which part of H two layers meet in."""
         if row.kind != col.kind:
-            return Part.CROSS
-        return Part.HIDDEN if row.kind == "hidden" else Part.OUTPUT
+            return Kind.CROSS
+        return Kind.HIDDEN if row.kind == "hidden" else Kind.OUTPUT

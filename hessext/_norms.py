@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _gram, _ops
-from ._ops import Part
+from ._ops import Kind
 
 if TYPE_CHECKING:
     from ._blocks import BlockMatrix
@@ -224,13 +224,13 @@ def diagonal_entries(B: BlockMatrix) -> Tensor:
     part, features = problem.network.part(B._row, B._col), problem.features_of(B._row)
     curvature = problem.curvature_of(part, B._term)
     samples = len(features)
-    if part == Part.OUTPUT and not curvature.gauss_newton:
+    if part == Kind.OUTPUT and not curvature.gauss_newton:
         return features.new_zeros(B.shape[0])
     result = torch.empty(count, B._row.size, dtype=B.dtype, device=B.device)
     step = max(1, _ENTRIES // samples)
     for i in range(0, count, step):
         pairs = torch.arange(i, min(count, i + step), device=B.device)[:, None].expand(-1, 2).contiguous()
-        Q = _ops.curvature_entries(int(part), pairs, problem.network.classes, *curvature)
+        Q = _ops.curvature_entries(pairs, *curvature)
         total = torch.zeros(len(Q), B._row.size, dtype=torch.float64, device=B.device)
         for n in range(0, samples, _SAMPLES):
             rows = slice(n, n + _SAMPLES)

@@ -16,7 +16,7 @@ from . import _checks, _ops
 from ._activations import Derivatives
 from ._losses import Loss, OutputCurvature
 from ._network import Layer, Network, Watch, compact, map_tensors, moved, own_precision
-from ._ops import Curvature, Part
+from ._ops import Curvature, Kind
 
 Term = Literal["full", "gauss_newton", "residual"]
 
@@ -54,7 +54,7 @@ class Data(ABC):
 
     def replicated(self, row: Layer, col: Layer) -> bool:
         """Without softmax all output blocks (i, i) are one and the same, the core writes them alone; others vanish."""
-        return self.network.part(row, col) == Part.OUTPUT and self.loss.kind != "cross_entropy"
+        return self.network.part(row, col) == Kind.OUTPUT and self.loss.kind != "cross_entropy"
 
 
 @dataclass(eq=False)
@@ -167,15 +167,22 @@ class Problem(Data):
         features = self.x if layer.kind == "hidden" else self.features
         return features if layer.cols else features[:, :0]
 
-    def curvature_of(self, part: Part, term: Term) -> Curvature:
+    def curvature_of(self, part: Kind, term: Term) -> Curvature:
         """What Q_n of this part is made of."""
         self.check_unchanged()
         c, gauss_newton, residual = self.curvature, term != "residual", term != "gauss_newton"
-        if part == Part.OUTPUT:
-            return Curvature(gauss_newton, c.scale, c.probs, c.top, c.rest)
+        if part == Kind.OUTPUT:
+            classes = self.network.classes
+            return Curvature(int(part), classes, classes, True, classes, gauss_newton, c.scale, c.probs, c.top, c.rest)
         weight = self.network.output[0]
-        gram = weight.T @ weight if c.probs is None and part == Part.HIDDEN else None
+        gram = weight.T @ weight if c.probs is None and part == Kind.HIDDEN else None
+        classes, units = weight.shape
         return Curvature(
+            int(part),
+            units,
+            units if part == Kind.HIDDEN else classes,
+            part == Kind.HIDDEN,
+            classes,
             gauss_newton,
             c.scale,
             c.probs,
@@ -185,15 +192,15 @@ class Problem(Data):
             gram,
             self.shift,
             self.slope,
-            self.bend if residual and part == Part.HIDDEN else None,
-            self.residual if residual and part == Part.CROSS else None,
+            self.bend if residual and part == Kind.HIDDEN else None,
+            self.residual if residual and part == Kind.CROSS else None,
         )
 
     def arguments(self, row: Layer, col: Layer, term: Term) -> tuple:
         """The operators' arguments for the part of H in which two layers meet; hidden rows come first."""
         part = self.network.part(row, col)
         features = self.features_of(row), row.ones, self.features_of(col), col.ones
-        return int(part), *features, row == col, self.network.classes, *self.curvature_of(part, term)
+        return *features, row == col, *self.curvature_of(part, term)
 
 
 def checked(network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Problem:

@@ -79,8 +79,7 @@ def emulated(monkeypatch):
     from hessext import _emulated as core  # built by scripts/env
 
     torch.use_deterministic_algorithms(True, warn_only=True)  # memory that nobody has written holds NaN
-    monkeypatch.setattr(_ops, "_core", core)
-    monkeypatch.setattr(_ops, "_where", lambda t: core.Where(0, 0, _ops._Workspace(t.device)))
+    monkeypatch.setattr(_ops, "_who", lambda t: (core, core.Stream(0, 0, _ops._Workspace(t.device))))
     yield core
     torch.use_deterministic_algorithms(False)
     run_as(core, True, ())

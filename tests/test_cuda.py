@@ -120,9 +120,9 @@ def test_nan_stays_nan(bits, cuda):
     x = torch.ones(20, 33, device=cuda)
     x[3, 5] = torch.tensor([bits], dtype=torch.int32).view(torch.float32).item()
     x.view(torch.int32)[3, 5] = bits
-    curvature = [True, x.new_ones(20), *[None] * 9]
+    curvature = _ops.Curvature(int(_ops.Kind.OUTPUT), 1, 1, True, 1, scale=x.new_ones(20))
     pairs = torch.zeros(1, 2, dtype=torch.int64, device=cuda)
-    block = _ops.blocks(pairs, False, int(_ops.Part.OUTPUT), x, False, x, False, True, 1, *curvature)[0]
+    block = _ops.blocks(pairs, False, x, False, x, False, True, *curvature)[0]
     assert block[5].isnan().all() and block[:, 5].isnan().all() and block.isnan().sum() == 65
 
 

@@ -110,9 +110,9 @@ def test_softmax_scan_and_others(dtype, isa):
         assert torch.equal(largest, logits.amax(0))
         exact = torch.exp((logits - largest).double()).scatter_(0, top[None], 0)
         torch.testing.assert_close(others, exact.sum(0), rtol=3e-7 if dtype == torch.float32 else 1e-14, atol=1e-30)
-        lift = torch.arange(samples, dtype=torch.float64).remainder(3).exp2()
-        hessext._ops.softmax_others_(logits, 0, largest, top, others, lift)
-        expected = lift * exact / (1 + exact.sum(0))
+        power = torch.arange(samples, dtype=torch.float64).remainder(3).neg().exp2()
+        hessext._ops.softmax_others_(logits, 0, largest, top, others, power)
+        expected = exact / (1 + exact.sum(0)) / power
         torch.testing.assert_close(
             logits.double(), expected, rtol=5e-7 if dtype == torch.float32 else 2e-14, atol=1e-37
         )

@@ -18,12 +18,12 @@ def arguments(case, dtype=torch.float64):
     rows, cols = row.blocks * row.size, col.blocks * col.size
     axes = [0, row.size, row.cols, row.size, 0, col.size, col.cols, col.size]
     c = problem.curvature
-    yield OPERATORS.dense_, (torch.zeros(rows, cols, dtype=dtype), cols, axes, True, row == col, *part)
+    yield OPERATORS.dense_, (torch.zeros(rows, cols, dtype=dtype), cols, axes, True, row == col, None, *part)
     yield OPERATORS.blocks, (pairs, False, *part)
     yield OPERATORS.blocks, (pairs[:0], True, *part)
     yield OPERATORS.block_squares, (pairs, *part)
-    yield OPERATORS.curvature_entries, (part[0], pairs, part[6], *part[7:])
-    yield OPERATORS.curvature_entries, (part[0], pairs[:0], part[6], *part[7:])
+    yield OPERATORS.curvature_entries, (pairs, *part[5:])
+    yield OPERATORS.curvature_entries, (pairs[:0], *part[5:])
     if c.probs is not None:
         yield OPERATORS.softmax_, (c.probs.log(),)
         yield OPERATORS.label_residual, (c.probs, c.scale, c.top.flip(0), c.top, c.rest)

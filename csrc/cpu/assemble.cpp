@@ -18,10 +18,10 @@ bool interrupted() {
 }
 
 template <class T>
-void assemble(const Assembly<T>& request, int threads) {
+void assemble(const Assembly<T>& request, const By& by) {
     const Kernels<T>& kernel = kernels<T>();
     const Plan plan = make_plan(kernel, request);
-    threads = team(threads, plan.cost);
+    const int threads = team(by.count, plan.cost);
     if (plan.method == Method::products)
         ProductAssembly<T>(request, kernel, plan, threads).run();
     else

@@ -34,32 +34,32 @@ class Context : protected Outline<T> {
     // Pairs in a batch whose workspace is `bytes` a pair, a multiple of `unit`.
     i64 batch_limit(i64 bytes, i64 unit) const {
         bytes += 6 * i64(sizeof(i64));  // the pair itself, its units
-        if (r.part == Part::hidden) bytes += threads * k.lanes * i64(sizeof(T) + sizeof(double));
+        if (q.kind == Kind::hidden) bytes += threads * k.lanes * i64(sizeof(T) + sizeof(double));
         return even(this->pair_count(), std::max(unit, batch_bytes / bytes / unit * unit), unit);
     }
 
     // The next outer pairs, at most `limit`; none at the end.
     PairBatch next_batch(i64 limit) {
-        PairBatch batch;
+        PairBatch batch{next_pair_};
         for (const i64 end = std::min(next_pair_ + limit, this->pair_count()); next_pair_ < end; ++next_pair_) {
             const Pair pair = this->pair(next_pair_);
             batch.pairs.push_back(pair.first);
             batch.pairs.push_back(pair.second);
         }
-        if (r.part == Part::hidden) batch.index_units();
+        if (q.kind == Kind::hidden) batch.index_units();
         return batch;
     }
 
     // Inside a parallel region: its threads fill the weights of a batch together.
     void fill(const PairBatch& batch, const WeightView<T>& view, WeightScratch<T>& scratch) const {
 #pragma omp for schedule(static)
-        for (i64 n = 0; n < q.samples; n += weight_step)
+        for (i64 n = 0; n < r.samples; n += weight_step)
             if (!interrupt.raised())
-                fill_weights(k, r, plan.outer, batch, n, std::min(weight_step, q.samples - n), scratch, view);
+                fill_weights(k, *this, batch, n, std::min(weight_step, r.samples - n), scratch, view);
     }
 
     void reserve(std::vector<WeightScratch<T>>& scratch, const PairBatch& batch) const {
-        if (r.part == Part::hidden)
+        if (q.kind == Kind::hidden)
             for (auto& s : scratch) reserve_scratch(k, q, batch, s);
     }
 

@@ -23,30 +23,30 @@ struct Square {
     double times(i64 r, i64 c) const { return triangle && r0 + r != c0 + c ? 2 : 1; }
 };
 
-// Units of the samples of a tile: powers of two, exact in both types; 1 without any.
+// What the samples of a tile are divided by: powers of two, exact in both types; 1 without any.
 template <class T>
-struct Units {
+struct Powers {
     double down[gram_rows], across[gram_cols];
     T left[gram_rows] = {}, right[gram_cols] = {};  // as panels have them, padded
 
-    Units(const Gram<T>& g, const Square& at) {
-        for (i64 r = 0; r < at.rows; ++r) left[r] = T(down[r] = g.left_unit ? g.left_unit[at.r0 + r] : 1);
-        for (i64 c = 0; c < at.cols; ++c) right[c] = T(across[c] = g.right_unit ? g.right_unit[at.c0 + c] : 1);
+    Powers(const Gram<T>& g, const Square& at) {
+        for (i64 r = 0; r < at.rows; ++r) left[r] = T(down[r] = g.left_power ? g.left_power[at.r0 + r] : 1);
+        for (i64 c = 0; c < at.cols; ++c) right[c] = T(across[c] = g.right_power ? g.right_power[at.c0 + c] : 1);
     }
     double of(i64 r, i64 c) const { return down[r] * across[c]; }
 };
 
-// sum W tile, or in the units of squares
+// sum W tile, or of what is divided by squares of the powers
 template <class T>
-double weighted(const Gram<T>& g, const Square& at, const Units<T>& units, const T* tile, bool squares) {
+double weighted(const Gram<T>& g, const Square& at, const Powers<T>& powers, const T* tile, bool squares) {
     double sum = 0;
     for (i64 r = 0; r < at.rows; ++r) {
         const T *w = g.weight + (at.r0 + r) * g.cols + at.c0, *value = tile + r * gram_ld;
         const i64 begin = at.begin(r);
-        const double down = squares ? units.down[r] * units.down[r] : units.down[r];
+        const double down = squares ? powers.down[r] * powers.down[r] : powers.down[r];
         double row = 0;
         for (i64 c = begin; c < at.cols; ++c) {
-            const double across = squares ? units.across[c] * units.across[c] : units.across[c];
+            const double across = squares ? powers.across[c] * powers.across[c] : powers.across[c];
             row += at.times(r, c) * across * double(w[c]) * double(value[c]);
         }
         sum += down * row;
@@ -80,10 +80,10 @@ void for_tiles(const Gram<T>& g, double* sums, int threads, const Job& job) {
 }  // namespace
 
 template <class T>
-void gram_sums(const Gram<T>& g, double* sums, int threads) {
+void gram_sums(const Gram<T>& g, double* sums, const By& by) {
     const Kernels<T>& k = kernels<T>();
     const bool softmax = g.products;
-    threads = team(threads, double(g.rows) * double(g.cols) * double(g.depth));
+    const int threads = team(by.count, double(g.rows) * double(g.cols) * double(g.depth));
     const i64 depth = std::min(gram_chunk<T>, g.depth);
     const i64 left_size = gram_rows * depth, right_size = gram_cols * depth, tile_size = gram_rows * gram_ld;
     const i64 size = (softmax ? 2 : 1) * (left_size + right_size) + (softmax ? 3 : 1) * tile_size;
@@ -93,7 +93,7 @@ void gram_sums(const Gram<T>& g, double* sums, int threads) {
         T *left = work.get() + thread * size, *right = left + left_size;
         T *left_square = right + right_size, *right_square = left_square + (softmax ? left_size : 0);
         T* tile = right_square + (softmax ? right_size : 0);  // of p p', s s', q q'
-        const Units<T> units(g, at);
+        const Powers<T> powers(g, at);
         const i64 row_panels = round_up(at.rows, k.rows) / k.rows, col_panels = round_up(at.cols, k.cols) / k.cols;
         const auto multiply = [&](i64 deep, const T* a, const T* b, i64 form) {
             k.multiply(deep, a, row_panels, b, deep * k.cols, col_panels, tile + form * tile_size, gram_ld,
@@ -108,35 +108,35 @@ void gram_sums(const Gram<T>& g, double* sums, int threads) {
                 k.pack(false, deep, g.right + k0 * g.right_ld, g.right_ld, nullptr, nullptr, at.c0, at.cols, right);
                 multiply(deep, left, right, 0);
                 if (!softmax) continue;
-                k.softmax_split(true, deep, row_panels, units.left, left, left_square);
-                k.softmax_split(false, deep, col_panels, units.right, right, right_square);
+                k.softmax_split(true, deep, row_panels, powers.left, left, left_square);
+                k.softmax_split(false, deep, col_panels, powers.right, right, right_square);
                 multiply(deep, left, right, 1);
                 multiply(deep, left_square, right_square, 2);
             }
             if (!softmax) {
-                sum[0] += weighted(g, at, units, tile, false);
+                sum[0] += weighted(g, at, powers, tile, false);
                 continue;
             }
             for (i64 r = 0; r < at.rows; ++r) {
                 double* products = g.products + (at.r0 + r) * g.cols + at.c0;
                 for (i64 c = at.begin(r); c < at.cols; ++c)
-                    products[c] += units.of(r, c) * double(tile[r * gram_ld + c]);
+                    products[c] += powers.of(r, c) * double(tile[r * gram_ld + c]);
             }
-            sum[0] += weighted(g, at, units, tile + tile_size, false);
-            sum[1] += weighted(g, at, units, tile + 2 * tile_size, true);
+            sum[0] += weighted(g, at, powers, tile + tile_size, false);
+            sum[1] += weighted(g, at, powers, tile + 2 * tile_size, true);
         }
     });
 }
 
 template <class T>
-void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, int threads) {
-    threads = team(threads, 8 * double(g.rows) * double(g.cols));
+void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, const By& by) {
+    const int threads = team(by.count, 8 * double(g.rows) * double(g.cols));
     for_tiles(g, sums, threads, [&](const Square& at, int, double* sum) {
-        const Units<T> units(g, at);
+        const Powers<T> powers(g, at);
         for (i64 r = 0; r < at.rows; ++r)
             for (i64 c = at.begin(r); c < at.cols; ++c) {
                 const i64 n = at.r0 + r, m = at.c0 + c;
-                const TopSums tops = top_sums(g, left, right, n, m, units.down[r], units.across[c]);
+                const TopSums tops = top_sums(g, left, right, n, m, powers.down[r], powers.across[c]);
                 const double w = at.times(r, c) * double(g.weight[n * g.cols + m]);
                 sum[0] += w * tops.on;
                 sum[1] += w * tops.off;

@@ -48,16 +48,15 @@ double density(const T* data, i64 ld, i64 n, i64 cols) {
 template <class T>
 Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const Curvature<T>& q = r.curvature;
-    const double n = double(q.samples), s = double(r.left.size()), t = double(r.right.size());
-    const bool within = r.part != Part::cross;
-    const double rows = double(r.part == Part::output ? q.classes : q.units), cols = within ? rows : double(q.classes);
-    const bool replicated = r.part == Part::output && !q.probs;
-    const double block_pairs = replicated ? 1
-                               : r.pairs  ? double(r.pair_count)
-                               : within   ? rows * (rows + 1) / 2
-                                          : rows * cols;
-    const double feature_pairs = r.symmetric ? s * (s + 1) / 2 : s * t;
-    const double active = density(q.slope, q.units, q.samples, q.units);
+    const double n = double(r.samples), s = double(r.left.size()), t = double(r.right.size());
+    const double rows = double(q.rows), cols = double(q.cols);
+    const bool replicated = q.kind == Kind::output && !q.probs;
+    const double block_pairs = replicated    ? 1
+                               : r.pairs     ? double(r.pair_count)
+                               : q.symmetric ? rows * (rows + 1) / 2
+                                             : rows * cols;
+    const double feature_pairs = r.same_features ? s * (s + 1) / 2 : s * t;
+    const double active = density(q.slope, q.rows, r.samples, q.rows);
 
     // Of outer pairs whose tile is rows x cols: weights are formed and listed for all samples, rows gathered into
     // panels for those of nonzero weight. Both are given in multiply-adds, as measured: 12 cycles a weight, 40 a
@@ -65,26 +64,29 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const auto tiles = [&](double pairs, double share, double area, double items) {
         return pairs * n * double(k.lanes) * (12 + share * (area / double(k.lanes) + 40 + 0.75 * items));
     };
-    const double share = r.part == Part::hidden ? active * active : r.part == Part::cross ? active : 1;
+    const double share = q.kind == Kind::hidden  ? active * active
+                         : q.kind == Kind::cross ? active
+                         : q.kind == Kind::given ? density(q.entries, r.samples, i64(block_pairs), r.samples)
+                                                 : 1;
     Plan best = {Method::tiles, Outer::blocks,
-                 tiles(block_pairs, share, padded_area(k, r.left.size(), r.right.size(), r.symmetric), s + t)};
+                 tiles(block_pairs, share, padded_area(k, r.left.size(), r.right.size(), r.same_features), s + t)};
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
     // Forming the products costs about one panel more; the list of feature pairs and one panel of weights must be
     // small.
-    if (within && !replicated && feature_pairs <= 1 << 18 && n * double(k.cols * sizeof(T)) <= batch_bytes)
+    if (q.kind != Kind::cross && !replicated && feature_pairs <= 1 << 18 && n * double(k.cols * sizeof(T)) <= batch_bytes)
         consider(Method::products, Outer::blocks,
                  n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * std::ceil(block_pairs / k.cols) * k.cols +
                      n * block_pairs * 6 * double(k.lanes));
-    if (!r.pairs && r.dense.out && r.part == Part::output && q.probs) {
-        const double features = density(r.left.data, r.left.ld, q.samples, r.left.cols);
+    if (!r.pairs && r.dense.out && q.kind == Kind::output && q.probs) {
+        const double features = density(r.left.data, r.left.ld, r.samples, r.left.cols);
         consider(Method::tiles, Outer::features,
                  tiles(feature_pairs, features * features, padded_area(k, q.classes, q.classes, true),
                        2 * double(q.classes)));
     }
-    if (!r.pairs && r.dense.out && r.part == Part::cross) {
-        const double features = density(r.right.data, r.right.ld, q.samples, r.right.cols), both = active * features;
+    if (!r.pairs && r.dense.out && q.kind == Kind::cross) {
+        const double features = density(r.right.data, r.right.ld, r.samples, r.right.cols), both = active * features;
         const double area = padded_area(k, r.left.size(), q.classes, false), items = s + double(q.classes);
         consider(Method::tiles, Outer::mixed,  // without softmax, tiles (i, b) with b != i are outer products of sums
                  q.probs ? tiles(rows * t, both, area, items)

@@ -38,17 +38,17 @@ class ProductAssembly : Context<T> {
         }
     }
 
-    // The entries of a row tile for block (i, j), `column` of the tile.
-    static void scatter(const T* column, i64 count, const Places& to, i64 i, i64 j, T* out) {
+    // The entries of a row tile for a block (i, j), `column` of the tile.
+    static void scatter(const T* column, i64 count, const Places& to, Pair block, T* out) {
         for (i64 e = 0; e < count; ++e)
-            out[to.start[e] + i * to.row_step[e] + j * to.col_step[e]] = column[to.item[e] * tile_ld];
+            out[to.start[e] + block.first * to.row_step[e] + block.second * to.col_step[e]] = column[to.item[e] * tile_ld];
     }
 
     double sum_of_squares(const T* column, i64 r0, i64 count) const {
         double sum = 0;
         for (i64 e = 0; e < count; ++e) {
             const double value = double(column[e * tile_ld]), square = value * value;
-            sum += r.symmetric && first[r0 + e] != second[r0 + e] ? 2 * square : square;
+            sum += r.same_features && first[r0 + e] != second[r0 + e] ? 2 * square : square;
         }
         return sum;
     }
@@ -61,7 +61,7 @@ class ProductAssembly : Context<T> {
         for (i64 a0 = 0; a0 < rows; a0 += patch_rows)
             for (i64 b0 = 0; b0 < cols; b0 += patch_cols)
                 for (i64 a = a0; a < std::min(rows, a0 + patch_rows); ++a)
-                    for (i64 b = r.symmetric ? std::max(a, b0) : b0; b < std::min(cols, b0 + patch_cols); ++b)
+                    for (i64 b = r.same_features ? std::max(a, b0) : b0; b < std::min(cols, b0 + patch_cols); ++b)
                         first.push_back(std::int32_t(a)), second.push_back(std::int32_t(b));
         runs.assign(first.size(), 1);
         for (i64 e = i64(first.size()) - 2; e >= 0; --e)
@@ -72,14 +72,14 @@ class ProductAssembly : Context<T> {
     void run() {
         const i64 items = i64(first.size()), row_tiles = (items + item_rows - 1) / item_rows;
         const i64 limit =
-            this->batch_limit(q.samples * i64(sizeof(T)) + (r.norms ? row_tiles * i64(sizeof(double)) : 0), k.cols);
-        const i64 depth = std::min(chunk, q.samples);
+            this->batch_limit(r.samples * i64(sizeof(T)) + (r.norms ? row_tiles * i64(sizeof(double)) : 0), k.cols);
+        const i64 depth = std::min(chunk, r.samples);
         const i64 rows = std::min(round_up(items, k.rows), item_rows), tile_size = rows * tile_ld;
         const i64 group = even(limit, group_tiles * tile_cols, tile_cols);  // block pairs of one job
 
-        Buffer<T> weights(limit * q.samples), panels(threads * rows * depth);
+        Buffer<T> weights(limit * r.samples), panels(threads * rows * depth);
         const i64 values_size = group / tile_cols * tile_size;
-        const bool long_sums = q.samples > span && sizeof(T) < sizeof(double);
+        const bool long_sums = r.samples > span && sizeof(T) < sizeof(double);
         Buffer<T> tiles(threads * values_size);
         Buffer<double> totals(long_sums ? threads * values_size : 0);
         Buffer<Places> places(threads * 2);
@@ -89,9 +89,9 @@ class ProductAssembly : Context<T> {
 
         for (PairBatch batch = this->next_batch(limit); batch.count(); batch = this->next_batch(limit)) {
             this->reserve(scratch, batch);
-            const WeightView<T> view{weights.get(), nullptr, q.samples, k.cols};
+            const WeightView<T> view{weights.get(), nullptr, r.samples, k.cols};
             for (i64 t = batch.count(); t < round_up(batch.count(), k.cols); ++t)  // padding of the last panel
-                for (i64 n = 0; n < q.samples; ++n) view.data[view.offset(t) + n * k.cols] = 0;
+                for (i64 n = 0; n < r.samples; ++n) view.data[view.offset(t) + n * k.cols] = 0;
             const i64 jobs = row_tiles * ((batch.count() + group - 1) / group);
 #pragma omp parallel num_threads(threads) if (threads > 1)
             {
@@ -111,15 +111,16 @@ class ProductAssembly : Context<T> {
                     if (!r.norms) place(r0, count, false, direct), place(r0, count, true, mirror);
                     for (i64 t = 0; t < pairs; ++t) {
                         const T* column = values + t / tile_cols * tile_size + t % tile_cols;
-                        i64 i = batch.pairs[2 * (t0 + t)], j = batch.pairs[2 * (t0 + t) + 1];
+                        const Pair pair = batch.pair(t0 + t);
                         if (r.norms) {
                             partial[(t0 + t) * row_tiles + at] = sum_of_squares(column, r0, count);
                             continue;
                         }
                         T* out = this->base(done + t0 + t);
-                        for (int copy = r.dense.out && i != j ? 2 : 1; copy; --copy, std::swap(i, j)) {
-                            if (dense.direct) scatter(column, count, direct, i, j, out);
-                            if (dense.mirror) scatter(column, count, mirror, i, j, out);
+                        for (i64 k = 0; k < this->copies(pair); ++k) {
+                            const Pair block = this->copy(pair, k);
+                            if (dense.direct) scatter(column, count, direct, block, out);
+                            if (dense.mirror) scatter(column, count, mirror, block, out);
                         }
                     }
                 }
@@ -136,13 +137,13 @@ class ProductAssembly : Context<T> {
                   i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows;
         LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * tile_size);
-        for (i64 n = 0; n < q.samples && !interrupt.raised(); n += chunk) {
+        for (i64 n = 0; n < r.samples && !interrupt.raised(); n += chunk) {
             if (n && n % span == 0) sum.end_span();
-            const i64 depth = std::min(chunk, q.samples - n);
+            const i64 depth = std::min(chunk, r.samples - n);
             k.pack_products(depth, r.left, r.right, n, first.data() + r0, second.data() + r0, runs.data() + r0, count,
                             left);
             for (i64 t = 0; t < pairs; t += tile_cols)
-                k.multiply(depth, left, row_panels, view.data + view.offset(t0 + t) + n * k.cols, k.cols * q.samples,
+                k.multiply(depth, left, row_panels, view.data + view.offset(t0 + t) + n * k.cols, k.cols * r.samples,
                            round_up(std::min(tile_cols, pairs - t), k.cols) / k.cols,
                            values + t / tile_cols * tile_size, tile_ld, below_all);
         }

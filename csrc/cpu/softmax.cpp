@@ -8,17 +8,17 @@
 namespace hessext::cpu {
 
 template <class T>
-void softmax(T* logits, i64 samples, i64 classes, i64* top, T* rest, int threads) {
+void softmax(T* logits, i64 samples, i64 classes, i64* top, T* rest, const By& by) {
     const Kernels<T>& k = kernels<T>();
-    threads = team(threads, 8 * double(samples) * double(classes));
+    const int threads = team(by.count, 8 * double(samples) * double(classes));
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (i64 n = 0; n < samples; ++n) k.softmax(classes, logits + n * classes, top + n, rest + n);
 }
 
 template <class T>
 void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
-                    i64 classes, T* out, int threads) {
-    threads = team(threads, double(samples) * double(classes));
+                    i64 classes, T* out, const By& by) {
+    const int threads = team(by.count, double(samples) * double(classes));
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (i64 n = 0; n < samples; ++n) {
         const T *p = probs + n * classes, s = scale[n];
@@ -30,9 +30,9 @@ void label_residual(const T* probs, const T* scale, const i64* label, const i64*
 
 template <class T>
 void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
-                     int threads) {
+                     const By& by) {
     const Kernels<T>& k = kernels<T>();
-    threads = team(threads, double(samples) * double(classes));
+    const int threads = team(by.count, double(samples) * double(classes));
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (i64 n = 0; n < samples; ++n) {
         const T *p = probs + n * classes, *from = v + n * classes, at_top = from[top[n]];
@@ -43,9 +43,9 @@ void softmax_product(const T* probs, const T* scale, const i64* top, const T* v,
 
 template <class T>
 void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
-                   int threads) {
+                   const By& by) {
     const Kernels<T>& k = kernels<T>();
-    threads = team(threads, double(samples) * double(classes) * double(units));
+    const int threads = team(by.count, double(samples) * double(classes) * double(units));
     const std::vector<T> columns = transposed(weight, classes, units);
     Interrupt interrupt;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -60,9 +60,9 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
 
 template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
-                  int threads) {
+                  const By& by) {
     const Kernels<T>& k = kernels<T>();
-    threads = team(threads, 8 * double(samples) * double(classes));
+    const int threads = team(by.count, 8 * double(samples) * double(classes));
     const i64 strip = std::min(scan_samples, round_up((samples + threads - 1) / threads, k.lanes));
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (i64 n = 0; n < samples; n += strip)
@@ -72,11 +72,11 @@ void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* large
 
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
-                    const double* others, const double* lift, int threads) {
+                    const double* others, const double* power, const By& by) {
     const Kernels<T>& k = kernels<T>();
-    threads = team(threads, 8 * double(samples) * double(classes));
+    const int threads = team(by.count, 8 * double(samples) * double(classes));
     std::vector<T> inverse(samples);
-    for (i64 n = 0; n < samples; ++n) inverse[n] = T(lift[n] / (1 + others[n]));
+    for (i64 n = 0; n < samples; ++n) inverse[n] = T(1 / power[n] / (1 + others[n]));
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (i64 c = 0; c < classes; ++c) k.softmax_row(samples, logits + c * samples, largest, inverse.data());
     for (i64 n = 0; n < samples; ++n)
@@ -84,31 +84,32 @@ void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* lar
 }
 
 template <class T>
-void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
-                       int threads) {
+void curvature_entries(const Curvature<T>& q, const i64* pairs, i64 pair_count, i64 samples, T* out, const By& by) {
     if (!pair_count) return;
     Assembly<T> request{};
-    request.part = part;
-    request.curvature = curvature;
+    request.samples = samples, request.curvature = q;
+    request.pairs = pairs, request.pair_count = pair_count;
+    const Outline<T> outline(request, Outer::blocks);
+    const bool hidden = q.kind == Kind::hidden;
     PairBatch batch;
     batch.pairs.assign(pairs, pairs + 2 * pair_count);
-    if (part == Part::hidden) batch.index_units();
-    const double terms = part == Part::hidden ? double(curvature.classes) : 1;
-    threads = team(threads, double(curvature.samples) * double(pair_count) * terms);
+    if (hidden) batch.index_units();
+    const int threads =
+        team(by.count, double(samples) * double(pair_count) * (hidden ? double(q.classes) : 1));
     std::vector<WeightScratch<T>> scratch(threads);
     const Kernels<T>& k = kernels<T>();
     for (auto& s : scratch)
-        if (part == Part::hidden) reserve_scratch(k, curvature, batch, s);
-    const WeightView<T> view{out, nullptr, curvature.samples, 0};
+        if (hidden) reserve_scratch(k, q, batch, s);
+    const WeightView<T> view{out, nullptr, samples, 0};
     Interrupt interrupt;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const FlushDenormals flush;  // as in assembly: diagonal() and dense() agree
 #pragma omp for schedule(static)
-        for (i64 n = 0; n < curvature.samples; n += weight_step)
+        for (i64 n = 0; n < samples; n += weight_step)
             if (!interrupt.raised())
-                fill_weights(k, request, Outer::blocks, batch, n, std::min(weight_step, curvature.samples - n),
-                             scratch[omp_get_thread_num()], view);
+                fill_weights(k, outline, batch, n, std::min(weight_step, samples - n), scratch[omp_get_thread_num()],
+                             view);
     }
     interrupt.check();
 }

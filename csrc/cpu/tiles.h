@@ -10,8 +10,7 @@ namespace hessext::cpu {
 template <class T>
 class TileAssembly : Context<T> {
     using Base = Context<T>;
-    using Base::dense, Base::extra, Base::interrupt, Base::k, Base::plan, Base::q, Base::r, Base::replicated,
-        Base::threads;
+    using Base::dense, Base::extra, Base::interrupt, Base::k, Base::plan, Base::q, Base::r, Base::threads;
 
     // One side of the product.
     struct Operand {
@@ -29,7 +28,7 @@ class TileAssembly : Context<T> {
         const T *weight, *extra;
     };
 
-    const bool triangle = r.symmetric;  // tile entries (r, c) with r <= c are enough
+    const bool triangle = r.same_features;  // tile entries (r, c) with r <= c are enough
     Operand left{&r.left, r.left.size()}, right{&r.right, r.right.size()};
     bool flipped;                            // left and right have changed places: less padding
     i64 tall = tile_rows, wide = tile_cols;  // tiles in use
@@ -47,7 +46,7 @@ class TileAssembly : Context<T> {
         if (plan.outer == Outer::features) left = right = {nullptr, q.classes};
         if (plan.outer == Outer::mixed) {
             right = {nullptr, q.classes, 0};
-            columns = transposed(q.weight, q.classes, q.units);
+            columns = transposed(q.weight, q.classes, q.rows);
         }
         right.weighted = true;
         const auto padded = [&](i64 a, i64 b) { return round_up(a, k.rows) * round_up(b, k.cols); };
@@ -60,17 +59,17 @@ class TileAssembly : Context<T> {
     }
 
     void run() {
-        const i64 list_bytes = q.samples * i64(sizeof(i64) + sizeof(T) * (extra ? 2 : 1));
+        const i64 list_bytes = r.samples * i64(sizeof(i64) + sizeof(T) * (extra ? 2 : 1));
         const i64 limit = this->batch_limit(list_bytes + (r.norms ? jobs() * i64(sizeof(double)) : 0), 1);
-        const i64 depth = std::min(chunk, q.samples);
+        const i64 depth = std::min(chunk, r.samples);
         const i64 rows = std::min(round_up(left.size, k.rows), tall);
         const i64 cols = std::min(round_up(right.size, k.cols), wide), packed_cols = std::min(cols, slab);
 
-        Buffer<T> weights(limit * q.samples), extras(extra ? limit * q.samples : 0);
-        Buffer<i64> lists(limit * q.samples), counts(limit);
+        Buffer<T> weights(limit * r.samples), extras(extra ? limit * r.samples : 0);
+        Buffer<i64> lists(limit * r.samples), counts(limit);
         std::vector<i64> order(limit);  // pairs with the most samples first: no thread is left with a long one
         Buffer<T> panels(threads * (rows + packed_cols) * depth);
-        const bool long_sums = q.samples > span && sizeof(T) < sizeof(double);
+        const bool long_sums = r.samples > span && sizeof(T) < sizeof(double);
         Buffer<T> values(threads * rows * tile_ld);
         Buffer<double> totals(threads * (long_sums ? rows + 1 : 1) * tile_ld);  // one row is `sums`
         Buffer<i64> numbers(threads * (rows + cols));
@@ -80,7 +79,7 @@ class TileAssembly : Context<T> {
 
         for (PairBatch batch = this->next_batch(limit); batch.count(); batch = this->next_batch(limit)) {
             this->reserve(scratch, batch);
-            const WeightView<T> view{weights.get(), extra ? extras.get() : nullptr, q.samples, 0};
+            const WeightView<T> view{weights.get(), extra ? extras.get() : nullptr, r.samples, 0};
             const i64 all = batch.count() * jobs();
 #pragma omp parallel num_threads(threads) if (threads > 1)
             {
@@ -107,11 +106,11 @@ class TileAssembly : Context<T> {
 #pragma omp for schedule(dynamic)
                 for (i64 job = 0; job < all; ++job) {
                     if (interrupt.raised()) continue;
-                    const i64 t = order[job / jobs()], at = job % jobs(), from = t * q.samples;
+                    const i64 t = order[job / jobs()], at = job % jobs(), from = t * r.samples;
                     const Samples samples{counts.get()[t], lists.get() + from, view.data + from,
                                           extra ? view.extra + from : nullptr};
                     const double squares =
-                        run_job(batch.pairs[2 * t], batch.pairs[2 * t + 1], done + t, at, samples, work);
+                        run_job(batch.pair(t), done + t, at, samples, work);
                     if (r.norms) partial[t * jobs() + at] = squares;
                 }
             }
@@ -131,9 +130,9 @@ class TileAssembly : Context<T> {
     void list_nonzero(i64 pairs, const WeightView<T>& view, i64* lists, i64* counts) const {
 #pragma omp for schedule(static)
         for (i64 t = 0; t < pairs; ++t) {
-            i64 count = 0, *list = lists + t * q.samples;
-            T *w = view.data + t * q.samples, *e = view.extra ? view.extra + t * q.samples : nullptr;
-            for (i64 n = 0; n < q.samples; ++n) {
+            i64 count = 0, *list = lists + t * r.samples;
+            T *w = view.data + t * r.samples, *e = view.extra ? view.extra + t * r.samples : nullptr;
+            for (i64 n = 0; n < r.samples; ++n) {
                 const bool active = (w[n] != T(0)) | (e && e[n] != T(0));  // no branch: activity is not foreseeable
                 list[count] = n;
                 w[count] = w[n];
@@ -145,22 +144,22 @@ class TileAssembly : Context<T> {
     }
 
     // Computes one job's tile and writes it, or returns its sum of squares.
-    double run_job(i64 first, i64 second, i64 pair, i64 at, const Samples& s, const Workspace& work) const {
+    double run_job(Pair pair, i64 t, i64 at, const Samples& s, const Workspace& work) const {
         const i64 r0 = at / col_jobs() * tall, c0 = at % col_jobs() * wide;
         const Tile<T> tile{work.values, std::min(tall, left.size - r0), std::min(wide, right.size - c0), r0 - c0,
                            triangle};
         if (tile.begin(0) >= tile.cols) return 0;  // wholly below the diagonal
         Operand a = left, b = right;
         Operand& weighted = a.weighted ? a : b;
-        if (plan.outer == Outer::mixed) weighted.unit = first;
-        if (extra) weighted.patch = plan.outer == Outer::mixed ? second : first;
-        if (plan.outer == Outer::mixed && !q.probs && !(extra && first == second))
-            outer_product(first, s, r0, c0, tile, work);
+        if (plan.outer == Outer::mixed) weighted.unit = pair.first;
+        if (extra) weighted.patch = plan.outer == Outer::mixed ? pair.second : pair.first;
+        if (plan.outer == Outer::mixed && !q.probs && !(extra && pair.first == pair.second))
+            outer_product(pair.first, s, r0, c0, tile, work);
         else
             multiply(a, b, s, r0, c0, tile, work);
         if (plan.outer == Outer::features) replace_diagonal(s, r0, c0, tile, work);
         if (r.norms) return sum_of_squares(tile);
-        write(tile, pair, first, second, r0, c0, work);
+        write(tile, t, pair, r0, c0, work);
         return 0;
     }
 
@@ -211,7 +210,7 @@ class TileAssembly : Context<T> {
             return;
         }
         const Features<T> f = op.features ? *op.features : Features<T>{q.probs, q.classes, q.classes, false};
-        const bool all = s.count == q.samples;  // consecutive rows
+        const bool all = s.count == r.samples;  // consecutive rows
         const i64 stored = std::max<i64>(0, std::min(count, f.cols - first));
         if (stored)
             k.pack(to_left, depth, all ? f.data + k0 * f.ld : f.data, f.ld, all ? nullptr : index, weight, first,
@@ -237,30 +236,31 @@ class TileAssembly : Context<T> {
         for (i64 j = begin; j < end; ++j) tile.values[(j - r0) * tile_ld + (j - c0)] = T(work.sums[j - begin]);
     }
 
-    // All places of a tile: its block, the block (second, first), and the mirror images of both.
-    void write(const Tile<T>& tile, i64 pair, i64 first, i64 second, i64 r0, i64 c0, const Workspace& work) const {
-        T* out = this->base(pair);
-        const i64 copies = this->copies(first, second);
-        for (i64 copy = 0; copy < copies; ++copy, std::swap(first, second)) {
-            if (replicated) first = second = copy;
+    // All places of a tile, in each block that it is written to, and their mirror images.
+    void write(const Tile<T>& tile, i64 t, Pair pair, i64 r0, i64 c0, const Workspace& work) const {
+        T* out = this->base(t);
+        for (i64 k = 0; k < this->copies(pair); ++k) {
+            const Pair block = this->copy(pair, k);
             if (flipped ? dense.mirror : dense.direct) {
-                number(first, second, r0, tile.rows, !flipped, false, work.x);
-                number(first, second, c0, tile.cols, flipped, unit_major(), work.y);
+                number(block, r0, tile.rows, !flipped, false, work.x);
+                number(block, c0, tile.cols, flipped, unit_major(), work.y);
                 write_rows(tile, out, dense.ld, work.x, work.y);
             }
             if (flipped ? dense.direct : dense.mirror) {
-                number(first, second, r0, tile.rows, !flipped, unit_major(), work.x);
-                number(first, second, c0, tile.cols, flipped, false, work.y);
+                number(block, r0, tile.rows, !flipped, unit_major(), work.x);
+                number(block, c0, tile.cols, flipped, false, work.y);
                 write_columns(tile, out, dense.ld, work.x, work.y);
             }
         }
     }
 
     // Numbers of `count` tile items from e0 on, on the side of the rows or of the columns of H.
-    void number(i64 first, i64 second, i64 e0, i64 count, bool row, bool by_unit, i64* to) const {
+    void number(Pair block, i64 e0, i64 count, bool row, bool by_unit, i64* to) const {
         const Axis plain = row ? dense.rows : dense.cols;
-        const Axis axis = by_unit && !this->tile_is_features(row) ? class_runs(plain) : plain;
-        for (i64 e = 0; e < count; ++e) to[e] = this->place(axis, row, first, second, e0 + e);
+        const bool features = this->tile_is_features(row);
+        const Line line(by_unit && !features ? class_runs(plain) : plain, features, row ? block.first : block.second,
+                        e0, 1);
+        for (i64 e = 0; e < count; ++e) to[e] = line(e);
     }
 
     // Where classes fill the tile, neighbours in it lie a block apart in a row of the matrix, and every cache line
@@ -273,9 +273,8 @@ class TileAssembly : Context<T> {
     }
 
     void interleave() const {
-        const i64 row_blocks = r.part == Part::output ? q.classes : q.units;
-        if (dense.direct) interleave(dense.rows, row_blocks, r.left.size(), dense.cols);
-        if (dense.mirror && r.part == Part::output && !(dense.direct && r.symmetric))
+        if (dense.direct) interleave(dense.rows, q.rows, r.left.size(), dense.cols);
+        if (dense.mirror && q.kind == Kind::output && !(dense.direct && r.same_features))
             interleave(dense.cols, q.classes, r.right.size(), dense.rows);
     }
     // In the rows of `rows`: [step, C] at the start of `cols` becomes [C, step].

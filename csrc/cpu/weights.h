@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../outline.h"
+#include "../assembly.h"
 #include "kernels.h"
 
 namespace hessext::cpu {
@@ -45,11 +45,13 @@ struct WeightScratch {
 
 // A batch of outer pairs, with the units that the hidden part needs.
 struct PairBatch {
+    i64 first = 0;           // number of the first pair
     std::vector<i64> pairs;  // [count, 2]
     std::vector<i64> units;
     std::vector<std::int32_t> slots;  // [count, 2], positions in units
 
     i64 count() const { return i64(pairs.size()) / 2; }
+    Pair pair(i64 t) const { return {pairs[2 * t], pairs[2 * t + 1]}; }
     void index_units() {
         units = pairs;
         std::sort(units.begin(), units.end());
@@ -82,7 +84,7 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
     T* slopes = scratch.slopes.data();
     if (q.gauss_newton)
         for (std::size_t e = 0; e < batch.units.size(); ++e)
-            for (i64 s = 0; s < count; ++s) slopes[e * lanes + s] = q.slope[(n0 + s) * q.units + batch.units[e]];
+            for (i64 s = 0; s < count; ++s) slopes[e * lanes + s] = q.slope[(n0 + s) * q.rows + batch.units[e]];
     T* row = slopes + i64(batch.units.size()) * lanes;
     for (i64 t = 0; t < batch.count(); ++t) {
         const i64 i = batch.pairs[2 * t], l = batch.pairs[2 * t + 1];
@@ -91,11 +93,11 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
         if (softmax)
             for (i64 s = 0; s < count; ++s) row[s] = hidden_gauss_newton(scale[s], a[s], b[s], covariance[s]);
         else if (q.gauss_newton)
-            for (i64 s = 0; s < count; ++s) row[s] = hidden_gauss_newton(scale[s], a[s], b[s], q.gram[i * q.units + l]);
+            for (i64 s = 0; s < count; ++s) row[s] = hidden_gauss_newton(scale[s], a[s], b[s], q.gram[i * q.rows + l]);
         else
             std::fill_n(row, count, T(0));
         if (i == l && q.bend)
-            for (i64 s = 0; s < count; ++s) row[s] += q.bend[(n0 + s) * q.units + i];
+            for (i64 s = 0; s < count; ++s) row[s] += q.bend[(n0 + s) * q.rows + i];
         T* to = view.data + view.offset(t) + n0 * view.stride();
         for (i64 s = 0; s < count; ++s) to[s * view.stride()] = row[s];
     }
@@ -103,31 +105,23 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
 
 // Fills the weights of samples n0 .. n0+count-1 for all pairs of the batch.
 template <class T>
-void fill_weights(const Kernels<T>& kernel, const Assembly<T>& request, Outer outer, const PairBatch& batch, i64 n0,
-                  i64 count, WeightScratch<T>& scratch, const WeightView<T>& view) {
-    const Curvature<T>& q = request.curvature;
-    const i64 stride = view.stride();
-    if (request.part == Part::hidden) {
-        for (i64 n = n0; n < n0 + count; n += kernel.lanes)
-            fill_hidden(kernel, q, batch, n, std::min(kernel.lanes, n0 + count - n), scratch, view);
+void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const PairBatch& batch, i64 n0, i64 count,
+                  WeightScratch<T>& scratch, const WeightView<T>& view) {
+    const i64 stride = view.stride(), end = n0 + count;
+    if (outline.r.curvature.kind == Kind::hidden) {
+        for (i64 n = n0; n < end; n += kernel.lanes)
+            fill_hidden(kernel, outline.r.curvature, batch, n, std::min(kernel.lanes, end - n), scratch, view);
         return;
     }
     for (i64 t = 0; t < batch.count(); ++t) {
-        const i64 i = batch.pairs[2 * t], j = batch.pairs[2 * t + 1];
         T* to = view.data + view.offset(t);
-        if (!q.gauss_newton)
-            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = 0;
-        else if (outer == Outer::features)
-            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = features_weight(request, n, i, j);
-        else if (outer == Outer::mixed)
-            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = mixed_weight(request, n, i, j);
-        else if (request.part == Part::output)
-            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = output_curvature(q, n, i, j);
-        else
-            for (i64 n = n0; n < n0 + count; ++n) to[n * stride] = cross_curvature(q, n, i, j);
+        const auto covariance = [](i64) { return T(0); };  // of hidden units alone
+        outline.with_weight(batch.first + t, batch.pair(t), covariance, [&](const auto& weight) {
+            for (i64 n = n0; n < end; ++n) to[n * stride] = weight(n);
+        });
         if (!view.extra) continue;
         T* extra = view.extra + view.offset(t);
-        for (i64 n = n0; n < n0 + count; ++n) extra[n * stride] = residual_weight(q, outer, n, i, j);
+        for (i64 n = n0; n < end; ++n) extra[n * stride] = outline.residual_weight(n, batch.pair(t));
     }
 }
 

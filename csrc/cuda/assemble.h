@@ -34,8 +34,8 @@ class AssemblyRun {
         });
         params_.lay_out(params_, stream_.workspace(params_.lay_out(params_, nullptr)));
         if (params_.curvature_column)
-            launch<transpose<T>>(ceil_div(q_.classes * q_.units, transpose_threads), transpose_threads, 0, stream_,
-                                 q_.weight, q_.classes, q_.units, params_.weight_columns);
+            launch<transpose<T>>(ceil_div(q_.classes * q_.rows, transpose_threads), transpose_threads, 0, stream_,
+                                 q_.weight, q_.classes, q_.rows, params_.weight_columns);
         const i64 pairs = o_.pair_count();
         for (params_.first_pair = 0; params_.first_pair < pairs; params_.first_pair += params_.batch) {
             params_.pairs = std::min(params_.batch, pairs - params_.first_pair);

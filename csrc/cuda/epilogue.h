@@ -10,25 +10,6 @@
 
 namespace hessext::cuda {
 
-// Offsets in memory of the rows or columns of a tile.
-class Offsets {
-    i64 first_, step_, bias_;
-    int stored_;  // entry that is the bias
-
-  public:
-    // features: the tile's entries are features from `from` on, and the pair says which block; else the other way
-    // round. Neighbours on the axis are `distance` apart in memory.
-    __device__ __forceinline__ Offsets(const Axis& axis, bool features, i64 of_pair, i64 from, i64 distance) {
-        const i64 step = features ? axis.inner : axis.stride(of_pair);
-        const i64 start = features ? axis.start + of_pair * axis.step : axis.first(of_pair);
-        first_ = (start + from * step) * distance;
-        step_ = step * distance;
-        bias_ = (axis.start_bias + of_pair * axis.step_bias) * distance;
-        stored_ = features ? int(axis.cols - from) : INT_MAX;
-    }
-    __device__ __forceinline__ i64 operator()(int e) const { return e < stored_ ? first_ + e * step_ : bias_; }
-};
-
 // Which entries of a tile exist: rows, columns, and of a triangle those with r - c <= diagonal.
 struct Bounds {
     int rows, cols, diagonal;
@@ -46,7 +27,7 @@ struct Bounds {
 template <class T>
 class Destination {
     T* const out_;
-    const Offsets rows_, cols_;
+    const Line rows_, cols_;
     const Bounds bounds_;
 
   public:
@@ -66,10 +47,9 @@ class Destination {
 // f(pair) for the blocks of the result that a pair's tile is written to.
 template <class T, class F>
 __device__ __forceinline__ void each_copy(const Outline<T>& o, Pair pair, const F& f) {
-    const i64 copies = o.copies(pair.first, pair.second);
+    const i64 copies = o.copies(pair);
 #pragma unroll 1
-    for (i64 copy = 0; copy < copies; ++copy)
-        f(o.replicated ? Pair{copy, copy} : copy ? Pair{pair.second, pair.first} : pair);
+    for (i64 k = 0; k < copies; ++k) f(o.copy(pair, k));
 }
 
 // Writes the entries of a finished tile, or adds up their squares.

@@ -54,8 +54,8 @@ class ClassMajorOperands {
     }
 };
 
-// Unit of a sample; 1 without any.
-__device__ __forceinline__ double unit(const double* units, i64 n) { return units ? units[n] : 1; }
+// The power of two that sample n is divided by; 1 without any.
+__device__ __forceinline__ double power(const double* powers, i64 n) { return powers ? powers[n] : 1; }
 
 // How often an entry of the square of samples counts: in a triangle only n <= n' is there, and n < n' twice.
 template <class T>
@@ -66,7 +66,7 @@ __device__ __forceinline__ double times(const Gram<T>& g, i64 n, i64 m) {
 
 // Tiles of the square of samples.
 template <class T>
-HESSEXT_ANYWHERE inline Grid tiles_of(const Gram<T>& g, i64 side) {
+HESSEXT_HOST_DEVICE inline Grid tiles_of(const Gram<T>& g, i64 side) {
     return {ceil_div(g.rows, side), ceil_div(g.cols, side), g.triangle};
 }
 
@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, do
         sums.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
-                total +=
-                    count * unit(g.left_unit, n) * unit(g.right_unit, m) * double(g.weight[n * g.cols + m]) * double(v);
+                total += count * power(g.left_power, n) * power(g.right_power, m) * double(g.weight[n * g.cols + m]) *
+                         double(v);
         });
         sums.clear();
     }
@@ -102,11 +102,11 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 
     using Part = Sums<T, S>;
     const Pair place = tiles_of(g, S::side).at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
-    T left_unit[Part::thread_rows], right_unit[Part::template thread_cols<tensor>];
+    T left_power[Part::thread_rows], right_power[Part::template thread_cols<tensor>];
     for (int e = 0; e < Part::thread_rows; ++e)
-        left_unit[e] = T(unit(g.left_unit, least(row0 + Part::row_of(e), g.rows - 1)));
+        left_power[e] = T(power(g.left_power, least(row0 + Part::row_of(e), g.rows - 1)));
     for (int e = 0; e < Part::template thread_cols<tensor>; ++e)
-        right_unit[e] = T(unit(g.right_unit, least(col0 + Part::template col_of<tensor>(e), g.cols - 1)));
+        right_power[e] = T(power(g.right_power, least(col0 + Part::template col_of<tensor>(e), g.cols - 1)));
 
     Part p, s, q;
     double on = 0, squares = 0;
@@ -116,11 +116,11 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 
         mainloop(rows, int(to - from + S::depth - 1) / S::depth, memory.stages, [&](const typename S::Stage& stage) {
             p.template add<tensor>(stage);
             s.template add<tensor>(
-                stage, [&](T v, int e) { return v - left_unit[e] * (v * v); },
-                [&](T v, int e) { return v - right_unit[e] * (v * v); });
+                stage, [&](T v, int e) { return v - left_power[e] * (v * v); },
+                [&](T v, int e) { return v - right_power[e] * (v * v); });
             q.template add<tensor>(stage, [](T v, int) { return v * v; }, [](T v, int) { return v * v; });
         });
-        const auto down = [&](i64 n, i64 m) { return unit(g.left_unit, n) * unit(g.right_unit, m); };
+        const auto down = [&](i64 n, i64 m) { return power(g.left_power, n) * power(g.right_power, m); };
         p.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (times(g, n, m) != 0) g.products[n * g.cols + m] += down(n, m) * double(v);
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(tops_threads)
         const i64 n = e / g.cols, m = e % g.cols;
         const double count = times(g, n, m);
         if (count == 0) continue;
-        const TopSums sums = top_sums(g, left, right, n, m, unit(g.left_unit, n), unit(g.right_unit, m));
+        const TopSums sums = top_sums(g, left, right, n, m, power(g.left_power, n), power(g.right_power, m));
         const double w = count * double(g.weight[e]);
         on += w * sums.on, off += w * sums.off;
     }

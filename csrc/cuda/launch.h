@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../outline.h"
+#include "../assembly.h"
 
 namespace hessext::cuda {
 
@@ -15,7 +15,7 @@ constexpr int warp_size = 32;
 constexpr unsigned all_lanes = 0xFFFFFFFFu;
 constexpr std::size_t most_shared = 48 << 10;  // bytes that a block gets without asking
 
-HESSEXT_ANYWHERE inline i64 ceil_div(i64 n, i64 by) { return (n + by - 1) / by; }
+HESSEXT_HOST_DEVICE inline i64 ceil_div(i64 n, i64 by) { return (n + by - 1) / by; }
 
 template <class T>
 __device__ __forceinline__ T least(T a, T b) {

@@ -23,12 +23,12 @@ Outer choose_outer(const Assembly<T>& r) {
     constexpr i64 side = 32;
     const double s = double(r.left.size()), t = double(r.right.size()), classes = double(q.classes);
     if (r.pairs || !r.dense.out) return Outer::blocks;
-    if (r.part == Part::output && q.probs)
+    if (q.kind == Kind::output && q.probs)
         return s * (s + 1) / 2 * padded_area(q.classes, q.classes, side, true) <
                        classes * (classes + 1) / 2 * padded_area(r.left.size(), r.right.size(), side, true)
                    ? Outer::features
                    : Outer::blocks;
-    if (r.part == Part::cross)
+    if (q.kind == Kind::cross)
         return t * padded_area(r.left.size(), q.classes, side, false) <
                        classes * padded_area(r.left.size(), r.right.size(), side, false)
                    ? Outer::mixed
@@ -53,7 +53,7 @@ i64 choose_side(i64 rows, i64 cols, bool triangle) {
 // Pair t of an assembly. Of a triangle the pairs (i, i) come first: of ReLU units they have twice the samples of
 // others, and what takes longest should not begin last.
 template <class T>
-HESSEXT_ANYWHERE inline Pair pair_at(const Outline<T>& o, i64 t) {
+HESSEXT_HOST_DEVICE inline Pair pair_at(const Outline<T>& o, i64 t) {
     if (o.r.pairs || !o.outer_triangle()) return o.pair(t);
     const i64 rows = o.grid().rows;
     if (t < rows) return {t, t};
@@ -82,16 +82,16 @@ struct Plan {
     Plan(const Assembly<T>& request, bool tensor_cores) : outline(request, choose_outer(request)) {
         const Outline<T>& o = outline;
         const Curvature<T>& q = o.r.curvature;
-        if (std::max({q.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)
+        if (std::max({o.r.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)
             throw std::runtime_error("CUDA: expected fewer than 2^31 samples, classes and features");
-        samples = q.samples;
+        samples = o.r.samples;
         tensor = tensor_cores;
-        covariance = o.r.part == Part::hidden && q.gauss_newton && q.probs;
-        sparse = o.r.part != Part::output || o.outer == Outer::features;
+        covariance = q.kind == Kind::hidden && q.gauss_newton && q.probs;
+        sparse = q.kind != Kind::output || o.outer == Outer::features;
         const Features<T> classes{q.probs, q.classes, q.classes, false};
         left = o.outer == Outer::features ? classes : o.r.left;
         right = o.outer == Outer::features ? classes : o.r.right;
-        triangle = o.r.symmetric;
+        triangle = o.r.same_features;
         curvature_column = o.outer == Outer::mixed;
         side = choose_side<T>(left.size(), right_size(), triangle);
         tiles = {ceil_div(left.size(), side), ceil_div(right_size(), side), triangle};
@@ -115,7 +115,7 @@ struct Plan {
         launch_tiles = std::max<i64>(1, launch_tiles);
     }
 
-    HESSEXT_ANYWHERE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
+    HESSEXT_HOST_DEVICE i64 right_size() const { return curvature_column ? outline.r.curvature.classes : right.size(); }
 };
 
 }  // namespace hessext::cuda

@@ -135,10 +135,10 @@ __global__ void __launch_bounds__(warp_size* scan_lanes)
 
 template <class T>
 __global__ void softmax_other_classes(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
-                                      const double* others, const double* lift) {
+                                      const double* others, const double* power) {
     const i64 e = i64(blockIdx.x) * item_threads + threadIdx.x, c = e / samples, n = e % samples;
     if (c >= classes) return;
-    logits[e] = first + c == top[n] ? T(0) : exp_negative(logits[e] - largest[n]) * T(lift[n] / (1 + others[n]));
+    logits[e] = first + c == top[n] ? T(0) : exp_negative(logits[e] - largest[n]) * T(1 / power[n] / (1 + others[n]));
 }
 
 }  // namespace
@@ -175,17 +175,16 @@ void softmax_product(const T* probs, const T* scale, const i64* top, const T* v,
 }
 
 template <class T>
-void curvature_entries(Part part, const Curvature<T>& curvature, const i64* pairs, i64 pair_count, T* out,
+void curvature_entries(const Curvature<T>& curvature, const i64* pairs, i64 pair_count, i64 samples, T* out,
                        const Stream& stream) {
     use_device(stream);
     Assembly<T> request{};
-    request.part = part;
+    request.samples = samples;
     request.curvature = curvature;
     request.pairs = pairs;
     request.pair_count = pair_count;
     const Outline<T> outline(request, Outer::blocks);
-    const i64 samples = curvature.samples;
-    const bool covariance = part == Part::hidden && curvature.probs && curvature.gauss_newton;
+    const bool covariance = curvature.kind == Kind::hidden && curvature.probs && curvature.gauss_newton;
     if (covariance)
         launch<covariances<T>>(ceil_div(pair_count * samples, covariance_threads), covariance_threads, 0, stream,
                                outline, 0, pair_count, out);
@@ -203,10 +202,10 @@ void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* large
 
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
-                    const double* others, const double* lift, const Stream& stream) {
+                    const double* others, const double* power, const Stream& stream) {
     use_device(stream);
     launch<softmax_other_classes<T>>(ceil_div(classes * samples, item_threads), item_threads, 0, stream, logits,
-                                     classes, samples, first, largest, top, others, lift);
+                                     classes, samples, first, largest, top, others, power);
 }
 
 HESSEXT_INSTANTIATE(softmax)

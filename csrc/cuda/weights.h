@@ -15,15 +15,15 @@ constexpr int transpose_threads = 256;
 template <class T>
 __device__ T covariance(const Curvature<T>& q, i64 n, i64 i, i64 l) {
     const T* p = q.probs + n * q.classes;
-    const T *v = q.weight + i, *w = q.weight + l, *shift = q.shift + n * q.units;
-    const i64 top = q.top[n] * q.units;
+    const T *v = q.weight + i, *w = q.weight + l, *shift = q.shift + n * q.rows;
+    const i64 top = q.top[n] * q.rows;
     const T v_top = v[top], w_top = w[top], v_shift = shift[i], w_shift = shift[l];
     double total = 0;
     for (i64 c0 = 0; c0 < q.classes; c0 += 256) {
         const i64 end = least(c0 + 256, q.classes);
         T sum = 0;
         for (i64 c = c0; c < end; ++c)
-            sum += p[c] * ((v[c * q.units] - v_top) - v_shift) * ((w[c * q.units] - w_top) - w_shift);
+            sum += p[c] * ((v[c * q.rows] - v_top) - v_shift) * ((w[c * q.rows] - w_top) - w_shift);
         total += double(sum);
     }
     return T(total);
@@ -33,42 +33,28 @@ __device__ T covariance(const Curvature<T>& q, i64 n, i64 i, i64 l) {
 // probabilities and often a unit.
 template <class T>
 __global__ void covariances(Outline<T> outline, i64 first, i64 count, T* out) {
-    const i64 samples = outline.r.curvature.samples;
+    const i64 samples = outline.r.samples;
     const i64 e = i64(blockIdx.x) * covariance_threads + threadIdx.x, t = e % count, n = e / count;
     if (n >= samples) return;
     const Pair pair = pair_at(outline, first + t);
     out[t * samples + n] = covariance(outline.r.curvature, n, pair.first, pair.second);
 }
 
-// act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i]; the covariance is used where there is a softmax.
+// Weight of pair t in sample n.
 template <class T>
-__device__ __forceinline__ T hidden_curvature(const Curvature<T>& q, i64 n, i64 i, i64 l, T covariance) {
-    const T* slope = q.slope + n * q.units;
-    const T sum = q.gauss_newton ? hidden_gauss_newton(q.scale[n], slope[i], slope[l],
-                                                       q.probs ? covariance : q.gram[i * q.units + l])
-                                 : T(0);
-    return i == l && q.bend ? sum + q.bend[n * q.units + i] : sum;
-}
-
-// Weight of an outer pair in sample n.
-template <class T>
-__device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, Pair p, T covariance) {
-    const Curvature<T>& q = o.r.curvature;
-    if (o.r.part == Part::hidden) return hidden_curvature(q, n, p.first, p.second, covariance);
-    if (!q.gauss_newton) return 0;
-    if (o.outer == Outer::features) return features_weight(o.r, n, p.first, p.second);
-    if (o.outer == Outer::mixed) return mixed_weight(o.r, n, p.first, p.second);
-    if (o.r.part == Part::output) return output_curvature(q, n, p.first, p.second);
-    return cross_curvature(q, n, p.first, p.second);
+__device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, i64 t, Pair pair, T covariance) {
+    T result;
+    o.with_weight(t, pair, [&](i64) { return covariance; }, [&](const auto& weight) { result = weight(n); });
+    return result;
 }
 
 // Weights out[t, n] of the pairs from `first` on, where all samples are taken; covariance [pairs, N] may be out itself.
 template <class T>
 __global__ void weigh_pairs(Outline<T> outline, i64 first, i64 count, const T* covariance, T* out) {
-    const i64 e = i64(blockIdx.x) * weight_threads + threadIdx.x, samples = outline.r.curvature.samples;
+    const i64 e = i64(blockIdx.x) * weight_threads + threadIdx.x, samples = outline.r.samples;
     if (e >= count * samples) return;
-    out[e] =
-        pair_weight(outline, e % samples, pair_at(outline, first + e / samples), covariance ? covariance[e] : T(0));
+    const i64 t = first + e / samples;
+    out[e] = pair_weight(outline, e % samples, t, pair_at(outline, t), covariance ? covariance[e] : T(0));
 }
 
 // Shared memory of `list_samples`: how many samples each warp has found.
@@ -91,8 +77,9 @@ __global__ void __launch_bounds__(list_threads) list_samples(Params<T> params) {
         const i64 n = n0 + threadIdx.x;
         T weight = 0, extra = 0;
         if (n < params.samples) {
-            weight = pair_weight(o, n, pair, params.covariances ? params.covariances[list + n] : T(0));
-            if (lists.extra) extra = residual_weight(q, o.outer, n, pair.first, pair.second);
+            const T covariance = params.covariances ? params.covariances[list + n] : T(0);
+            weight = pair_weight(o, n, params.first_pair + t, pair, covariance);
+            if (lists.extra) extra = o.residual_weight(n, pair);
         }
         const bool active = weight != T(0) || extra != T(0);
         const unsigned votes = __ballot_sync(all_lanes, active);
@@ -110,7 +97,7 @@ __global__ void __launch_bounds__(list_threads) list_samples(Params<T> params) {
         if (lists.extra) lists.extra[k] = extra;
         if (params.curvature_column && q.probs) {
             lists.at_top[k] = params.weight_columns[pair.first * q.classes + q.top[n]];
-            lists.shift[k] = q.shift[n * q.units + pair.first];
+            lists.shift[k] = q.shift[n * q.rows + pair.first];
         }
     }
     if (threadIdx.x == 0) lists.count[t] = count;

@@ -54,7 +54,7 @@ struct Workspace {
         lists.shift = arena.take<T>(plan.curvature_column ? entries : 0);
         lists.count = arena.take<i64>(plan.sparse ? plan.batch : 0);
         covariances = arena.take<T>(plan.covariance ? entries : 0);
-        weight_columns = arena.take<T>(plan.curvature_column ? q.classes * q.units : 0);
+        weight_columns = arena.take<T>(plan.curvature_column ? q.classes * q.rows : 0);
         tile_squares = arena.take<double>(o.r.norms ? plan.batch * plan.tiles.count() : 0);
         split_sums = arena.take<double>(plan.long_sums ? plan.launch_tiles * plan.splits * plan.side * plan.side : 0);
         return arena.used();
@@ -77,7 +77,7 @@ struct Params : Plan<T>, Workspace<T> {
 
     explicit Params(const Plan<T>& plan) : Plan<T>(plan), Workspace<T>{} {}
 
-    HESSEXT_ANYWHERE Pair pair(i64 t) const { return pair_at(this->outline, first_pair + t); }
+    HESSEXT_HOST_DEVICE Pair pair(i64 t) const { return pair_at(this->outline, first_pair + t); }
 
     // Tile `at` of the launch, whose sides have `side` entries.
     __device__ __forceinline__ Place place(i64 at, int side) const {

@@ -54,12 +54,12 @@ void covariance(const Curvature<T>& q, i64 n, i64 count, const i64* units, i64 u
             T at_top[L], shift[L];
             for (i64 s = 0; s < L; ++s) {
                 const i64 sample = s < count ? n + s : n;
-                at_top[s] = q.weight[q.top[sample] * q.units + units[e]];
-                shift[s] = q.shift[sample * q.units + units[e]];
+                at_top[s] = q.weight[q.top[sample] * q.rows + units[e]];
+                shift[s] = q.shift[sample * q.rows + units[e]];
             }
             const Vector<T> t = load(at_top), h = load(shift);
             for (i64 c = 0; c < classes; ++c) {
-                const Vector<T> centred = (q.weight[(c0 + c) * q.units + units[e]] - t) - h;
+                const Vector<T> centred = (q.weight[(c0 + c) * q.rows + units[e]] - t) - h;
                 store(u + (e * slice + c) * L, centred);
                 store(pu + (e * slice + c) * L, centred * load(p + c * L));
             }

@@ -98,8 +98,8 @@ void pack_cross_width(i64 depth, const Curvature<T>& q, i64 unit, const T* colum
         if constexpr (softmax) {
             prefetch(q.probs + next, count);
             row.p = q.probs + n * q.classes + first;
-            row.at_top = q.weight[q.top[n] * q.units + unit];
-            row.shift = q.shift[n * q.units + unit];
+            row.at_top = q.weight[q.top[n] * q.rows + unit];
+            row.shift = q.shift[n * q.rows + unit];
         }
         if constexpr (residual) {
             prefetch(q.residual + next, count);

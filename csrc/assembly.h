@@ -1,0 +1,152 @@
+// What one assembly runs over, the same on every device: outer pairs, their weights, and the addresses of the entries of
+// a tile.
+#pragma once
+
+#include <cmath>
+
+#include "curvature.h"
+
+namespace hessext {
+
+// What the outer pair runs over; the tile runs over the rest of H[i, a; j, b] = sum_n Q_n[i, j] phi_n[a] psi_n[b].
+enum class Outer {
+    blocks,    // pair (i, j), weight Q_n[i, j]; tile over features (a, b)
+    features,  // output kind: pair (a, b), weight -c_n phi_n[a] phi_n[b]; tile over classes (i, j) of p_n p_n^T
+    mixed,     // cross kind: pair (i, b), weight c_n act'_n[i] psi_n[b]; tile over (a, j) of x_n[a] (B_n V)[j, i]
+};
+
+struct Pair {
+    i64 first, second;
+};
+
+// Pairs of rows x cols, or those first <= second of a square, numbered row by row.
+struct Grid {
+    i64 rows, cols;
+    bool triangle;
+
+    HESSEXT_HOST_DEVICE i64 count() const { return triangle ? rows * (rows + 1) / 2 : rows * cols; }
+    HESSEXT_HOST_DEVICE Pair at(i64 t) const {
+        if (!triangle) return {t / cols, t % cols};
+        const double b = 2 * double(rows) + 1;
+        i64 i = i64((b - std::sqrt(b * b - 8 * double(t))) / 2);  // up to rounding
+        while (number({i, i}) > t) --i;
+        while (number({i + 1, i + 1}) <= t) ++i;
+        return {i, i + t - number({i, i})};
+    }
+    HESSEXT_HOST_DEVICE i64 number(Pair p) const {
+        if (!triangle) return p.first * cols + p.second;
+        return p.first * rows - p.first * (p.first - 1) / 2 + p.second - p.first;
+    }
+};
+
+template <class T>
+struct Outline {
+    Assembly<T> r;
+    Outer outer;
+    // Without softmax all output blocks (i, i) are one and the same and the others are zero (the caller's part).
+    bool replicated;
+    bool extra;      // the residual part of the cross kind is added
+    Dense<T> dense;  // blocks are small dense matrices of their own
+
+    Outline(const Assembly<T>& request, Outer outer)
+        : r(request),
+          outer(outer),
+          replicated(!r.pairs && r.curvature.kind == Kind::output && !r.curvature.probs),
+          extra(r.curvature.kind == Kind::cross && r.curvature.residual && r.right.cols > 0),
+          dense(destination(r)) {}
+
+    // --------------------------------------------------------------------------------------------- outer pairs
+
+    // Whether only pairs first <= second are computed.
+    HESSEXT_HOST_DEVICE bool outer_triangle() const {
+        return r.curvature.symmetric && (outer == Outer::blocks || r.same_features);
+    }
+    HESSEXT_HOST_DEVICE Grid grid() const {
+        const i64 rows = outer == Outer::features ? r.left.size() : replicated ? 1 : r.curvature.rows;
+        const i64 cols = outer != Outer::blocks ? r.right.size() : replicated ? 1 : r.curvature.cols;
+        return {rows, cols, outer_triangle()};
+    }
+    HESSEXT_HOST_DEVICE i64 pair_count() const { return r.pairs ? r.pair_count : grid().count(); }
+    HESSEXT_HOST_DEVICE Pair pair(i64 t) const {
+        return r.pairs ? Pair{r.pairs[2 * t], r.pairs[2 * t + 1]} : grid().at(t);
+    }
+
+    // f(weight) once, where weight(n) is the weight of pair `t` in sample n; covariance(n) is that of `hidden_curvature`.
+    template <class Covariance, class F>
+    HESSEXT_HOST_DEVICE void with_weight(i64 t, Pair p, const Covariance& covariance, const F& f) const {
+        const Curvature<T>& q = r.curvature;
+        const i64 i = p.first, j = p.second;
+        if (q.kind == Kind::given) {
+            const T* entries = q.entries + (r.pairs ? t : grid().number(p)) * r.samples;
+            f([=](i64 n) { return entries[n]; });
+        } else if (q.kind == Kind::hidden) {
+            f([&](i64 n) { return hidden_curvature(q, n, i, j, covariance(n)); });
+        } else if (!q.gauss_newton) {
+            f([](i64) { return T(0); });
+        } else if (outer == Outer::features) {
+            f([&](i64 n) { return -q.scale[n] * feature(r.left, n, i) * feature(r.right, n, j); });
+        } else if (outer == Outer::mixed) {
+            f([&](i64 n) { return q.scale[n] * q.slope[n * q.rows + i] * feature(r.right, n, j); });
+        } else if (q.kind == Kind::output) {
+            f([&](i64 n) { return output_curvature(q, n, i, j); });
+        } else {
+            f([&](i64 n) { return cross_curvature(q, n, i, j); });
+        }
+    }
+
+    // What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both factors.
+    HESSEXT_HOST_DEVICE T residual_weight(i64 n, Pair p) const {
+        const Curvature<T>& q = r.curvature;
+        const T slope = q.slope[n * q.rows + p.first];
+        if (outer == Outer::mixed) return p.first == p.second ? slope : T(0);
+        return slope * q.residual[n * q.classes + p.second];
+    }
+
+    // --------------------------------------------------------------------------------------- places of entries
+
+    // Destination of block `t` of a list, or of the whole matrix.
+    HESSEXT_HOST_DEVICE T* base(i64 t) const {
+        return r.blocks ? dense.out + t * r.left.size() * r.right.size() : dense.out;
+    }
+
+    // The blocks that a pair's tile is written to: (i, j) and, where it stands for both, (j, i); or all replicas.
+    HESSEXT_HOST_DEVICE i64 copies(Pair p) const {
+        return replicated ? r.curvature.rows : r.dense.out && outer_triangle() && p.first != p.second ? 2 : 1;
+    }
+    HESSEXT_HOST_DEVICE Pair copy(Pair p, i64 k) const {
+        return replicated ? Pair{k, k} : k ? Pair{p.second, p.first} : p;
+    }
+
+    // Whether the tile's rows (or columns) are features of one block, and not one feature of several blocks.
+    HESSEXT_HOST_DEVICE bool tile_is_features(bool row) const {
+        return outer == Outer::blocks || (outer == Outer::mixed && row);
+    }
+
+  private:
+    static Dense<T> destination(const Assembly<T>& r) {
+        if (r.dense.out) return r.dense;
+        const auto axis = [](const Features<T>& f) { return Axis{0, 0, f.cols, 0, f.cols}; };
+        return {r.blocks,      r.transposed ? r.left.size() : r.right.size(),
+                axis(r.left),  axis(r.right),
+                !r.transposed || r.same_features, r.transposed || r.same_features};
+    }
+};
+
+// Where the entries of one side of a tile are among the rows or columns of the result, times their distance in memory.
+class Line {
+    i64 first_, step_, bias_, stored_;  // stored_ is the entry of the bias
+
+  public:
+    // features: entries count features from `from` on, and of_pair says which block; else the other way round.
+    HESSEXT_HOST_DEVICE Line(const Axis& axis, bool features, i64 of_pair, i64 from, i64 distance) {
+        const i64 step = features ? axis.inner : axis.stride(of_pair);
+        const i64 start = features ? axis.start + of_pair * axis.step : axis.first(of_pair);
+        first_ = (start + from * step) * distance;
+        step_ = step * distance;
+        bias_ = (axis.start_bias + of_pair * axis.step_bias) * distance;
+        stored_ = features ? axis.cols - from : INT64_MAX;
+    }
+    HESSEXT_HOST_DEVICE i64 operator()(i64 e) const { return e < stored_ ? first_ + e * step_ : bias_; }
+};
+
+}  // namespace hessext

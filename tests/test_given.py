@@ -1,0 +1,157 @@
+"""Given entries of Q_n go the way of the closed forms: handed in, they give the same blocks, norms and matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, Case, make_inputs
+from reference import TERMS, TOLERANCE, assert_accurate, matrix, plain, truth
+
+from hessext import _ops
+from hessext._ops import Curvature, Kind
+
+# Every kind at awkward sizes, several tiles, sparse entries (ReLU), biases, and more samples than a span.
+CASES = [
+    Case(1, 1, 2),
+    Case(33, 17, 5, bias="o"),
+    Case(31, 15, 4, 17, bias="ho"),
+    Case(17, 3, 33, 2, loss="mse"),
+    Case(16, 7, 1, 5, activation="gelu", bias="h"),
+    Case(20, 150, 3, 4, bias="h"),
+]
+LONG = Case(20000, 3, 2, 2, bias="o")
+
+
+def all_pairs(curvature):
+    if curvature.symmetric:
+        return torch.triu_indices(curvature.rows, curvature.cols).T.contiguous()
+    return torch.cartesian_prod(torch.arange(curvature.rows), torch.arange(curvature.cols))
+
+
+def given(curvature, entries):
+    return Curvature(int(Kind.GIVEN), curvature.rows, curvature.cols, curvature.symmetric, entries=entries)
+
+
+def parts(case, dtype, term="gauss_newton"):
+    """(name, sides, curvature) of each part; the residual of a cross part is not in Q_n."""
+    problem = make_inputs(case, dtype).hessian()._data
+    whole = sorted(problem.network.whole, key=lambda layer: layer.kind)
+    for k, row in enumerate(whole):
+        for col in whole[k:]:
+            arguments = problem.arguments(row, col, term)
+            yield (row.kind, col.kind), arguments[:5], Curvature(*arguments[5:])
+
+
+def sizes(sides):
+    left, left_ones, right, right_ones, _ = sides
+    return left.shape[1] + left_ones, right.shape[1] + right_ones
+
+
+def moved(device, *values):
+    return [v.to(device) if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def dense(sides, curvature, pairs=None, out=None):
+    """The matrix of a part."""
+    (s, t), (left, _, right, _, same) = sizes(sides), sides
+    if out is None:
+        out = torch.zeros(curvature.rows * s, curvature.cols * t, dtype=left.dtype, device=left.device)
+    axes = [0, s, left.shape[1], s, 0, t, right.shape[1], t]
+    _ops.dense_(out, out.shape[1], axes, True, same, pairs, *sides, *curvature)
+    return out
+
+
+def check(case, dtype, device, term="gauss_newton"):
+    for name, sides, curvature in parts(case, dtype, term):
+        if name == ("hidden", "output") and term != "gauss_newton":
+            continue
+        exact, bar = truth(case, dtype, term)[name], plain(case, dtype, term)[name]
+        sides, curvature = moved(device, *sides), Curvature(*moved(device, *curvature))
+        pairs = all_pairs(curvature).to(device)
+        entries = _ops.curvature_entries(pairs, *curvature)
+        Q = given(curvature, entries)
+        assert torch.equal(_ops.curvature_entries(pairs, *Q), entries)
+        i, j = pairs.cpu().T
+        assert_accurate(_ops.blocks(pairs, False, *sides, *Q).cpu(), exact[i, j], bar[i, j])
+        transposed = _ops.blocks(pairs, True, *sides, *Q).cpu()
+        assert_accurate(transposed, exact[i, j].mT, bar[i, j].mT)
+        squares = _ops.block_squares(pairs, *sides, *Q).cpu()
+        expected = exact[i, j].flatten(1).square().sum(1)
+        torch.testing.assert_close(squares, expected, rtol=4 * TOLERANCE[dtype], atol=1e-30)
+        assert_accurate(dense(sides, Q).cpu(), matrix(exact), matrix(bar))
+        # some pairs in another order, then the others
+        some = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
+        out = torch.full_like(dense(sides, Q), torch.nan)
+        for piece in some.to(device).tensor_split(3):
+            dense(sides, given(curvature, entries[piece]), pairs[piece], out)
+        assert_accurate(out.cpu(), matrix(exact), matrix(bar))
+        out.zero_()
+        dense(sides, given(curvature, entries[:1]), pairs[:1], out)
+        s, t = sizes(sides)
+        out[:s, :t] = 0
+        assert not out.any()  # pairs that are not listed are left alone
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_given_entries(case, dtype, isa):
+    check(case, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_given_entries_on_a_gpu(case, dtype, cuda):
+    check(case, dtype, cuda)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_given_entries_of_each_term(term, isa):
+    check(CASES[4], torch.float64, "cpu", term)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_samples_than_a_span(dtype, isa):
+    check(LONG, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("features", [2, 40], ids=["together", "pairwise"])
+def test_the_same_path_gives_the_same_bits(features, dtype, isa):
+    """Entries without zeros, which the plan takes for what closed forms without zeros are."""
+    case = Case(300, features, 3, 4, activation="tanh", bias="ho")
+    for _, sides, curvature in parts(case, dtype):
+        pairs = all_pairs(curvature)
+        Q = given(curvature, _ops.curvature_entries(pairs, *curvature))
+        if curvature.kind != Kind.CROSS or features > 2:  # a cross kind has no products of feature pairs
+            assert torch.equal(_ops.blocks(pairs, False, *sides, *Q), _ops.blocks(pairs, False, *sides, *curvature))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_square_grid(dtype, cuda):
+    """Q_n that is neither symmetric nor of one sign, with zeros, of one layer's features."""
+    g = torch.Generator().manual_seed(1)
+    x, Q = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((70, 9), (70, 6, 6)))
+    Q[torch.rand(70, 6, 6, generator=g) < 0.4] = 0
+    x, Q = x.to(dtype), Q.to(dtype)
+    entries = Q.permute(1, 2, 0).reshape(36, 70).contiguous().to(cuda)
+    curvature = Curvature(int(Kind.GIVEN), 6, 6, False, entries=entries)
+    sides = x.to(cuda), True, x.to(cuda), True, True
+    phi = torch.cat([x.double(), torch.ones(70, 1)], 1)
+    exact = torch.einsum("nij,na,nb->ijab", Q.double(), phi, phi)
+    assert_accurate(dense(sides, curvature).cpu(), matrix(exact))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 17, 97, 1025])
+def test_softmax_product(classes, dtype, cuda):
+    """c_n (diag p_n - p_n p_n^T) v_n, in place."""
+    g = torch.Generator().manual_seed(classes)
+    logits, v = (torch.randn(9, classes, generator=g, dtype=torch.float64).to(dtype) for _ in range(2))
+    logits[3, 0] = 60  # one class dominates
+    probs, scale = logits.to(cuda, copy=True), torch.linspace(-1, 2, 9, dtype=dtype)
+    top, _ = _ops.softmax_(probs)
+    out = v.to(cuda, copy=True)
+    _ops.softmax_product_(out, probs, scale.to(cuda), top)
+    p, centred = probs.cpu().double(), v.double() - v.double().gather(1, top.cpu()[:, None])
+    exact = scale.double()[:, None] * p * (centred - (p * centred).sum(1, keepdim=True))
+    assert_accurate(out.cpu(), exact)
