@@ -186,6 +186,16 @@ def test_emulator_finds_a_missing_barrier():
         _emulated.part()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_over_pairs_of_samples(dtype, cuda):
+    torch.manual_seed(0)
+    left, right, weight = (torch.randn(*shape, dtype=dtype) for shape in ((20, 33), (20, 65), (33, 65)))
+    sums = torch.zeros(2, dtype=torch.float64, device=cuda)
+    _ops.gram_sums_(left.to(cuda), right.to(cuda), weight.to(cuda), False, None, [], sums)
+    terms = weight.double() * (left.double().T @ right.double())
+    assert abs(sums[0].item() - terms.sum().item()) < torch.finfo(dtype).eps * terms.abs().sum().item()
+
+
 def kernels_in_source():
     """What stands in csrc/cuda: each kernel in every type, and tiles in every shape."""
     sources = Path(__file__).parent.parent.joinpath("csrc", "cuda").glob("*.[hc]*")
@@ -218,10 +228,11 @@ def test_every_kernel_is_executed(emulated, monkeypatch):
         emulated.set_tensor_cores(tensor)
         for dtype in DTYPES:
             emulated.set_limits(16, 0, 0)  # sums over several spans
-            test_blocks(CASES[9], dtype, "cpu")
-            for case in (CASES[7], *CASES[-3:]):
+            test_blocks(CASES[7], dtype, "cpu")
+            for case in (CASES[9], *CASES[-3:]):
                 on("cpu", case, dtype).dense()
             test_sums_over_classes(SUMS[0], dtype, "cpu", None)
+            test_sums_over_pairs_of_samples(dtype, "cpu")
             with monkeypatch.context() as patch:
                 test_norms_of_pairs(dtype, "cpu", patch)
             emulated.set_limits(0, 0, 0)
