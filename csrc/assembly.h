@@ -1,5 +1,5 @@
-// What one assembly runs over, the same on every device: outer pairs, their weights, and the addresses of the entries of
-// a tile.
+// What one assembly runs over, the same on every device: outer pairs, their weights, and the addresses of the entries
+// of a tile.
 #pragma once
 
 #include <cmath>
@@ -39,6 +39,13 @@ struct Grid {
     }
 };
 
+// Whether a tile over features needs entries a <= b only: the others are theirs in the same block, or in that of the
+// mirrored pair.
+template <class T>
+HESSEXT_HOST_DEVICE inline bool inner_triangle(const Assembly<T>& r) {
+    return r.same_features && (r.curvature.symmetric || !r.dense.out);
+}
+
 template <class T>
 struct Outline {
     Assembly<T> r;
@@ -71,7 +78,8 @@ struct Outline {
         return r.pairs ? Pair{r.pairs[2 * t], r.pairs[2 * t + 1]} : grid().at(t);
     }
 
-    // f(weight) once, where weight(n) is the weight of pair `t` in sample n; covariance(n) is that of `hidden_curvature`.
+    // f(weight) once, where weight(n) is the weight of pair `t` in sample n; covariance(n) is that of
+    // `hidden_curvature`.
     template <class Covariance, class F>
     HESSEXT_HOST_DEVICE void with_weight(i64 t, Pair p, const Covariance& covariance, const F& f) const {
         const Curvature<T>& q = r.curvature;
@@ -94,7 +102,8 @@ struct Outline {
         }
     }
 
-    // What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both factors.
+    // What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both
+    // factors.
     HESSEXT_HOST_DEVICE T residual_weight(i64 n, Pair p) const {
         const Curvature<T>& q = r.curvature;
         const T slope = q.slope[n * q.rows + p.first];
@@ -126,9 +135,12 @@ struct Outline {
     static Dense<T> destination(const Assembly<T>& r) {
         if (r.dense.out) return r.dense;
         const auto axis = [](const Features<T>& f) { return Axis{0, 0, f.cols, 0, f.cols}; };
-        return {r.blocks,      r.transposed ? r.left.size() : r.right.size(),
-                axis(r.left),  axis(r.right),
-                !r.transposed || r.same_features, r.transposed || r.same_features};
+        return {r.blocks,
+                r.transposed ? r.left.size() : r.right.size(),
+                axis(r.left),
+                axis(r.right),
+                !r.transposed || r.same_features,
+                r.transposed || r.same_features};
     }
 };
 

@@ -136,7 +136,7 @@ void bind(py::module_& m) {
              }),
              py::arg("device"), py::arg("handle"), py::arg("allocate"));
 
-#define HESSEXT_DEFINE(name)                                      \
+#define HESSEXT_DEFINE(name)                                 \
     define(m, #name, &cpu::name<float>, &cpu::name<double>); \
     define(m, #name, &cuda::name<float>, &cuda::name<double>);
     HESSEXT_OPERATIONS(HESSEXT_DEFINE)

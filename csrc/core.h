@@ -49,8 +49,8 @@ enum class Kind {
     given,   // Q_n = entries                                 any features
 };
 
-// Q_n, and what its closed forms are made of. The curvature of the outputs is B_n = c_n (diag p_n - p_n p_n^T), or c_n I
-// where probs is null; D = diag act'(z_n).
+// Q_n, and what its closed forms are made of. The curvature of the outputs is B_n = c_n (diag p_n - p_n p_n^T), or c_n
+// I where probs is null; D = diag act'(z_n).
 template <class T>
 struct Curvature {
     Kind kind;
@@ -93,7 +93,7 @@ struct Dense {
     i64 ld;
     Axis rows, cols;
     bool direct;  // write out[row * ld + col]
-    bool mirror;  // write out[col * ld + row]; a symmetric part needs both
+    bool mirror;  // write out[col * ld + row]; needed where Q_n is symmetric and left = right
     HESSEXT_FIELDS(out, ld, rows, cols, direct, mirror)
 };
 

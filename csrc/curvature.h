@@ -24,8 +24,8 @@ HESSEXT_HOST_DEVICE inline T output_curvature(const Curvature<T>& q, i64 n, i64 
     return i == j ? q.scale[n] * p[i] * complement(q, n, i) : -q.scale[n] * p[i] * p[j];
 }
 
-// Equations (8), (14): act'_i act'_l (V^T B_n V)[i, l] from c_n, the slopes act' and inner = (V^T B_n V)[i, l] / c_n. An
-// inactive unit has no curvature, even where that of the outputs overflows.
+// Equations (8), (14): act'_i act'_l (V^T B_n V)[i, l] from c_n, the slopes act' and inner = (V^T B_n V)[i, l] / c_n.
+// An inactive unit has no curvature, even where that of the outputs overflows.
 template <class T>
 HESSEXT_HOST_DEVICE inline T hidden_gauss_newton(T scale, T slope_i, T slope_l, T inner) {
     const T factor = scale * slope_i * slope_l, product = factor * inner;
@@ -37,10 +37,9 @@ HESSEXT_HOST_DEVICE inline T hidden_gauss_newton(T scale, T slope_i, T slope_l, 
 template <class T>
 HESSEXT_HOST_DEVICE inline T hidden_curvature(const Curvature<T>& q, i64 n, i64 i, i64 l, T covariance) {
     const T* slope = q.slope + n * q.rows;
-    const T sum =
-        q.gauss_newton
-            ? hidden_gauss_newton(q.scale[n], slope[i], slope[l], q.probs ? covariance : q.gram[i * q.rows + l])
-            : T(0);
+    const T sum = q.gauss_newton ? hidden_gauss_newton(q.scale[n], slope[i], slope[l],
+                                                       q.probs ? covariance : q.gram[i * q.rows + l])
+                                 : T(0);
     return i == l && q.bend ? sum + q.bend[n * q.rows + i] : sum;
 }
 

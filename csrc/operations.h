@@ -57,6 +57,6 @@ template <class T>
 void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums,
                const By& by) HESSEXT_BODY;
 
-#define HESSEXT_OPERATIONS(each)                                                                                    \
-    each(assemble) each(curvature_entries) each(softmax) each(label_residual) each(softmax_product) each(softmax_shift) \
-        each(softmax_scan) each(softmax_others) each(gram_sums) each(gram_tops)
+#define HESSEXT_OPERATIONS(each)                                                                    \
+    each(assemble) each(curvature_entries) each(softmax) each(label_residual) each(softmax_product) \
+        each(softmax_shift) each(softmax_scan) each(softmax_others) each(gram_sums) each(gram_tops)

@@ -164,8 +164,7 @@ def _assemble(out: Tensor, pairs: Tensor | None, sides: tuple, destination: dict
 
 
 @_operator(
-    "(Tensor(a!) out, int ld, int[] axes, bool direct, bool mirror, Tensor? pairs, "
-    f"{_SIDES}, {_CURVATURE}) -> ()"
+    f"(Tensor(a!) out, int ld, int[] axes, bool direct, bool mirror, Tensor? pairs, {_SIDES}, {_CURVATURE}) -> ()"
 )
 def dense_(out, ld, axes, direct, mirror, pairs, *sides):
     """axes: start, step, start_bias, step_bias of the rows, then of the columns (`Axis` in csrc/core.h)."""
@@ -173,8 +172,7 @@ def dense_(out, ld, axes, direct, mirror, pairs, *sides):
         return
     names = "start", "step", "start_bias", "step_bias"
     rows, cols = (
-        dict(zip(names, axis, strict=True), cols=t.shape[1])
-        for axis, t in ((axes[:4], sides[0]), (axes[4:], sides[2]))
+        dict(zip(names, axis, strict=True), cols=t.shape[1]) for axis, t in ((axes[:4], sides[0]), (axes[4:], sides[2]))
     )
     dense = {"out": out, "ld": ld, "rows": rows, "cols": cols, "direct": direct, "mirror": mirror}
     _assemble(out, pairs, sides, {"dense": dense})

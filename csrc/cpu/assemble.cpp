@@ -1,8 +1,8 @@
 // The entry point of assembly on the CPU.
 #include <atomic>
 
-#include "products.h"
-#include "tiles.h"
+#include "assemble_pairwise.h"
+#include "assemble_together.h"
 
 namespace hessext::cpu {
 namespace {
@@ -22,10 +22,10 @@ void assemble(const Assembly<T>& request, const By& by) {
     const Kernels<T>& kernel = kernels<T>();
     const Plan plan = make_plan(kernel, request);
     const int threads = team(by.count, plan.cost);
-    if (plan.method == Method::products)
-        ProductAssembly<T>(request, kernel, plan, threads).run();
+    if (plan.method == Method::together)
+        TogetherAssembly<T>(request, kernel, plan, threads).run();
     else
-        TileAssembly<T>(request, kernel, plan, threads).run();
+        PairwiseAssembly<T>(request, kernel, plan, threads).run();
 }
 
 HESSEXT_INSTANTIATE(assemble)

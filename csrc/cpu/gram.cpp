@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "interrupt.h"
-#include "memory.h"
+#include "launch.h"
 #include "plan.h"
+#include "workspace.h"
 
 namespace hessext::cpu {
 namespace {

@@ -2,17 +2,19 @@
 // and packing included.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
-#include "weights.h"
+#include "../assembly.h"
+#include "isa/kernels.h"
 
 namespace hessext::cpu {
 
 inline constexpr i64 batch_bytes = i64(24) << 20;  // workspace for the weights and lists of the pairs in hand
 
 enum class Method {
-    tiles,     // one tile product per outer pair over the samples of nonzero weight
-    products,  // feature pairs x block pairs: one product with both symmetries and no padding, for small s and large K
+    pairwise,  // one product per outer pair, over the samples of nonzero weight
+    together,  // feature pairs x block pairs: one product with both symmetries and no padding, for small s and large K
 };
 
 struct Plan {
@@ -22,6 +24,12 @@ struct Plan {
 };
 
 inline i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
+
+// Size of the pieces, multiples of `of`, when `total` is cut evenly into pieces of at most `most`.
+inline i64 even(i64 total, i64 most, i64 of) {
+    const i64 pieces = (total + most - 1) / most;
+    return round_up((total + pieces - 1) / pieces, of);
+}
 
 // Register-tile area of an a x b tile; of its upper triangle (a == b) where triangle.
 template <class T>
@@ -55,42 +63,44 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
                                : r.pairs     ? double(r.pair_count)
                                : q.symmetric ? rows * (rows + 1) / 2
                                              : rows * cols;
-    const double feature_pairs = r.same_features ? s * (s + 1) / 2 : s * t;
+    const double feature_pairs = inner_triangle(r) ? s * (s + 1) / 2 : s * t;
     const double active = density(q.slope, q.rows, r.samples, q.rows);
 
     // Of outer pairs whose tile is rows x cols: weights are formed and listed for all samples, rows gathered into
-    // panels for those of nonzero weight. Both are given in multiply-adds, as measured: 12 cycles a weight, 40 a
-    // sample, 0.75 an item of its row.
-    const auto tiles = [&](double pairs, double share, double area, double items) {
+    // panels for those of nonzero weight. Both are given in multiply-adds, as scripts/calibrate measures them: 12
+    // cycles a weight, 40 a sample, 0.75 an item of its row.
+    const auto pairwise = [&](double pairs, double share, double area, double items) {
         return pairs * n * double(k.lanes) * (12 + share * (area / double(k.lanes) + 40 + 0.75 * items));
     };
     const double share = q.kind == Kind::hidden  ? active * active
                          : q.kind == Kind::cross ? active
                          : q.kind == Kind::given ? density(q.entries, r.samples, i64(block_pairs), r.samples)
                                                  : 1;
-    Plan best = {Method::tiles, Outer::blocks,
-                 tiles(block_pairs, share, padded_area(k, r.left.size(), r.right.size(), r.same_features), s + t)};
+    Plan best = {Method::pairwise, Outer::blocks,
+                 pairwise(block_pairs, share, padded_area(k, r.left.size(), r.right.size(), inner_triangle(r)), s + t)};
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
     // Forming the products costs about one panel more; the list of feature pairs and one panel of weights must be
     // small.
-    if (q.kind != Kind::cross && !replicated && feature_pairs <= 1 << 18 && n * double(k.cols * sizeof(T)) <= batch_bytes)
-        consider(Method::products, Outer::blocks,
+    if (q.kind != Kind::cross && !replicated && feature_pairs <= 1 << 18 &&
+        n * double(k.cols * sizeof(T)) <= batch_bytes)
+        consider(Method::together, Outer::blocks,
                  n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * std::ceil(block_pairs / k.cols) * k.cols +
                      n * block_pairs * 6 * double(k.lanes));
     if (!r.pairs && r.dense.out && q.kind == Kind::output && q.probs) {
         const double features = density(r.left.data, r.left.ld, r.samples, r.left.cols);
-        consider(Method::tiles, Outer::features,
-                 tiles(feature_pairs, features * features, padded_area(k, q.classes, q.classes, true),
-                       2 * double(q.classes)));
+        consider(Method::pairwise, Outer::features,
+                 pairwise(feature_pairs, features * features, padded_area(k, q.classes, q.classes, true),
+                          2 * double(q.classes)));
     }
     if (!r.pairs && r.dense.out && q.kind == Kind::cross) {
         const double features = density(r.right.data, r.right.ld, r.samples, r.right.cols), both = active * features;
         const double area = padded_area(k, r.left.size(), q.classes, false), items = s + double(q.classes);
-        consider(Method::tiles, Outer::mixed,  // without softmax, tiles (i, b) with b != i are outer products of sums
-                 q.probs ? tiles(rows * t, both, area, items)
-                         : tiles(rows, active, area, items) + tiles(rows * t, both, 0, s));
+        consider(Method::pairwise,
+                 Outer::mixed,  // without softmax, tiles (i, b) with b != i are outer products of sums
+                 q.probs ? pairwise(rows * t, both, area, items)
+                         : pairwise(rows, active, area, items) + pairwise(rows * t, both, 0, s));
     }
     return best;
 }

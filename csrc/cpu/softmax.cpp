@@ -1,9 +1,8 @@
 // What the softmax gives before any block: top classes, residual, shifts, and single entries of Q_n.
 #include <omp.h>
 
-#include "interrupt.h"
-#include "memory.h"
-#include "plan.h"
+#include "launch.h"
+#include "weights.h"
 
 namespace hessext::cpu {
 
@@ -94,8 +93,7 @@ void curvature_entries(const Curvature<T>& q, const i64* pairs, i64 pair_count, 
     PairBatch batch;
     batch.pairs.assign(pairs, pairs + 2 * pair_count);
     if (hidden) batch.index_units();
-    const int threads =
-        team(by.count, double(samples) * double(pair_count) * (hidden ? double(q.classes) : 1));
+    const int threads = team(by.count, double(samples) * double(pair_count) * (hidden ? double(q.classes) : 1));
     std::vector<WeightScratch<T>> scratch(threads);
     const Kernels<T>& k = kernels<T>();
     for (auto& s : scratch)

@@ -1,24 +1,23 @@
-// Per-sample weights of the outer products: what multiplies left[n, .] right[n, .] for each outer pair.
+// Weights of the outer pairs: what multiplies left[n, .] right[n, .] in each sample n. Pairs are worked on in batches.
 #pragma once
+
+#include <omp.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "../assembly.h"
-#include "kernels.h"
+#include "launch.h"
+#include "plan.h"
 
 namespace hessext::cpu {
 
 inline constexpr i64 weight_step = 64;  // samples whose weights one thread fills at a time
 
-// Threads worth starting for a number of multiply-adds.
-inline int team(int threads, double cost) { return int(std::max(1.0, std::min(double(threads), cost / 2e5))); }
-
 // Writes weight (and extra) of pair t, sample n to data[offset(t) + n * stride].
 template <class T>
 struct WeightView {
     T* data;
-    T* extra;  // residual part of the cross layer (see `Operand` in tiles.h), or null
+    T* extra;  // residual part of the cross layer (see `Operand` in mainloop.h), or null
     i64 samples;
     i64 panel;  // 0: pair-major [pairs, samples]; else panels [pairs / panel, samples, panel] as `multiply` reads them
 
@@ -124,5 +123,55 @@ void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const Pai
         for (i64 n = n0; n < end; ++n) extra[n * stride] = outline.residual_weight(n, batch.pair(t));
     }
 }
+
+// The outer pairs of an assembly, batch by batch with their weights: what both methods share.
+template <class T>
+class Batches : protected Outline<T> {
+    i64 next_pair_ = 0;
+
+  protected:
+    using Outline<T>::r;
+    const Curvature<T>& q = r.curvature;
+    const Kernels<T>& k;
+    const Plan plan;
+    const int threads;
+    mutable Interrupt interrupt;
+
+    Batches(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
+        : Outline<T>(request, plan.outer), k(kernel), plan(plan), threads(threads) {}
+
+    // Pairs in a batch whose workspace is `bytes` a pair, a multiple of `of`.
+    i64 batch_limit(i64 bytes, i64 of) const {
+        bytes += 6 * i64(sizeof(i64));  // the pair itself, its units and slots
+        if (q.kind == Kind::hidden) bytes += threads * k.lanes * i64(sizeof(T) + sizeof(double));
+        return even(this->pair_count(), std::max(of, batch_bytes / bytes / of * of), of);
+    }
+
+    // The next outer pairs, at most `limit`; none at the end.
+    PairBatch next_batch(i64 limit) {
+        PairBatch batch;
+        batch.first = next_pair_;
+        for (const i64 end = std::min(next_pair_ + limit, this->pair_count()); next_pair_ < end; ++next_pair_) {
+            const Pair pair = this->pair(next_pair_);
+            batch.pairs.push_back(pair.first);
+            batch.pairs.push_back(pair.second);
+        }
+        if (q.kind == Kind::hidden) batch.index_units();
+        return batch;
+    }
+
+    // Inside a parallel region: its threads fill the weights of a batch together.
+    void fill(const PairBatch& batch, const WeightView<T>& view, WeightScratch<T>& scratch) const {
+#pragma omp for schedule(static)
+        for (i64 n = 0; n < r.samples; n += weight_step)
+            if (!interrupt.raised())
+                fill_weights(k, *this, batch, n, std::min(weight_step, r.samples - n), scratch, view);
+    }
+
+    void reserve(std::vector<WeightScratch<T>>& scratch, const PairBatch& batch) const {
+        if (q.kind == Kind::hidden)
+            for (auto& s : scratch) reserve_scratch(k, q, batch, s);
+    }
+};
 
 }  // namespace hessext::cpu

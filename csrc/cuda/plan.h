@@ -91,7 +91,7 @@ struct Plan {
         const Features<T> classes{q.probs, q.classes, q.classes, false};
         left = o.outer == Outer::features ? classes : o.r.left;
         right = o.outer == Outer::features ? classes : o.r.right;
-        triangle = o.r.same_features;
+        triangle = inner_triangle(o.r);
         curvature_column = o.outer == Outer::mixed;
         side = choose_side<T>(left.size(), right_size(), triangle);
         tiles = {ceil_div(left.size(), side), ceil_div(right_size(), side), triangle};

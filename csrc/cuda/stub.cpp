@@ -11,8 +11,10 @@ namespace hessext::cuda {
 }
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
-#define HESSEXT_BODY \
-    { missing(__func__); }
+#define HESSEXT_BODY       \
+    {                      \
+        missing(__func__); \
+    }
 #include "../operations.h"
 
 HESSEXT_OPERATIONS(HESSEXT_INSTANTIATE)

@@ -1,7 +1,7 @@
 // Vectors of the instruction set that this file is compiled for.
 #pragma once
 
-#include "../kernels.h"
+#include "kernels.h"
 
 namespace hessext::cpu {
 namespace {

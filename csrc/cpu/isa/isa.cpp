@@ -1,11 +1,11 @@
 // Inner loops in GCC/Clang vector extensions. Compiled once per instruction set (HESSEXT_ISA names it), so everything
 // is internal to the file and no standard library template is used: an inline function compiled for AVX-512 must
 // never be the copy that the linker keeps.
-#include "isa/curvature.h"
-#include "isa/packing.h"
-#include "isa/products.h"
-#include "isa/softmax.h"
+#include "covariance.h"
 #include "kernels.h"
+#include "multiply.h"
+#include "packing.h"
+#include "softmax.h"
 
 #ifndef HESSEXT_ISA
 #define HESSEXT_ISA baseline

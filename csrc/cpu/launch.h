@@ -1,14 +1,40 @@
-// How a long call is given up: the calling thread asks now and then, and the threads of its team skip what is left.
+// How work is put on threads, and how a long call is given up: the calling thread asks now and then, and the threads of
+// its team skip what is left.
 #pragma once
 
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 
 #include "../core.h"
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 namespace hessext::cpu {
+
+// Threads worth starting for a number of multiply-adds.
+inline int team(int threads, double cost) { return int(std::max(1.0, std::min(double(threads), cost / 2e5))); }
+
+// Products of probabilities underflow; denormal arithmetic is slow and its results do not matter. Per thread.
+class FlushDenormals {
+#if defined(__SSE2__)
+    unsigned saved = _mm_getcsr();
+
+  public:
+    FlushDenormals() { _mm_setcsr(saved | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(saved); }
+#else
+  public:
+    FlushDenormals() {}
+    ~FlushDenormals() {}
+#endif
+    FlushDenormals(const FlushDenormals&) = delete;
+    FlushDenormals& operator=(const FlushDenormals&) = delete;
+};
 
 bool interrupted();  // asks what set_interrupted was given
 

@@ -1,20 +1,22 @@
-// Method `products`: rows are feature pairs (a, b), columns block pairs (i, j), and T[(a, b), (i, j)] =
+// Method `together`: rows are feature pairs (a, b), columns block pairs (i, j), and T[(a, b), (i, j)] =
 // sum_n (phi_n[a] psi_n[b]) Q_n[i, j] is one product with both symmetries and hardly any padding.
 #pragma once
 
-#include "context.h"
+#include "epilogue.h"
+#include "weights.h"
 
 namespace hessext::cpu {
 
 template <class T>
-class ProductAssembly : Context<T> {
-    using Base = Context<T>;
+class TogetherAssembly : Batches<T> {
+    using Base = Batches<T>;
     using Base::dense, Base::interrupt, Base::k, Base::q, Base::r, Base::threads;
 
     static constexpr i64 item_rows = 252;  // feature pairs of a row tile
     static constexpr i64 group_tiles = 4;  // column tiles that share one packed row tile
     static constexpr i64 patch_rows = 8, patch_cols = 16;
 
+    const bool triangle = inner_triangle(r);  // feature pairs a <= b are enough
     std::vector<std::int32_t> first, second;  // the feature pairs
     std::vector<std::int32_t> runs;           // pairs from here on that differ in consecutive second features only
 
@@ -41,27 +43,28 @@ class ProductAssembly : Context<T> {
     // The entries of a row tile for a block (i, j), `column` of the tile.
     static void scatter(const T* column, i64 count, const Places& to, Pair block, T* out) {
         for (i64 e = 0; e < count; ++e)
-            out[to.start[e] + block.first * to.row_step[e] + block.second * to.col_step[e]] = column[to.item[e] * tile_ld];
+            out[to.start[e] + block.first * to.row_step[e] + block.second * to.col_step[e]] =
+                column[to.item[e] * tile_ld];
     }
 
     double sum_of_squares(const T* column, i64 r0, i64 count) const {
         double sum = 0;
         for (i64 e = 0; e < count; ++e) {
             const double value = double(column[e * tile_ld]), square = value * value;
-            sum += r.same_features && first[r0 + e] != second[r0 + e] ? 2 * square : square;
+            sum += triangle && first[r0 + e] != second[r0 + e] ? 2 * square : square;
         }
         return sum;
     }
 
   public:
-    ProductAssembly(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
+    TogetherAssembly(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
         : Base(request, kernel, plan, threads) {
         // In patches of about a tile, so that what a job writes shares cache lines, mirrored or not.
         const i64 rows = r.left.size(), cols = r.right.size();
         for (i64 a0 = 0; a0 < rows; a0 += patch_rows)
             for (i64 b0 = 0; b0 < cols; b0 += patch_cols)
                 for (i64 a = a0; a < std::min(rows, a0 + patch_rows); ++a)
-                    for (i64 b = r.same_features ? std::max(a, b0) : b0; b < std::min(cols, b0 + patch_cols); ++b)
+                    for (i64 b = triangle ? std::max(a, b0) : b0; b < std::min(cols, b0 + patch_cols); ++b)
                         first.push_back(std::int32_t(a)), second.push_back(std::int32_t(b));
         runs.assign(first.size(), 1);
         for (i64 e = i64(first.size()) - 2; e >= 0; --e)
@@ -126,7 +129,7 @@ class ProductAssembly : Context<T> {
                 }
             }
             interrupt.check();
-            if (r.norms) this->add_up(partial, row_tiles, batch.count(), done);
+            if (r.norms) add_squares(partial, row_tiles, batch.count(), r.norms + done);
             done += batch.count();
         }
     }

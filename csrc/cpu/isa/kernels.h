@@ -1,7 +1,7 @@
 // The inner loops, one table per instruction set. isa.cpp is compiled once per set; nothing else depends on the set.
 #pragma once
 
-#include "../core.h"
+#include "../../core.h"
 
 namespace hessext::cpu {
 

@@ -1,4 +1,4 @@
-// Sums of the softmax over classes: curvature diagonals, covariances of the output weights, shifts.
+// Sums of the softmax over classes: covariances of the output weights, equation (14), curvature diagonals, shifts.
 #pragma once
 
 #include "vectors.h"

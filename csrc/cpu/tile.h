@@ -1,0 +1,52 @@
+// A tile of a product: its shape, and its sums over more samples than one span.
+#pragma once
+
+#include <algorithm>
+
+#include "isa/kernels.h"
+
+namespace hessext::cpu {
+
+// A computed tile: value(r, c) for r < rows, c < cols; with `triangle` only c + first_col >= r + first_row counts.
+template <class T>
+struct Tile {
+    T* values;  // [rows, tile_ld]
+    i64 rows, cols;
+    i64 offset;  // first_row - first_col
+    bool triangle;
+
+    i64 begin(i64 r) const {  // first column that counts in row r
+        const i64 c = r + offset;
+        return triangle && c > 0 ? (c < cols ? c : cols) : 0;
+    }
+    i64 end(i64 c) const {  // rows that count in column c
+        const i64 r = c - offset + 1;
+        return triangle && r < rows ? (r > 0 ? r : 0) : rows;
+    }
+};
+
+// Sums of more than `span` samples: values are moved into `total` (same shape) after each span, and back at the end.
+template <class T>
+class LongSum {
+    T* values;
+    double* total;  // null: the samples fit one span
+    i64 count;
+
+  public:
+    LongSum(T* values, double* total, i64 count) : values(values), total(total), count(count) {
+        std::fill_n(values, count, T(0));
+        if (total) std::fill_n(total, count, 0.0);
+    }
+    void end_span() {
+        if (!total) return;
+        for (i64 e = 0; e < count; ++e) total[e] += double(values[e]);
+        std::fill_n(values, count, T(0));
+    }
+    void finish() {
+        if (!total) return;
+        end_span();
+        for (i64 e = 0; e < count; ++e) values[e] = T(total[e]);
+    }
+};
+
+}  // namespace hessext::cpu
