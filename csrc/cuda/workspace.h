@@ -66,7 +66,7 @@ struct Place {
     i64 tile;  // its number; the tiles of a batch are numbered pair by pair
     i64 t;     // its pair's number in the batch
     Pair pair;
-    i64 row0, col0;  // its first entry in the pair's product
+    int row0, col0;  // its first entry in the pair's product
 };
 
 // What the kernels of an assembly are passed: the plan, the memory, and which pairs and tiles are in hand.
@@ -83,7 +83,7 @@ struct Params : Plan<T>, Workspace<T> {
     __device__ __forceinline__ Place place(i64 at, int side) const {
         const i64 tile = first_tile + at, t = tile / this->tiles.count();
         const Pair position = this->tiles.at(tile % this->tiles.count());
-        return {tile, t, pair(t), position.first * side, position.second * side};
+        return {tile, t, pair(t), int(position.first) * side, int(position.second) * side};
     }
 };
 
