@@ -40,7 +40,7 @@ def short(name: str) -> str:
     name = re.sub(r"hessext::(cuda::)?|\(anonymous namespace\)::|^void |\(.*", "", name)
     name = re.sub(r"(WeightedFeatures|CurvatureColumn)<\w+, Shape<[^>]*> >", r"\1", name)
     name = re.sub(r"(?:Row)?Shape<\w+, (\d+), \d+, \d+ ?>", r"side \1", name)
-    return name.replace("true", "tensor cores").replace(", false", "")
+    return name.replace("true", "tensor cores").replace(", false", "").replace(" >", ">")
 
 
 def main(architectures: list[str]) -> None:

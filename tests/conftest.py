@@ -70,21 +70,34 @@ if not (torch.cuda.is_available() and _core.cuda):
     GPU = {}
 
 
-@pytest.fixture(params=[*EMULATED, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU)])
-def cuda(request, monkeypatch):
-    """The device whose tensors are given to CUDA kernels: a GPU, or the CPU with the kernels emulated on it."""
-    if request.param in GPU:
-        core, (products, limits) = _core, GPU[request.param]
-    else:
-        from hessext import _emulated as core  # built by scripts/env
-
-        order, products, limits = EMULATED[request.param]
-        core.set_order(order)
-        torch.use_deterministic_algorithms(True, warn_only=True)  # memory that nobody has written holds NaN
-        monkeypatch.setattr(_ops, "_who", lambda t: (core, core.Stream(0, 0, _ops._Workspace(t.device))))
+def run_as(core, products, limits):
+    """How CUDA kernels are run from now on: whether on tensor cores, and the sizes of pieces, () for the usual ones."""
     core.set_tensor_cores(products)
     core.set_limits(*(limits or (0, 0, 0)))
-    yield "cuda" if request.param in GPU else "cpu"
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """The core whose CUDA kernels run on the CPU: tensors there are taken for a GPU's."""
+    from hessext import _emulated as core  # built by scripts/env
+
+    torch.use_deterministic_algorithms(True, warn_only=True)  # memory that nobody has written holds NaN
+    monkeypatch.setattr(_ops, "_who", lambda t: (core, core.Stream(0, 0, _ops._Workspace(t.device))))
+    yield core
     torch.use_deterministic_algorithms(False)
-    core.set_tensor_cores(True)
-    core.set_limits(0, 0, 0)
+    run_as(core, True, ())
+
+
+@pytest.fixture(params=[*EMULATED, *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU)])
+def cuda(request):
+    """The device whose tensors are given to CUDA kernels: a GPU, or the CPU with the kernels emulated on it."""
+    if request.param in GPU:
+        run_as(_core, *GPU[request.param])
+        yield "cuda"
+        run_as(_core, True, ())
+    else:
+        order, products, limits = EMULATED[request.param]
+        core = request.getfixturevalue("emulated")
+        core.set_order(order)
+        run_as(core, products, limits)
+        yield "cpu"

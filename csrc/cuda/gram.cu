@@ -1,8 +1,7 @@
 // Sums over pairs of samples: block norms of a layer in the form <Q_n, Q_n'> (phi_n . phi_n')^2.
 #include <algorithm>
 
-#include "assembly.h"
-#include "tiles.h"
+#include "mainloop.h"
 
 namespace hessext::cuda {
 namespace {
@@ -13,7 +12,7 @@ constexpr int tops_threads = 256;
 
 // Both sides of a tile: classes are the depth, samples the columns.
 template <class T, class S>
-class ClassRows {
+class ClassMajorOperands {
     const T *left_, *right_;  // of this lane's first sample, at class `begin`
     const i64 left_ld_, right_ld_;
     const int left_count_, right_count_, depth_;
@@ -21,7 +20,7 @@ class ClassRows {
     T values_[2][S::stage_rows][S::lane_cols];
 
   public:
-    __device__ __forceinline__ ClassRows(const Gram<T>& g, i64 begin, i64 end, i64 row0, i64 col0)
+    __device__ __forceinline__ ClassMajorOperands(const Gram<T>& g, i64 begin, i64 end, i64 row0, i64 col0)
         : left_(g.left + begin * g.left_ld + row0 + S::stage_col()),
           right_(g.right + begin * g.right_ld + col0 + S::stage_col()),
           left_ld_(g.left_ld),
@@ -55,8 +54,8 @@ class ClassRows {
     }
 };
 
-// Unit of a sample; 1 without any.
-__device__ __forceinline__ double unit(const double* units, i64 n) { return units ? units[n] : 1; }
+// The power of two that sample n is divided by; 1 without any.
+__device__ __forceinline__ double power(const double* powers, i64 n) { return powers ? powers[n] : 1; }
 
 // How often an entry of the square of samples counts: in a triangle only n <= n' is there, and n < n' twice.
 template <class T>
@@ -68,7 +67,7 @@ __device__ __forceinline__ double times(const Gram<T>& g, i64 n, i64 m) {
 // Tiles of the square of samples.
 template <class T>
 HESSEXT_HOST_DEVICE inline Grid tiles_of(const Gram<T>& g, i64 side) {
-    return {blocks_for(g.rows, side), blocks_for(g.cols, side), g.triangle};
+    return {ceil_div(g.rows, side), ceil_div(g.cols, side), g.triangle};
 }
 
 // One block per tile: sum of W left^T right.
@@ -81,18 +80,18 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, do
     double total = 0;
     for (i64 from = 0; from < g.depth; from += span) {
         const i64 to = least(from + span, g.depth);
-        ClassRows<T, S> rows(g, from, to, row0, col0);
-        run_stages(rows, int(to - from + S::depth - 1) / S::depth, memory.buffers,
-                   [&](const typename S::Stage& stage) { sums.template add<tensor>(stage); });
-        sums.template each_through<false>(memory.strips, [&](T v, int r, int c) {
+        ClassMajorOperands<T, S> rows(g, from, to, row0, col0);
+        mainloop(rows, int(to - from + S::depth - 1) / S::depth, memory.stages,
+                 [&](const typename S::Stage& stage) { sums.template add<tensor>(stage); });
+        sums.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
-                total += count * unit(g.left_power, n) * unit(g.right_power, m) * double(g.weight[n * g.cols + m]) *
+                total += count * power(g.left_power, n) * power(g.right_power, m) * double(g.weight[n * g.cols + m]) *
                          double(v);
         });
         sums.clear();
     }
-    total = block_sum(total, memory.scratch);
+    total = block_sum(total, memory.block_sum);
     if (threadIdx.x == 0) partial[2 * blockIdx.x] = total, partial[2 * blockIdx.x + 1] = 0;
 }
 
@@ -105,41 +104,41 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     T left_power[Part::thread_rows], right_power[Part::template thread_cols<tensor>];
     for (int e = 0; e < Part::thread_rows; ++e)
-        left_power[e] = T(unit(g.left_power, least(row0 + Part::row_of(e), g.rows - 1)));
+        left_power[e] = T(power(g.left_power, least(row0 + Part::row_of(e), g.rows - 1)));
     for (int e = 0; e < Part::template thread_cols<tensor>; ++e)
-        right_power[e] = T(unit(g.right_power, least(col0 + Part::template col_of<tensor>(e), g.cols - 1)));
+        right_power[e] = T(power(g.right_power, least(col0 + Part::template col_of<tensor>(e), g.cols - 1)));
 
     Part p, s, q;
     double on = 0, squares = 0;
     for (i64 from = 0; from < g.depth; from += span) {
         const i64 to = least(from + span, g.depth);
-        ClassRows<T, S> rows(g, from, to, row0, col0);
-        run_stages(rows, int(to - from + S::depth - 1) / S::depth, memory.buffers, [&](const typename S::Stage& stage) {
+        ClassMajorOperands<T, S> rows(g, from, to, row0, col0);
+        mainloop(rows, int(to - from + S::depth - 1) / S::depth, memory.stages, [&](const typename S::Stage& stage) {
             p.template add<tensor>(stage);
             s.template add<tensor>(
                 stage, [&](T v, int e) { return v - left_power[e] * (v * v); },
                 [&](T v, int e) { return v - right_power[e] * (v * v); });
             q.template add<tensor>(stage, [](T v, int) { return v * v; }, [](T v, int) { return v * v; });
         });
-        const auto down = [&](i64 n, i64 m) { return unit(g.left_power, n) * unit(g.right_power, m); };
-        p.template each_through<false>(memory.strips, [&](T v, int r, int c) {
+        const auto down = [&](i64 n, i64 m) { return power(g.left_power, n) * power(g.right_power, m); };
+        p.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (times(g, n, m) != 0) g.products[n * g.cols + m] += down(n, m) * double(v);
         });
-        s.template each_through<false>(memory.strips, [&](T v, int r, int c) {
+        s.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
                 on += count * down(n, m) * double(g.weight[n * g.cols + m]) * double(v);
         });
-        q.template each_through<false>(memory.strips, [&](T v, int r, int c) {
+        q.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
                 squares += count * down(n, m) * down(n, m) * double(g.weight[n * g.cols + m]) * double(v);
         });
         p.clear(), s.clear(), q.clear();
     }
-    on = block_sum(on, memory.scratch);
-    squares = block_sum(squares, memory.scratch);
+    on = block_sum(on, memory.block_sum);
+    squares = block_sum(squares, memory.block_sum);
     if (threadIdx.x == 0) partial[2 * blockIdx.x] = on, partial[2 * blockIdx.x + 1] = squares;
 }
 
@@ -153,12 +152,12 @@ __global__ void __launch_bounds__(tops_threads)
         const i64 n = e / g.cols, m = e % g.cols;
         const double count = times(g, n, m);
         if (count == 0) continue;
-        const TopSums sums = top_sums(g, left, right, n, m, unit(g.left_power, n), unit(g.right_power, m));
+        const TopSums sums = top_sums(g, left, right, n, m, power(g.left_power, n), power(g.right_power, m));
         const double w = count * double(g.weight[e]);
         on += w * sums.on, off += w * sums.off;
     }
-    on = block_sum(on, shared<Scratch<tops_threads>>());
-    off = block_sum(off, shared<Scratch<tops_threads>>());
+    on = block_sum(on, shared<BlockSum<tops_threads>>());
+    off = block_sum(off, shared<BlockSum<tops_threads>>());
     if (threadIdx.x == 0) partial[2 * blockIdx.x] = on, partial[2 * blockIdx.x + 1] = off;
 }
 
@@ -167,7 +166,7 @@ __global__ void __launch_bounds__(tops_threads) add_partial(const double* partia
     for (int e = 0; e < 2; ++e) {
         double total = 0;
         for (i64 b = threadIdx.x; b < count; b += tops_threads) total += partial[2 * b + e];
-        total = block_sum(total, shared<Scratch<tops_threads>>());
+        total = block_sum(total, shared<BlockSum<tops_threads>>());
         if (threadIdx.x == 0) sums[e] += total;
     }
 }
@@ -180,7 +179,7 @@ double* partial_sums(i64 blocks, const Stream& stream) {
 }
 
 void add(const double* partial, i64 count, double* sums, const Stream& stream) {
-    HESSEXT_LAUNCH((add_partial), 1, tops_threads, sizeof(Scratch<tops_threads>), stream, partial, count, sums);
+    launch<add_partial>(1, tops_threads, sizeof(BlockSum<tops_threads>), stream, partial, count, sums);
 }
 
 template <class T, bool tensor>
@@ -188,11 +187,10 @@ void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, const Stream& st
     using S = GramShape<T>;
     static_assert(sizeof(TileMemory<T, S>) <= most_shared);
     if (g.products)
-        HESSEXT_LAUNCH((softmax_gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(TileMemory<T, S>), stream, g,
-                       span(tensor), partial);
+        launch<softmax_gram_tiles<T, S, tensor>>(tiles, S::threads, sizeof(TileMemory<T, S>), stream, g, span(tensor),
+                                                 partial);
     else
-        HESSEXT_LAUNCH((gram_tiles<T, S, tensor>), tiles, S::threads, sizeof(TileMemory<T, S>), stream, g, span(tensor),
-                       partial);
+        launch<gram_tiles<T, S, tensor>>(tiles, S::threads, sizeof(TileMemory<T, S>), stream, g, span(tensor), partial);
 }
 
 }  // namespace
@@ -212,10 +210,9 @@ void gram_sums(const Gram<T>& g, double* sums, const Stream& stream) {
 template <class T>
 void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, double* sums, const Stream& stream) {
     use_device(stream);
-    const i64 blocks = std::min(blocks_for(g.rows * g.cols, 8 * tops_threads), most_top_blocks);
+    const i64 blocks = std::min(ceil_div(g.rows * g.cols, 8 * tops_threads), most_top_blocks);
     double* partial = partial_sums(blocks, stream);
-    HESSEXT_LAUNCH((gram_top_pairs<T>), blocks, tops_threads, sizeof(Scratch<tops_threads>), stream, g, left, right,
-                   partial);
+    launch<gram_top_pairs<T>>(blocks, tops_threads, sizeof(BlockSum<tops_threads>), stream, g, left, right, partial);
     add(partial, blocks, sums, stream);
 }
 

@@ -1,5 +1,5 @@
 // Logits of many classes: a product of rows, weight_c . features_n, on tensor cores.
-#include "tiles.h"
+#include "mainloop.h"
 
 namespace hessext::cuda {
 namespace {
@@ -75,9 +75,9 @@ __global__ void __launch_bounds__(S::threads)
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
     Sums<float, S> sums;
     Rows<S> rows(weight, features, classes, samples, row0, col0);
-    run_stages(rows, int(weight.cols + S::depth - 1) / S::depth, memory.buffers,
-               [&](const typename S::Stage& stage) { sums.template add<true>(stage); });
-    sums.template each_through<false>(memory.strips, [&](float v, int r, int c) {
+    mainloop(rows, int(weight.cols + S::depth - 1) / S::depth, memory.stages,
+             [&](const typename S::Stage& stage) { sums.template add<true>(stage); });
+    sums.template each_coalesced<false>(memory.staging, [&](float v, int r, int c) {
         const i64 j = row0 + r, n = col0 + c;
         if (j < classes && n < samples) out[j * samples + n] = bias ? v + bias[j] : v;
     });
@@ -90,9 +90,9 @@ void logits(const Features<float>& weight, const float* bias, const Features<flo
     using S = RowShape<float, 128, 2, 4>;
     static_assert(sizeof(TileMemory<float, S>) <= most_shared);
     use_device(stream);
-    const Grid tiles{blocks_for(classes, S::side), blocks_for(samples, S::side), false};
-    HESSEXT_LAUNCH((logit_tiles<S>), tiles.count(), S::threads, sizeof(TileMemory<float, S>), stream, weight, bias,
-                   features, tiles, classes, samples, out);
+    const Grid tiles{ceil_div(classes, S::side), ceil_div(samples, S::side), false};
+    launch<logit_tiles<S>>(tiles.count(), S::threads, sizeof(TileMemory<float, S>), stream, weight, bias, features,
+                           tiles, classes, samples, out);
 }
 
 }  // namespace hessext::cuda

@@ -1,5 +1,6 @@
 // What the softmax gives before any block: top classes, residual, shifts, products with B_n, and single entries of Q_n.
-#include "lists.h"
+#include "reduce.h"
+#include "weights.h"
 
 namespace hessext::cuda {
 namespace {
@@ -10,19 +11,19 @@ constexpr int scan_lanes = 32;     // classes side by side in `softmax_scan`
 constexpr int shift_lanes = 8;     // classes side by side in `softmax_shift`
 
 template <class T>
-struct Most {
+struct ArgMax {
     T value;
     i64 at;
 
-    __device__ __forceinline__ void merge(const Most& o) {  // the first of equals
+    __device__ __forceinline__ void merge(const ArgMax& o) {  // the first of equals
         if (o.value > value || (o.value == value && o.at < at)) *this = o;
     }
 };
 
 template <class T>
 struct TopMemory {
-    Most<T> of_warp[row_threads / warp_size];
-    Scratch<row_threads> scratch;
+    ArgMax<T> of_warp[row_threads / warp_size];
+    BlockSum<row_threads> block_sum;
 };
 
 // e^x for x <= 0, 0 below the normal range: what is left can be scaled up to 1.
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(row_threads) softmax_rows(T* logits, i64 class
     TopMemory<T>& memory = shared<TopMemory<T>>();
     const i64 n = blockIdx.x;
     T* p = logits + n * classes;
-    Most<T> most{p[0], 0};
+    ArgMax<T> most{p[0], 0};
     for (i64 c = threadIdx.x; c < classes; c += row_threads) most.merge({p[c], c});
     for (int mask = warp_size / 2; mask; mask /= 2)
         most.merge({__shfl_xor_sync(all_lanes, most.value, mask), __shfl_xor_sync(all_lanes, most.at, mask)});
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(row_threads) softmax_rows(T* logits, i64 class
         p[c] = c == most.at ? T(1) : exp_negative(p[c] - most.value);
         if (c != most.at) others += double(p[c]);
     }
-    others = block_sum(others, memory.scratch);
+    others = block_sum(others, memory.block_sum);
     for (i64 c = threadIdx.x; c < classes; c += row_threads) p[c] *= T(1 / (1 + others));
     if (threadIdx.x == 0) top[n] = most.at, rest[n] = T(others / (1 + others));
 }
@@ -63,7 +64,7 @@ __global__ void label_residuals(const T* probs, const T* scale, const i64* label
 template <class T>
 __global__ void __launch_bounds__(warp_size* shift_lanes)
     softmax_shifts(const T* probs, const i64* top, const T* weight, i64 classes, i64 units, T* shift) {
-    const i64 groups = blocks_for(units, warp_size), n = i64(blockIdx.x) / groups;
+    const i64 groups = ceil_div(units, warp_size), n = i64(blockIdx.x) / groups;
     const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
     const i64 i = i64(blockIdx.x) % groups * warp_size + lane;
     double total = 0;
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(warp_size* shift_lanes)
         const T at_top = weight[top[n] * units + i];
         for (i64 c = warp; c < classes; c += shift_lanes) total += double(p[c] * (weight[c * units + i] - at_top));
     }
-    total = lane_sum(total, shared<LaneScratch<warp_size * shift_lanes>>());
+    total = lane_sum(total, shared<LaneSum<warp_size * shift_lanes>>());
     if (warp || i >= units) return;
     shift[n * units + i] = T(total);
 }
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(row_threads)
     const T *p = probs + n * classes, *from = v + n * classes, at_top = from[top[n]];
     double mean = 0;
     for (i64 c = threadIdx.x; c < classes; c += row_threads) mean += double(p[c] * (from[c] - at_top));
-    const T shift = T(block_sum(mean, shared<Scratch<row_threads>>()));  // all have read at_top
+    const T shift = T(block_sum(mean, shared<BlockSum<row_threads>>()));  // all have read at_top
     for (i64 c = threadIdx.x; c < classes; c += row_threads)
         out[n * classes + c] = scale[n] * (p[c] * ((from[c] - at_top) - shift));
 }
@@ -145,31 +146,32 @@ __global__ void softmax_other_classes(T* logits, i64 classes, i64 samples, i64 f
 template <class T>
 void softmax(T* logits, i64 samples, i64 classes, i64* top, T* rest, const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_rows<T>), samples, row_threads, sizeof(TopMemory<T>), stream, logits, classes, top, rest);
+    launch<softmax_rows<T>>(samples, row_threads, sizeof(TopMemory<T>), stream, logits, classes, top, rest);
 }
 
 template <class T>
 void label_residual(const T* probs, const T* scale, const i64* label, const i64* top, const T* rest, i64 samples,
                     i64 classes, T* out, const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((label_residuals<T>), blocks_for(samples * classes, item_threads), item_threads, 0, stream, probs,
-                   scale, label, top, rest, samples, classes, out);
+    launch<label_residuals<T>>(ceil_div(samples * classes, item_threads), item_threads, 0, stream, probs, scale, label,
+                               top, rest, samples, classes, out);
 }
 
 template <class T>
 void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples, i64 classes, i64 units, T* shift,
                    const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_shifts<T>), samples * blocks_for(units, warp_size), warp_size * shift_lanes,
-                   sizeof(LaneScratch<warp_size * shift_lanes>), stream, probs, top, weight, classes, units, shift);
+    launch<softmax_shifts<T>>(samples * ceil_div(units, warp_size), warp_size * shift_lanes,
+                              sizeof(LaneSum<warp_size * shift_lanes>), stream, probs, top, weight, classes, units,
+                              shift);
 }
 
 template <class T>
 void softmax_product(const T* probs, const T* scale, const i64* top, const T* v, i64 samples, i64 classes, T* out,
                      const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_products<T>), samples, row_threads, sizeof(Scratch<row_threads>), stream, probs, scale, top,
-                   v, classes, out);
+    launch<softmax_products<T>>(samples, row_threads, sizeof(BlockSum<row_threads>), stream, probs, scale, top, v,
+                                classes, out);
 }
 
 template <class T>
@@ -184,26 +186,26 @@ void curvature_entries(const Curvature<T>& curvature, const i64* pairs, i64 pair
     const Outline<T> outline(request, Outer::blocks);
     const bool covariance = curvature.kind == Kind::hidden && curvature.probs && curvature.gauss_newton;
     if (covariance)
-        HESSEXT_LAUNCH((covariances<T>), blocks_for(pair_count * samples, covariance_threads), covariance_threads, 0,
-                       stream, outline, 0, pair_count, out);
-    HESSEXT_LAUNCH((weigh_pairs<T>), blocks_for(pair_count * samples, weight_threads), weight_threads, 0, stream,
-                   outline, 0, pair_count, covariance ? out : nullptr, out);
+        launch<covariances<T>>(ceil_div(pair_count * samples, covariance_threads), covariance_threads, 0, stream,
+                               outline, 0, pair_count, out);
+    launch<weigh_pairs<T>>(ceil_div(pair_count * samples, weight_threads), weight_threads, 0, stream, outline, 0,
+                           pair_count, covariance ? out : nullptr, out);
 }
 
 template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
                   const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_scans<T>), blocks_for(samples, warp_size), warp_size * scan_lanes, sizeof(ScanMemory<T>),
-                   stream, logits, classes, samples, first, largest, top, others);
+    launch<softmax_scans<T>>(ceil_div(samples, warp_size), warp_size * scan_lanes, sizeof(ScanMemory<T>), stream,
+                             logits, classes, samples, first, largest, top, others);
 }
 
 template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
                     const double* others, const double* power, const Stream& stream) {
     use_device(stream);
-    HESSEXT_LAUNCH((softmax_other_classes<T>), blocks_for(classes * samples, item_threads), item_threads, 0, stream,
-                   logits, classes, samples, first, largest, top, others, power);
+    launch<softmax_other_classes<T>>(ceil_div(classes * samples, item_threads), item_threads, 0, stream, logits,
+                                     classes, samples, first, largest, top, others, power);
 }
 
 HESSEXT_INSTANTIATE(softmax)

@@ -187,25 +187,59 @@ def test_emulator_finds_a_missing_barrier():
         _emulated.part()
 
 
-def test_every_kernel_is_executed():
-    """Runs after the tests above: what exists in csrc/cuda, in every type and shape, is what they have launched."""
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_over_pairs_of_samples(dtype, cuda):
+    torch.manual_seed(0)
+    left, right, weight = (torch.randn(*shape, dtype=dtype) for shape in ((20, 33), (20, 65), (33, 65)))
+    sums = torch.zeros(2, dtype=torch.float64, device=cuda)
+    _ops.gram_sums_(left.to(cuda), right.to(cuda), weight.to(cuda), False, None, [], sums)
+    terms = weight.double() * (left.double().T @ right.double())
+    assert abs(sums[0].item() - terms.sum().item()) < torch.finfo(dtype).eps * terms.abs().sum().item()
+
+
+def kernels_in_source():
+    """What stands in csrc/cuda: each kernel in every type, and tiles in every shape."""
     sources = Path(__file__).parents[2].joinpath("csrc", "cuda").glob("*.[hc]*")
     text = "\n".join(source.read_text() for source in sources)
-    kernels = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\(", text))
-    assert len(kernels) > 10
-    executed = _emulated.executed()
-    assert kernels - {name for launch in executed for name in re.findall(r"\w+", launch.split(" ")[0])} == {
-        "multiply_tiles"  # by the name of its shapes
-    }
-    wanted = {
-        f"TileKernel<{dtype}, Shape<{dtype}, {shape}>, {right}<{dtype}, Shape<{dtype}, {shape}> >, {tensor}>"
-        for dtype, shapes in {
-            "float": ("32, 2, 2", "64, 2, 2", "128, 2, 4"),
-            "double": ("32, 2, 2", "64, 2, 2"),
-        }.items()
-        for shape in shapes
-        for right in ("WeightedFeatures", "CurvatureColumn")
-        for tensor in ("true", "false")
-    }
-    multiplied = [name.replace("hessext::cuda::", "") for name in executed if "K::multiply" in name]
-    assert {kernel for kernel in wanted if not any(kernel in name for name in multiplied)} == set()
+    names = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\(", text))
+    assert len(names) > 10
+    shapes = {"float": ("32, 2, 2", "64, 2, 2", "128, 2, 4"), "double": ("32, 2, 2", "64, 2, 2")}
+    tiles = [f"{dtype}, Shape<{dtype}, {shape}>" for dtype in shapes for shape in shapes[dtype]]
+    gram = "float, Shape<float, 64, 2, 2>", "double, Shape<double, 32, 2, 2>"
+    for name in names:
+        if name == "add_partial":
+            yield name
+        elif name == "logit_tiles":
+            yield f"{name}<RowShape<float, 128, 2, 4>>"
+        elif name == "add_splits":
+            yield from (f"{name}<{tile}>" for tile in tiles)
+        elif name == "multiply_tiles":
+            rights = "WeightedFeatures", "CurvatureColumn"
+            yield from (f"{name}<{t}, {r}<{t}>, {p}>" for t in tiles for r in rights for p in ("true", "false"))
+        elif name in ("gram_tiles", "softmax_gram_tiles"):
+            yield from (f"{name}<{shape}, {tensor}>" for shape in gram for tensor in ("true", "false"))
+        else:
+            yield from (f"{name}<{dtype}>" for dtype in shapes)
+
+
+def test_every_kernel_is_executed(emulated, monkeypatch):
+    """In every type and shape, by some of the cases above in one go."""
+    emulated.forget_executed()
+    for tensor in (True, False):
+        emulated.set_tensor_cores(tensor)
+        for dtype in DTYPES:
+            emulated.set_limits(16, 0, 0)  # sums over several spans
+            test_blocks(CASES[7], dtype, "cpu")
+            for case in (CASES[9], *CASES[-3:]):
+                on("cpu", case, dtype).dense()
+            test_sums_over_classes(SUMS[0], dtype, "cpu", None)
+            test_sums_over_pairs_of_samples(dtype, "cpu")
+            with monkeypatch.context() as patch:
+                test_norms_of_pairs(dtype, "cpu", patch)
+            emulated.set_limits(0, 0, 0)
+            for d in (2, 50):  # tiles of 32 and 64 that several blocks share
+                on("cpu", Case(1100, d, 3, 2), dtype)["output"].blocks([(0, 1)])
+                on("cpu", Case(1100, d, 3, 2), dtype)["hidden"].blocks([(0, 1)])
+        test_logits_of_many_classes((64, 64, 1), 0, True, "cpu")
+    executed = {re.sub(r"[\w{}]+::", "", name).replace(" >", ">") for name in emulated.executed()}
+    assert set(kernels_in_source()) - executed == set()

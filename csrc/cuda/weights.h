@@ -1,7 +1,7 @@
-// The samples of each outer pair: their weights, and a list of those whose weight is not zero.
+// The weights of each outer pair: one for every sample, or a list of the samples whose weight is not zero.
 #pragma once
 
-#include "assembly.h"
+#include "workspace.h"
 
 namespace hessext::cuda {
 
@@ -57,47 +57,50 @@ __global__ void weigh_pairs(Outline<T> outline, i64 first, i64 count, const T* c
     out[e] = pair_weight(outline, e % samples, t, pair_at(outline, t), covariance ? covariance[e] : T(0));
 }
 
-struct ListMemory {
-    int of_warp[list_threads / warp_size];  // counts
+// Shared memory of `list_samples`: how many samples each warp has found.
+struct WarpCounts {
+    int of_warp[list_threads / warp_size];
 };
 
 // One block per pair; samples in order, so that sums over a list are always in the same order.
 template <class T>
-__global__ void __launch_bounds__(list_threads) list_samples(Job<T> job) {
-    ListMemory& memory = shared<ListMemory>();
-    const Outline<T>& o = job.outline;
+__global__ void __launch_bounds__(list_threads) list_samples(Params<T> params) {
+    WarpCounts& counts = shared<WarpCounts>();
+    const Outline<T>& o = params.outline;
     const Curvature<T>& q = o.r.curvature;
-    const i64 t = blockIdx.x, at = t * job.samples;
-    const Pair pair = pair_of(job, t);
+    const SampleLists<T>& lists = params.lists;
+    const i64 t = blockIdx.x, list = t * params.samples;
+    const Pair pair = params.pair(t);
     const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
     i64 count = 0;
-    for (i64 n0 = 0; n0 < job.samples; n0 += list_threads) {
+    for (i64 n0 = 0; n0 < params.samples; n0 += list_threads) {
         const i64 n = n0 + threadIdx.x;
         T weight = 0, extra = 0;
-        if (n < job.samples) {
-            weight = pair_weight(o, n, job.first_pair + t, pair, job.covariance ? job.covariance[at + n] : T(0));
-            if (job.lists.extra) extra = o.residual_weight(n, pair);
+        if (n < params.samples) {
+            const T covariance = params.covariances ? params.covariances[list + n] : T(0);
+            weight = pair_weight(o, n, params.first_pair + t, pair, covariance);
+            if (lists.extra) extra = o.residual_weight(n, pair);
         }
         const bool active = weight != T(0) || extra != T(0);
         const unsigned votes = __ballot_sync(all_lanes, active);
-        if (lane == 0) memory.of_warp[warp] = __popc(votes);
+        if (lane == 0) counts.of_warp[warp] = __popc(votes);
         __syncthreads();
-        i64 k = at + count + __popc(votes & ((1u << lane) - 1));
+        i64 k = list + count + __popc(votes & ((1u << lane) - 1));
         for (int w = 0; w < list_threads / warp_size; ++w) {
-            if (w < warp) k += memory.of_warp[w];
-            count += memory.of_warp[w];
+            if (w < warp) k += counts.of_warp[w];
+            count += counts.of_warp[w];
         }
         __syncthreads();  // before the counts are overwritten
         if (!active) continue;
-        job.lists.index[k] = int(n);
-        job.lists.weight[k] = weight;
-        if (job.lists.extra) job.lists.extra[k] = extra;
-        if (job.curvature_column && q.probs) {
-            job.lists.at_top[k] = job.weight_columns[pair.first * q.classes + q.top[n]];
-            job.lists.shift[k] = q.shift[n * q.rows + pair.first];
+        lists.index[k] = int(n);
+        lists.weight[k] = weight;
+        if (lists.extra) lists.extra[k] = extra;
+        if (params.curvature_column && q.probs) {
+            lists.at_top[k] = params.weight_columns[pair.first * q.classes + q.top[n]];
+            lists.shift[k] = q.shift[n * q.rows + pair.first];
         }
     }
-    if (threadIdx.x == 0) job.lists.count[t] = count;
+    if (threadIdx.x == 0) lists.count[t] = count;
 }
 
 // V^T [m, C] of V [C, m]

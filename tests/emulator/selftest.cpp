@@ -1,7 +1,7 @@
 // A kernel with a barrier that can be left out, and one whose threads part: the emulator must find both.
 #include <vector>
 
-#include "../cuda/device.h"
+#include "cuda/launch.h"
 #include "emulator.h"
 
 namespace hessext::emulator {
@@ -9,14 +9,14 @@ namespace {
 
 constexpr int threads = 64;
 
-void reversed(int* values, bool barrier) {
+__global__ void reversed(int* values, bool barrier) {
     int* copy = cuda::shared<int[threads]>();
     copy[threadIdx.x] = values[threadIdx.x];
     if (barrier) __syncthreads();
     values[threadIdx.x] = copy[threads - 1 - threadIdx.x];
 }
 
-void parted() {
+__global__ void parted() {
     if (threadIdx.x < threads / 2) __syncthreads();
 }
 
@@ -25,12 +25,12 @@ void parted() {
 bool reverses(bool barrier) {
     std::vector<int> values(threads);
     for (int t = 0; t < threads; ++t) values[std::size_t(t)] = t;
-    run("reversed", {1}, threads, sizeof(int) * threads, [&] { reversed(values.data(), barrier); });
+    cuda::launch<reversed>(1, threads, sizeof(int) * threads, {}, values.data(), barrier);
     for (int t = 0; t < threads; ++t)
         if (values[std::size_t(t)] != threads - 1 - t) return false;
     return true;
 }
 
-void part() { run("parted", {1}, threads, 0, parted); }
+void part() { cuda::launch<parted>(1, threads, 0, {}); }
 
 }  // namespace hessext::emulator

@@ -1,13 +1,20 @@
-// What the GPU is, and how work goes on it.
+// What the GPU is, and what tests change of how it is used.
 #include <atomic>
 
-#include "device.h"
+#include "launch.h"
 
 namespace hessext::cuda {
-
 namespace {
+
 std::atomic<bool> tensor_cores_allowed{true};
 Limits current_limits;
+
+int attribute(const Stream& stream, cudaDeviceAttr which) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, stream.device), "cudaDeviceGetAttribute");
+    return value;
+}
+
 }  // namespace
 
 bool built() { return true; }
@@ -21,29 +28,11 @@ void set_limits(i64 span, i64 workspace, i64 blocks) {
                       blocks ? blocks : usual.blocks};
 }
 
-#ifdef HESSEXT_EMULATED
-
-void use_device(const Stream&) {}
-int multiprocessors(const Stream&) { return 4; }
-bool tensor_cores(const Stream&, std::size_t) { return tensor_cores_allowed; }
-
-#else
-
 void use_device(const Stream& stream) {
     int current = -1;
     check(cudaGetDevice(&current), "cudaGetDevice");
     if (current != stream.device) check(cudaSetDevice(stream.device), "cudaSetDevice");
 }
-
-namespace {
-
-int attribute(const Stream& stream, cudaDeviceAttr which) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, stream.device), "cudaDeviceGetAttribute");
-    return value;
-}
-
-}  // namespace
 
 int multiprocessors(const Stream& stream) { return attribute(stream, cudaDevAttrMultiProcessorCount); }
 
@@ -59,7 +48,5 @@ bool tensor_cores(const Stream& stream, std::size_t bytes) {
     const int minor = attribute(stream, cudaDevAttrComputeCapabilityMinor);
     return (major == 8 && minor == 0) || major == 9 || major == 10;
 }
-
-#endif
 
 }  // namespace hessext::cuda

@@ -1,7 +1,8 @@
 // A tile of a product, sum_k left[k, r] right[k, c]: its shape, its stages in shared memory, its sums in registers.
 #pragma once
 
-#include "tensor.h"
+#include "mma.h"
+#include "reduce.h"
 
 namespace hessext::cuda {
 
@@ -13,7 +14,7 @@ struct Shape {
     static constexpr int warps = warp_rows * warp_cols, threads = warps * warp_size;
     static constexpr int ld = side + (sizeof(T) == 4 ? 8 : 4);
     static constexpr int rows = side / warp_rows, cols = side / warp_cols;  // of a warp
-    static constexpr int row_parts = rows / 16, col_parts = cols / 8;       // products of one warp instruction
+    static constexpr int mma_rows = rows / 16, mma_cols = cols / 8;         // matrix instructions of a warp
     static constexpr int stage_rows = depth / warps;  // of a stage that one warp loads, with `lane_cols` columns a lane
     static constexpr int lane_cols = side / warp_size;
 
@@ -45,7 +46,7 @@ struct RowShape : Shape<T, side, warp_rows, warp_cols> {
 // The entries that a thread holds: those of the warp instructions, also without tensor cores.
 template <class T, class S>
 struct Sums {
-    T value[S::row_parts][S::col_parts][4];
+    T value[S::mma_rows][S::mma_cols][4];
 
     __device__ __forceinline__ Sums() { clear(); }
     __device__ __forceinline__ void clear() {
@@ -53,37 +54,37 @@ struct Sums {
     }
 
     // A warp's 16 x cols entries on their way through shared memory.
-    using Strip = T[16][S::cols + 1];
+    using Staging = T[16][S::cols + 1];
 
     // f(value, row, column) for this thread's entries, in any order.
     template <class F>
     __device__ __forceinline__ void each(const F& f) {
 #pragma unroll
-        for (int i = 0; i < S::row_parts; ++i)
+        for (int i = 0; i < S::mma_rows; ++i)
             each_of(i, [&](T& v, int r, int c) { f(v, S::first_row() + 16 * i + r, S::first_col() + c); });
     }
-    // The same for all entries of the warp, neighbouring lanes having neighbours: in a row, or in a column. The loop
-    // stays a loop, so that what f does with addresses takes few registers.
+    // The same for all entries of the warp through shared memory: neighbouring lanes have neighbours in a row, or in a
+    // column. The loop stays a loop, so that what f does with addresses takes few registers.
     template <bool columns, class F>
-    __device__ __forceinline__ void each_through(Strip* strips, const F& f) {
+    __device__ __forceinline__ void each_coalesced(Staging* of_warps, const F& f) {
         const int lane = int(threadIdx.x) % warp_size;
-        Strip& strip = strips[int(threadIdx.x) / warp_size];
+        Staging& staging = of_warps[int(threadIdx.x) / warp_size];
 #pragma unroll
-        for (int i = 0; i < S::row_parts; ++i) {
-            each_of(i, [&](T& v, int r, int c) { strip[r][c] = v; });
+        for (int i = 0; i < S::mma_rows; ++i) {
+            each_of(i, [&](T& v, int r, int c) { staging[r][c] = v; });
             __syncwarp();
             // what depends on the fixed one of row and column is computed once
             if constexpr (columns) {
                 const int r = lane % 16;
 #pragma unroll 1
                 for (int c = lane / 16; c < S::cols; c += warp_size / 16)
-                    f(strip[r][c], S::first_row() + 16 * i + r, S::first_col() + c);
+                    f(staging[r][c], S::first_row() + 16 * i + r, S::first_col() + c);
             } else {
                 static_assert(warp_size % S::cols == 0);
                 const int c = lane % S::cols;
 #pragma unroll 1
                 for (int r = lane / S::cols; r < 16; r += warp_size / S::cols)
-                    f(strip[r][c], S::first_row() + 16 * i + r, S::first_col() + c);
+                    f(staging[r][c], S::first_row() + 16 * i + r, S::first_col() + c);
             }
             __syncwarp();
         }
@@ -107,11 +108,11 @@ struct Sums {
             for (int k = 0; k < S::depth; ++k) add_plain(stage, k, lane, left_of, right_of);
         }
     }
-    static constexpr int thread_rows = 2 * S::row_parts;
+    static constexpr int thread_rows = 2 * S::mma_rows;
     static __device__ __forceinline__ int row_of(int e) { return S::first_row() + Lane().g + 8 * e; }
     // Tensor cores are handed other columns than those whose sums they return.
     template <bool tensor>
-    static constexpr int thread_cols = tensor ? S::col_parts : 2 * S::col_parts;
+    static constexpr int thread_cols = tensor ? S::mma_cols : 2 * S::mma_cols;
     template <bool tensor>
     static __device__ __forceinline__ int col_of(int e) {
         return S::first_col() + (tensor ? Lane().g + 8 * e : 2 * Lane().t + 8 * (e / 2) + e % 2);
@@ -123,7 +124,7 @@ struct Sums {
     __device__ __forceinline__ void each_of(int i, const F& f) {
         const Lane lane;
 #pragma unroll
-        for (int j = 0; j < S::col_parts; ++j)
+        for (int j = 0; j < S::mma_cols; ++j)
 #pragma unroll
             for (int e = 0; e < 4; ++e) f(value[i][j][e], lane.g + 8 * (e / 2), 2 * lane.t + 8 * j + e % 2);
     }
@@ -134,20 +135,20 @@ struct Sums {
         using G = typename S::Stage;
         const T* left = &stage.left[0][0] + (k + lane.t) * G::of_depth + (S::first_row() + lane.g) * G::of_row;
         const T* right = &stage.right[0][0] + (k + lane.t) * G::of_depth + (S::first_col() + lane.g) * G::of_row;
-        T columns[S::col_parts][2];
+        T columns[S::mma_cols][2];
 #pragma unroll
-        for (int j = 0; j < S::col_parts; ++j)
+        for (int j = 0; j < S::mma_cols; ++j)
 #pragma unroll
             for (int h = 0; h < 2; ++h) columns[j][h] = right_of(right[8 * j * G::of_row + 4 * h * G::of_depth], j);
 #pragma unroll
-        for (int i = 0; i < S::row_parts; ++i) {
+        for (int i = 0; i < S::mma_rows; ++i) {
             T rows[4];
 #pragma unroll
             for (int e = 0; e < 4; ++e)
                 rows[e] = left_of(left[(16 * i + e % 2 * 8) * G::of_row + e / 2 * 4 * G::of_depth], 2 * i + e % 2);
             const Fragment<T, 4> a(rows);
 #pragma unroll
-            for (int j = 0; j < S::col_parts; ++j) multiply_add(value[i][j], a, Fragment<T, 2>(columns[j]));
+            for (int j = 0; j < S::mma_cols; ++j) multiply_add(value[i][j], a, Fragment<T, 2>(columns[j]));
         }
     }
 
@@ -157,14 +158,14 @@ struct Sums {
         static_assert(S::Stage::of_row == 1);
         const T* left = &stage.left[k][S::first_row() + lane.g];
         const T* right = &stage.right[k][S::first_col() + 2 * lane.t];
-        T columns[2 * S::col_parts];
+        T columns[2 * S::mma_cols];
 #pragma unroll
-        for (int e = 0; e < 2 * S::col_parts; ++e) columns[e] = right_of(right[8 * (e / 2) + e % 2], e);
+        for (int e = 0; e < 2 * S::mma_cols; ++e) columns[e] = right_of(right[8 * (e / 2) + e % 2], e);
 #pragma unroll
-        for (int i = 0; i < 2 * S::row_parts; ++i) {
+        for (int i = 0; i < 2 * S::mma_rows; ++i) {
             const T row = left_of(left[8 * i], i);
 #pragma unroll
-            for (int e = 0; e < 2 * S::col_parts; ++e) value[i / 2][e / 2][i % 2 * 2 + e % 2] += row * columns[e];
+            for (int e = 0; e < 2 * S::mma_cols; ++e) value[i / 2][e / 2][i % 2 * 2 + e % 2] += row * columns[e];
         }
     }
 };
@@ -172,34 +173,9 @@ struct Sums {
 // The shared memory of a block that forms one tile.
 template <class T, class S>
 union TileMemory {
-    typename S::Stage buffers[2];
-    typename Sums<T, S>::Strip strips[S::warps];
-    Scratch<S::threads> scratch;
+    typename S::Stage stages[2];
+    typename Sums<T, S>::Staging staging[S::warps];
+    BlockSum<S::threads> block_sum;
 };
-
-// Runs the stages of one product through two buffers: while one is multiplied, the next is on its way. Source:
-//   prepare(s)       reads what stage s needs to be addressed (indices, weights)
-//   fetch()          starts its loads into registers
-//   store(stage)     writes them to shared memory
-// and use(stage) multiplies.
-template <class Stage, class Source, class Use>
-__device__ __forceinline__ void run_stages(Source& source, int count, Stage* buffers, const Use& use) {
-    if (!count) return;
-    __syncthreads();  // the buffers may still be read for what came before
-    source.prepare(0);
-    source.fetch();
-    source.store(buffers[0]);
-    if (count > 1) source.prepare(1);
-    __syncthreads();
-    for (int s = 0; s < count; ++s) {
-        if (s + 1 < count) {
-            source.fetch();
-            if (s + 2 < count) source.prepare(s + 2);
-        }
-        use(buffers[s % 2]);
-        if (s + 1 < count) source.store(buffers[(s + 1) % 2]);
-        __syncthreads();
-    }
-}
 
 }  // namespace hessext::cuda

@@ -13,12 +13,14 @@
 #include <set>
 #include <stdexcept>
 
-#include "cuda_on_host.h"
+#include "cuda_runtime.h"
 #include "stacks.h"
+
+constinit thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace hessext::emulator {
 
-thread_local Thread self;
+constinit thread_local unsigned char* shared_memory = nullptr;
 
 namespace {
 
@@ -41,7 +43,7 @@ struct Warp {
 };
 
 std::mutex registry_mutex;
-std::set<std::string> registry;
+std::set<std::string> registry;  // names of the kernels launched
 std::uint64_t order_seed = 0;
 
 class Machine {  // of one host thread
@@ -68,9 +70,9 @@ class Machine {  // of one host thread
         }
     }
 
-    void resume(unsigned t, unsigned first_x) {
+    void resume(unsigned t) {
         current_ = fibers_[t].get();
-        self.index = {first_x + t, 0, 0};
+        threadIdx = {t, 0, 0};
         own_.leave_for(current_->stack);
         if (_setjmp(scheduler_)) return current_->stack.left_for(own_);
         if (current_->started) _longjmp(current_->context, 1);
@@ -104,7 +106,7 @@ class Machine {  // of one host thread
         for (;;) {
             shuffle(lanes.begin(), lanes.end());
             for (const unsigned t : lanes)
-                if (fibers_[t]->state == State::ready) resume(t, 0);
+                if (fibers_[t]->state == State::ready) resume(t);
             if (!all(first, last, State::at_warp_barrier)) break;
             release(first, last);
         }
@@ -142,16 +144,17 @@ class Machine {  // of one host thread
     }
 
     const unsigned char* exchange(const void* value, std::size_t size) {
-        unsigned char* values = warps_[self.index.x / warp_size].values[current_->round++ % 2];
+        unsigned char* values = warps_[threadIdx.x / warp_size].values[current_->round++ % 2];
         if (size) std::memcpy(values + lane() * stride, value, size);
         leave(State::at_warp_barrier);
         return values;
     }
 
-    void run(const char* kernel, dim3 grid, unsigned threads, std::size_t shared, const std::function<void()>& body) {
+    void run(const std::string& kernel, dim3 grid, unsigned threads, std::size_t shared,
+             const std::function<void()>& body) {
         if (threads == 0 || threads % warp_size || threads > 1024)
-            throw std::logic_error(std::string(kernel) + ": blocks are whole warps, at most 1024 threads");
-        if (shared > 48 << 10) throw std::logic_error(std::string(kernel) + ": more than 48 KiB of shared memory");
+            throw std::logic_error(kernel + ": blocks are whole warps, at most 1024 threads");
+        if (shared > 48 << 10) throw std::logic_error(kernel + ": more than 48 KiB of shared memory");
         while (fibers_.size() < threads) fibers_.push_back(std::make_unique<Fiber>());
         for (auto& f : fibers_) f->round = 0;
         warps_.resize(fibers_.size() / warp_size);
@@ -163,14 +166,15 @@ class Machine {  // of one host thread
         shuffle(blocks.begin(), blocks.end());
         // Exactly as large as asked for, so that a sanitizer sees what lies beyond.
         const std::unique_ptr<unsigned char[]> memory(new unsigned char[std::max<std::size_t>(shared, 1)]);
+        shared_memory = memory.get(), blockDim = threads, gridDim = grid;
         for (const unsigned b : blocks) {
             std::memset(memory.get(), 0xFF, shared);
-            self = {{}, {b, 0, 0}, {threads, 1, 1}, grid, memory.get()};
+            blockIdx = {b, 0, 0};
             try {
                 run_block(threads);
             } catch (const std::logic_error& error) {
                 fibers_.clear();  // they hang in the middle of the kernel
-                throw std::logic_error(std::string(kernel) + ": " + error.what());
+                throw std::logic_error(kernel + ": " + error.what());
             }
         }
     }
@@ -178,7 +182,8 @@ class Machine {  // of one host thread
 
 }  // namespace
 
-void run(const char* kernel, dim3 grid, unsigned threads, std::size_t shared, const std::function<void()>& body) {
+void run(const std::string& kernel, dim3 grid, unsigned threads, std::size_t shared,
+         const std::function<void()>& body) {
     {
         const std::lock_guard<std::mutex> lock(registry_mutex);
         registry.insert(kernel);
@@ -191,8 +196,18 @@ const unsigned char* warp_exchange(const void* value, std::size_t size) {
     return Machine::here().exchange(value, size);
 }
 
+std::string kernel_of(const std::string& caller) {
+    const std::string before = "kernel = ";
+    const std::size_t begin = caller.find(before) + before.size();
+    return caller.substr(begin, caller.find(" A = ", begin) - 1 - begin);
+}
+
 void set_order(std::uint64_t seed) { order_seed = seed; }
 
+void forget_executed() {
+    const std::lock_guard<std::mutex> lock(registry_mutex);
+    registry.clear();
+}
 std::vector<std::string> executed() {
     const std::lock_guard<std::mutex> lock(registry_mutex);
     return {registry.begin(), registry.end()};

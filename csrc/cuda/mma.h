@@ -1,10 +1,11 @@
-// Products of 16 x 8 x 8 by one warp, on tensor cores: float64 as it is, float32 from three products of TF32 parts.
+// Matrix instructions: products of 16 x 8 x 8 by one warp on tensor cores, float64 as it is, float32 from three
+// products of TF32 parts.
 //
 // Lane l = 4 g + t holds of the left 16 x 8 (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), of the right 8 x 8 (t, g),
 // (t + 4, g), and of the sums 16 x 8 (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1): the same for both types.
 #pragma once
 
-#include "device.h"
+#include "launch.h"
 
 namespace hessext::cuda {
 
@@ -17,26 +18,7 @@ struct Lane {
     }
 };
 
-#ifdef HESSEXT_EMULATED
-
-// The unit's own arithmetic: TF32 inputs have their 13 lowest bits ignored.
-inline float as_unit_reads(float v) { return __uint_as_float(__float_as_uint(v) & 0xFFFFE000u); }
-inline double as_unit_reads(double v) { return v; }
-
-template <class T>
-void multiply_16x8x8(T sum[4], const T left[4], const T right[2]) {
-    T mine[6];
-    for (int e = 0; e < 4; ++e) mine[e] = as_unit_reads(left[e]);
-    for (int e = 0; e < 2; ++e) mine[4 + e] = as_unit_reads(right[e]);
-    const unsigned char* all = emulator::warp_exchange(mine, sizeof mine);
-    const Lane lane;
-    const auto at = [&](int l, int e) { return reinterpret_cast<const T*>(all + l * emulator::stride)[e]; };
-    for (int e = 0; e < 4; ++e)
-        for (int k = 0; k < 8; ++k)
-            sum[e] += at(4 * lane.g + k % 4, e / 2 + k / 4 * 2) * at(4 * (2 * lane.t + e % 2) + k % 4, 4 + k / 4);
-}
-
-#else
+#ifdef __CUDACC__
 
 __device__ __forceinline__ void multiply_16x8x8(float sum[4], const float left[4], const float right[2]) {
 #if __CUDA_ARCH__ >= 800
@@ -71,9 +53,13 @@ __device__ __forceinline__ void multiply_16x8x8(double sum[4], const double left
 #endif
 }
 
+#else  // tests/emulator
+
+using emulator::multiply_16x8x8;
+
 #endif
 
-// high + low = v, high rounded to what TF32 keeps; the unit ignores the 13 lowest bits of `low`. A GPU's own NaN,
+// high + low = v, high rounded to what TF32 keeps; tensor cores ignore the 13 lowest bits of `low`. A GPU's own NaN,
 // 0x7FFFFFFF, carries into the sign of `high`, and stays one in `low`. The largest v, from 2^128 - 2^116 on, become
 // NaN.
 __device__ __forceinline__ void split(float v, float& high, float& low) {
@@ -104,7 +90,7 @@ struct Fragment<float, n> : Split<n> {
     using Split<n>::Split;
 };
 
-// sum += left right. The unit truncates its float32 sums, so each product starts from zero and is added by a rounded
+// sum += left right. Tensor cores truncate float32 sums, so each product starts from zero and is added by a rounded
 // addition. Left out are low times low and the last bit of each `low`, at most 2^-22 of a term each: of random sign
 // because `high` is rounded, not truncated.
 __device__ __forceinline__ void multiply_add(float sum[4], const Fragment<float, 4>& left,

@@ -9,7 +9,10 @@ namespace hessext::emulator {
 
 // Threads and blocks run in random order between barriers, a new one for each seed; 0: in the order of their indices.
 void set_order(std::uint64_t seed);
-std::vector<std::string> executed();  // names of the kernels launched so far
+
+// Names of the kernels launched since all were forgotten, with their template arguments.
+std::vector<std::string> executed();
+void forget_executed();
 
 // Self-test: whether a kernel is right with and without its barrier; one whose threads meet at different barriers.
 bool reverses(bool barrier);

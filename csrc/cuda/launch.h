@@ -1,0 +1,84 @@
+// How work is put on a stream: kernels, their shared memory, errors.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "../assembly.h"
+
+namespace hessext::cuda {
+
+constexpr int warp_size = 32;
+constexpr unsigned all_lanes = 0xFFFFFFFFu;
+constexpr std::size_t most_shared = 48 << 10;  // bytes that a block gets without asking
+
+HESSEXT_HOST_DEVICE inline i64 ceil_div(i64 n, i64 by) { return (n + by - 1) / by; }
+
+template <class T>
+__device__ __forceinline__ T least(T a, T b) {
+    return b < a ? b : a;
+}
+
+// The block's dynamic shared memory as an S; the launch says how large it is.
+template <class S>
+__device__ __forceinline__ S& shared() {
+#ifdef __CUDACC__
+    extern __shared__ __align__(16) unsigned char memory[];
+#else  // tests/emulator
+    unsigned char* const memory = emulator::shared_memory;
+#endif
+    return *reinterpret_cast<S*>(memory);
+}
+
+inline void check(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return;
+    std::string hint;
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion)
+        hint = "; this build has no code for this GPU's architecture (hessext info)";
+    throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error) + hint);
+}
+
+// launch<kernel<T>>(blocks, threads of a block, bytes of shared memory, stream, arguments...)
+template <auto kernel, class... A>
+void launch(i64 blocks, int threads, std::size_t shared, const Stream& stream, A... arguments) {
+    if (!blocks) return;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(blocks));
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = shared;
+    config.stream = static_cast<cudaStream_t>(stream.handle);
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+    const char* name = std::strstr(__PRETTY_FUNCTION__, "kernel = ");
+    cudaGetLastError();  // cleared, so that the next launch does not report it
+    check(error, name);
+    check(cudaGetLastError(), name);
+}
+
+// Makes the stream's device the current one; the caller restores it.
+void use_device(const Stream& stream);
+int multiprocessors(const Stream& stream);
+const void* any_kernel();  // of this build, to ask what its code was compiled for
+
+// Blocks of a kernel that a multiprocessor holds at a time.
+template <class Kernel>
+int resident_blocks(Kernel kernel, int threads, std::size_t shared) {
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared), "occupancy");
+    return blocks;
+}
+
+// Sizes of the pieces that work is done in; small ones for tests.
+struct Limits {
+    i64 span = 8192;                 // samples (or classes) summed in float32; in float64 beyond
+    i64 workspace = i64(256) << 20;  // bytes for the samples of pairs, and as many for sums in float64
+    i64 blocks = i64(1) << 30;       // of a launch
+};
+const Limits& limits();
+
+// Tensor cores add eight terms at a time, other sums one after the other, which loses more.
+inline i64 span(bool tensor) { return tensor ? limits().span : (limits().span + 3) / 4; }
+
+}  // namespace hessext::cuda

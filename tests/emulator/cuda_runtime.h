@@ -1,0 +1,136 @@
+// Stands in for CUDA's header of this name where the kernels run on the host, for tests: each thread of a block is a
+// fiber, resumed in random order between barriers. Holds what csrc/cuda uses of CUDA, and nothing else.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+using std::exp;  // for float, too
+using std::sqrt;
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+
+    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+extern constinit thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace hessext::emulator {
+
+extern constinit thread_local unsigned char* shared_memory;  // of the block; NaN before it is written
+
+// One launch: blocks one after the other, in random order. Throws std::logic_error where threads of a block do not meet
+// at a barrier.
+void run(const std::string& kernel, dim3 grid, unsigned threads, std::size_t shared, const std::function<void()>& body);
+
+// "rows<float>" of "void launch(...) [with auto kernel = rows<float>; A = {int}]", as GCC and Clang spell it.
+std::string kernel_of(const std::string& caller);
+
+void block_barrier();
+// All 32 lanes of a warp hand in `size` bytes; returns those of lane 0, the next lane's `stride` bytes further on.
+constexpr std::size_t stride = 64;
+const unsigned char* warp_exchange(const void* value, std::size_t size);
+
+inline unsigned lane() { return threadIdx.x % 32; }
+
+template <class T>
+T from_lane(T value, unsigned source) {
+    T result;
+    std::memcpy(&result, warp_exchange(&value, sizeof(T)) + source % 32 * stride, sizeof(T));
+    return result;
+}
+
+// The matrix instruction of csrc/cuda/mma.h, float32 in TF32.
+void multiply_16x8x8(float sum[4], const float left[4], const float right[2]);
+void multiply_16x8x8(double sum[4], const double left[4], const double right[2]);
+
+}  // namespace hessext::emulator
+
+inline void __syncthreads() { hessext::emulator::block_barrier(); }
+inline void __syncwarp() { hessext::emulator::warp_exchange(nullptr, 0); }
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return hessext::emulator::from_lane(value, hessext::emulator::lane() ^ unsigned(mask));
+}
+inline unsigned __ballot_sync(unsigned, int condition) {
+    const unsigned char* votes = hessext::emulator::warp_exchange(&condition, sizeof condition);
+    unsigned result = 0;
+    for (unsigned l = 0; l < 32; ++l) {
+        int vote;
+        std::memcpy(&vote, votes + l * hessext::emulator::stride, sizeof vote);
+        result |= unsigned(vote != 0) << l;
+    }
+    return result;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// ------------------------------------------------------------------------------------------------------ runtime
+// One device, like an H100 but for its size.
+
+enum cudaError_t { cudaSuccess, cudaErrorNoKernelImageForDevice, cudaErrorUnsupportedPtxVersion };
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount,
+    cudaDevAttrComputeCapabilityMajor,
+    cudaDevAttrComputeCapabilityMinor
+};
+using cudaStream_t = void*;
+
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    std::size_t dynamicSmemBytes;
+    cudaStream_t stream;
+};
+
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+    *value = which == cudaDevAttrMultiProcessorCount ? 4 : which == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+    return attributes->ptxVersion = 90, cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, std::size_t) {
+    return *blocks = 2, cudaSuccess;
+}
+
+namespace hessext::emulator {
+
+// The caller is a template with a parameter `kernel`: its name says which one.
+template <class... P, class... A>
+cudaError_t launch(const char* caller, const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
+    run(kernel_of(caller), config->gridDim, config->blockDim.x, config->dynamicSmemBytes,
+        [&] { kernel(P(arguments)...); });
+    return cudaSuccess;
+}
+
+}  // namespace hessext::emulator
+
+#define cudaLaunchKernelEx(...) hessext::emulator::launch(__PRETTY_FUNCTION__, __VA_ARGS__)
