@@ -50,7 +50,7 @@ template <class T>
 struct Outline {
     Assembly<T> r;
     Outer outer;
-    // Without softmax all output blocks (i, i) are one and the same and the others are zero (the caller's part).
+    // Without softmax all output blocks (i, i) are one and the same and the others are zero; the caller writes those.
     bool replicated;
     bool extra;      // the residual part of the cross kind is added
     Dense<T> dense;  // blocks are small dense matrices of their own

@@ -1,4 +1,4 @@
-"""The three ways to ask for a Hessian."""
+"""Hessians of weights given as tensors and of modules; `_head.py` has that of the last layer of any network."""
 
 from __future__ import annotations
 

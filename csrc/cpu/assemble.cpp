@@ -1,21 +1,8 @@
 // The entry point of assembly on the CPU.
-#include <atomic>
-
 #include "assemble_pairwise.h"
 #include "assemble_together.h"
 
 namespace hessext::cpu {
-namespace {
-
-std::atomic<bool (*)()> asked{nullptr};
-
-}  // namespace
-
-void set_interrupted(bool (*function)()) { asked.store(function); }
-bool interrupted() {
-    const auto function = asked.load();
-    return function && function();
-}
 
 template <class T>
 void assemble(const Assembly<T>& request, const By& by) {

@@ -9,8 +9,8 @@
 namespace hessext::cpu {
 
 template <class T>
-class PairwiseAssembly : Batches<T> {
-    using Base = Batches<T>;
+class PairwiseAssembly : PairBatches<T> {
+    using Base = PairBatches<T>;
     using Base::extra, Base::interrupt, Base::k, Base::r, Base::threads;
 
     const Mainloop<T> mainloop{*this, k, interrupt};
@@ -75,8 +75,8 @@ class PairwiseAssembly : Batches<T> {
                 for (i64 job = 0; job < all; ++job) {
                     if (interrupt.raised()) continue;
                     const i64 t = order[job / jobs()], at = job % jobs(), from = t * r.samples;
-                    const Samples<T> samples{counts.get()[t], lists.get() + from, view.data + from,
-                                             extra ? view.extra + from : nullptr};
+                    const SampleList<T> samples{counts.get()[t], lists.get() + from, view.data + from,
+                                                extra ? view.extra + from : nullptr};
                     const double squares = run_job(batch.pair(t), done + t, at, samples, work);
                     if (r.norms) partial[t * jobs() + at] = squares;
                 }
@@ -111,7 +111,7 @@ class PairwiseAssembly : Batches<T> {
     }
 
     // Computes one job's tile and writes it, or returns its sum of squares.
-    double run_job(Pair pair, i64 t, i64 at, const Samples<T>& s, const TileWorkspace<T>& work) const {
+    double run_job(Pair pair, i64 t, i64 at, const SampleList<T>& s, const TileWorkspace<T>& work) const {
         const i64 r0 = at / col_jobs() * tall, c0 = at % col_jobs() * wide;
         const Tile<T> tile{work.values, std::min(tall, mainloop.left.size - r0),
                            std::min(wide, mainloop.right.size - c0), r0 - c0, mainloop.triangle};

@@ -8,8 +8,8 @@
 namespace hessext::cpu {
 
 template <class T>
-class TogetherAssembly : Batches<T> {
-    using Base = Batches<T>;
+class TogetherAssembly : PairBatches<T> {
+    using Base = PairBatches<T>;
     using Base::dense, Base::interrupt, Base::k, Base::q, Base::r, Base::threads;
 
     static constexpr i64 item_rows = 252;  // feature pairs of a row tile

@@ -25,7 +25,7 @@ struct Operand {
 
 // The samples of one outer pair that have a nonzero weight.
 template <class T>
-struct Samples {
+struct SampleList {
     i64 count;
     const i64* index;
     const T *weight, *extra;
@@ -67,7 +67,8 @@ class Mainloop {
     }
 
     // The tile from (r0, c0) on of an outer pair.
-    void run(Pair pair, const Samples<T>& s, i64 r0, i64 c0, const Tile<T>& tile, const TileWorkspace<T>& work) const {
+    void run(Pair pair, const SampleList<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
+             const TileWorkspace<T>& work) const {
         Operand<T> a = left, b = right;
         Operand<T>& weighted = a.weighted ? a : b;
         const bool mixed = outline_.outer == Outer::mixed;
@@ -81,7 +82,7 @@ class Mainloop {
     }
 
   private:
-    void multiply(const Operand<T>& a, const Operand<T>& b, const Samples<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
+    void multiply(const Operand<T>& a, const Operand<T>& b, const SampleList<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
                   const TileWorkspace<T>& work) const {
         const i64 rows = round_up(tile.rows, k.rows);
         LongSum<T> sum(work.values, work.total, rows * tile_ld);
@@ -100,7 +101,7 @@ class Mainloop {
     }
 
     // Without softmax B_n V = c_n V is the same for all samples: the tile is sum_n weight_n x_n times a column of V.
-    void outer_product(i64 unit, const Samples<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
+    void outer_product(i64 unit, const SampleList<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
                        const TileWorkspace<T>& work) const {
         const i64 first = flipped ? c0 : r0, count = flipped ? tile.cols : tile.rows;
         const i64 stored = std::max<i64>(0, std::min(count, r.left.cols - first));
@@ -119,7 +120,7 @@ class Mainloop {
     }
 
     // Entries (j, j) of p p^T become p_j (1 - p_j).
-    void replace_diagonal(const Samples<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
+    void replace_diagonal(const SampleList<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
                           const TileWorkspace<T>& work) const {
         const i64 begin = std::max(r0, c0), end = std::min(r0 + tile.rows, c0 + tile.cols);
         if (begin >= end) return;
@@ -128,7 +129,7 @@ class Mainloop {
         for (i64 j = begin; j < end; ++j) tile.values[(j - r0) * tile_ld + (j - c0)] = T(work.sums[j - begin]);
     }
 
-    void pack(bool to_left, const Operand<T>& op, const Samples<T>& s, i64 k0, i64 depth, i64 first, i64 count,
+    void pack(bool to_left, const Operand<T>& op, const SampleList<T>& s, i64 k0, i64 depth, i64 first, i64 count,
               T* panels) const {
         const i64 width = to_left ? k.rows : k.cols;
         const i64* index = s.index + k0;

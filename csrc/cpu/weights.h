@@ -114,7 +114,7 @@ void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const Pai
     }
     for (i64 t = 0; t < batch.count(); ++t) {
         T* to = view.data + view.offset(t);
-        const auto covariance = [](i64) { return T(0); };  // of hidden units alone
+        const auto covariance = [](i64) { return T(0); };  // never asked for: the hidden kind has returned above
         outline.with_weight(batch.first + t, batch.pair(t), covariance, [&](const auto& weight) {
             for (i64 n = n0; n < end; ++n) to[n * stride] = weight(n);
         });
@@ -126,7 +126,7 @@ void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const Pai
 
 // The outer pairs of an assembly, batch by batch with their weights: what both methods share.
 template <class T>
-class Batches : protected Outline<T> {
+class PairBatches : protected Outline<T> {
     i64 next_pair_ = 0;
 
   protected:
@@ -137,7 +137,7 @@ class Batches : protected Outline<T> {
     const int threads;
     mutable Interrupt interrupt;
 
-    Batches(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
+    PairBatches(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
         : Outline<T>(request, plan.outer), k(kernel), plan(plan), threads(threads) {}
 
     // Pairs in a batch whose workspace is `bytes` a pair, a multiple of `of`.

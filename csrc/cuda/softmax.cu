@@ -1,6 +1,5 @@
-// What the softmax gives before any block: top classes, residual, shifts, products with B_n, and single entries of Q_n.
+// What the softmax gives before any block: top classes, residual, shifts, products with B_n.
 #include "reduce.h"
-#include "weights.h"
 
 namespace hessext::cuda {
 namespace {
@@ -175,24 +174,6 @@ void softmax_product(const T* probs, const T* scale, const i64* top, const T* v,
 }
 
 template <class T>
-void curvature_entries(const Curvature<T>& curvature, const i64* pairs, i64 pair_count, i64 samples, T* out,
-                       const Stream& stream) {
-    use_device(stream);
-    Assembly<T> request{};
-    request.samples = samples;
-    request.curvature = curvature;
-    request.pairs = pairs;
-    request.pair_count = pair_count;
-    const Outline<T> outline(request, Outer::blocks);
-    const bool covariance = curvature.kind == Kind::hidden && curvature.probs && curvature.gauss_newton;
-    if (covariance)
-        launch<covariances<T>>(ceil_div(pair_count * samples, covariance_threads), covariance_threads, 0, stream,
-                               outline, 0, pair_count, out);
-    launch<weigh_pairs<T>>(ceil_div(pair_count * samples, weight_threads), weight_threads, 0, stream, outline, 0,
-                           pair_count, covariance ? out : nullptr, out);
-}
-
-template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
                   const Stream& stream) {
     use_device(stream);
@@ -214,6 +195,5 @@ HESSEXT_INSTANTIATE(softmax_product)
 HESSEXT_INSTANTIATE(softmax_shift)
 HESSEXT_INSTANTIATE(softmax_scan)
 HESSEXT_INSTANTIATE(softmax_others)
-HESSEXT_INSTANTIATE(curvature_entries)
 
 }  // namespace hessext::cuda

@@ -17,7 +17,7 @@ from hessext._memory import require
 from hessext._tensors import Watch, compact, map_tensors, moved, own_precision
 from hessext.model import targets
 from hessext.model.activations import Derivatives
-from hessext.model.losses import Loss, OutputCurvature
+from hessext.model.losses import Loss, OutputDerivatives
 from hessext.model.network import Network
 
 
@@ -158,7 +158,7 @@ class Samples(Data):
         return self.x.new_empty(()).expand(len(self), self.network.classes)
 
     @cached_property
-    def output(self) -> OutputCurvature:
+    def output(self) -> OutputDerivatives:
         """Derivatives of the loss with respect to the logits."""
         last = self.network.last
         features, affine, like = self.features(last), self.network.layers[last].affine, self.like_logits

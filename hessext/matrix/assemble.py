@@ -38,7 +38,7 @@ def dense(part: Part, out: Tensor | None) -> Tensor:
     """The whole matrix, into `out` if given."""
     upright = part.upright
     axes = [n for group in (upright.row, upright.col) for n in (0, group.size, group.cols, group.size)]
-    direct, mirror = not part.transposed, part.transposed or part.symmetric
+    direct, mirror = not part.transposed, part.transposed or part.same
 
     def write(samples: Samples, out: Tensor | None) -> Tensor:
         out = _checks.out(out, part.shape, part.like)

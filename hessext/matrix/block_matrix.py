@@ -55,7 +55,7 @@ class BlockMatrix:
     @property
     def symmetric(self) -> bool:
         """Whether both layers are the same."""
-        return self._part.symmetric
+        return self._part.same
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,7 +101,7 @@ class BlockMatrix:
 
     @own_precision
     def norms(self, pairs: Tensor | Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """Frobenius norms of all blocks, shaped `grid`, or (P,) of the listed pairs; no block is formed.
+        """Frobenius norms of all blocks, shaped `grid`, or (P,) of the listed pairs; no block is kept.
 
         Raises IndexError for a pair outside the grid, MemoryError.
         """

@@ -1,4 +1,4 @@
-"""Frobenius norms of blocks, all of them, row by row, or as the ratio of their means; the cheapest form is taken."""
+"""Frobenius norms of blocks: all of them, row by row, or as the ratio of their means, in the form that `cost` chooses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from hessext import _ops
 from hessext._memory import require
 
 from . import cost, gram, softmax_gram
+from .assemble import diagonal_pairs
+from .cost import Form
 from .part import Part
 from .results import BlockRatio, RowNorms
 
 _PAIRS = 1 << 17  # blocks whose norms are taken at once
-_CLASSES = 4096  # classes whose norms are formed all at once
 
 
 def block_norms(part: Part, pairs: Tensor | None) -> Tensor:
     """||H_ij||_F for the listed pairs (P,), or for all of the grid."""
     if pairs is not None:
-        return _squares_of(part, len(pairs))(pairs).sqrt_().to(part.dtype)
+        return _squares(part, cost.form_of_squares(part, len(pairs)))(pairs).sqrt_().to(part.dtype)
     rows, cols = part.grid
     require(rows * cols * (part.dtype.itemsize + 8), f"norms of {rows} x {cols} blocks", part.device)
     result = torch.zeros(rows, cols, dtype=part.dtype, device=part.device)
@@ -35,7 +36,7 @@ def block_norms(part: Part, pairs: Tensor | None) -> Tensor:
             result[first:last, first:] = norms
             result[first:, first:last] = norms.T
         return result
-    squares = _squares_of(part, rows * cols)
+    squares = _squares(part, cost.form_of_squares(part, rows * cols))
     for _, pairs in _grid_pairs(rows, cols, False, part.device):
         i, j = pairs.unbind(1)
         result[i, j] = squares(pairs).sqrt_().to(part.dtype)
@@ -73,17 +74,14 @@ def row_norms(part: Part) -> RowNorms:
 
 def _norm_rows(part: Part) -> Iterator[tuple[int, Tensor]]:
     """Norms within a layer: the first row of some, and they from that column on, (rows, K - first) float64."""
-    count = part.grid[0]
-    every = count * (count + 1) // 2
-    cheapest = min(cost.blocks(part, every), cost.pair_squares(part, every))
-    softmax = part.of_output and part.symmetric and part.term != "residual" and softmax_gram.one_sign(part)
-    if softmax and count <= _CLASSES and cost.class_pair_squares(part) < cheapest:
+    count, form = part.grid[0], cost.form_of_all(part)
+    if form is Form.CLASS_PAIRS:
         squares = softmax_gram.class_pair_squares(part)
-        own = torch.arange(count, device=part.device)[:, None].expand(-1, 2)
-        squares.diagonal().copy_(_squares_of(part, count)(own))
+        own = _squares(part, cost.form_of_squares(part, count))
+        squares.diagonal().copy_(own(diagonal_pairs(0, count, part.device)))
         yield 0, squares.sqrt_()
         return
-    squares = _squares_of(part, every)
+    squares = _squares(part, form)
     for rows, pairs in _grid_pairs(count, count, True, part.device):
         i, j = pairs.unbind(1)
         first, last = rows.start, rows.stop
@@ -99,14 +97,12 @@ def block_ratio(part: Part) -> BlockRatio:
     count = part.grid[0]
     if part.replicated or (part.of_output and part.term == "residual"):  # equal blocks, zero blocks
         return _ratio(count, count * _first_square(part), 0.0)
-    softmax = part.of_output and softmax_gram.one_sign(part)
-    every = count * (count + 1) // 2
-    by_samples = cost.softmax_sums(part) if softmax else cost.pair_squares(part, every / 2)
-    if by_samples < cost.blocks(part, every):
-        if softmax:
-            return _ratio(count, *softmax_gram.softmax_sums(part))
-        return _ratio(count, *pair_sums(part, gram.PairSquares(part, block_squares(part)).sum))
+    form = cost.form_of_ratio(part)
+    if form is Form.SUMS:
+        return _ratio(count, *softmax_gram.softmax_sums(part))
     squares = block_squares(part)
+    if form is Form.PAIRS:
+        return _ratio(count, *pair_sums(part, gram.PairSquares(part, squares).sum))
     return _ratio(count, *pair_sums(part, lambda pairs: squares(pairs).sum().item()))
 
 
@@ -129,12 +125,12 @@ def _ratio(count: int, diagonal: float, off_diagonal: float) -> BlockRatio:
 # ------------------------------------------------------------------------------------------------ squared norms
 
 
-def _squares_of(part: Part, pairs: int) -> Callable[[Tensor], Tensor]:
-    """What gives squared norms (P,) float64 of pairs (P, 2), in the form that is cheaper for so many pairs."""
-    if not part.replicated and cost.pair_squares(part, pairs) < cost.blocks(part, pairs):
-        form = gram.PairSquares(part, block_squares(part))
-        return lambda some: torch.cat([form.each(p) for p in gram.chunks(some, len(part.samples))])
-    return block_squares(part)
+def _squares(part: Part, form: Form) -> Callable[[Tensor], Tensor]:
+    """What gives squared norms (P,) float64 of pairs (P, 2) in one of the two forms that take them one by one."""
+    if form is Form.BLOCKS:
+        return block_squares(part)
+    pair_squares = gram.PairSquares(part, block_squares(part))
+    return lambda some: torch.cat([pair_squares.each(p) for p in gram.chunks(some, len(part.samples))])
 
 
 def block_squares(part: Part) -> Callable[[Tensor], Tensor]:

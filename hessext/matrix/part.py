@@ -62,7 +62,7 @@ class Part:
         return self.like.device
 
     @property
-    def symmetric(self) -> bool:
+    def same(self) -> bool:
         """Whether rows and columns are the same parameters."""
         return self.row == self.col
 
@@ -121,4 +121,4 @@ class Part:
         """The operators' arguments for the upright part: features of both sides, then the curvature."""
         row, col = self.upright.row, self.upright.col
         sides = self.features(row), row.bias, self.features(col), col.bias
-        return *sides, self.symmetric, *self.curvature()
+        return *sides, self.same, *self.curvature()

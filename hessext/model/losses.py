@@ -13,7 +13,7 @@ from hessext import _ops
 
 
 @dataclass(eq=False)
-class OutputCurvature:
+class OutputDerivatives:
     """First and second derivative of the per-sample losses l_n, whose sum is the loss, at logits f_n.
 
     d2 l_n / df2 is scale_n (diag p_n - p_n p_n^T), or scale_n I where there is no p; `residual()` forms the (N, C)
@@ -42,6 +42,7 @@ class CrossEntropy:
     ignore_index: int = -100
 
     kind = "cross_entropy"
+    softmax = True  # d2 l_n / df2 is c_n (diag p - p p^T); otherwise it is c_n I
 
     @property
     def needs_targets(self) -> bool:
@@ -59,7 +60,7 @@ class CrossEntropy:
             label_smoothing=self.label_smoothing,
         )
 
-    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputDerivatives:
         """Curvature and residual at fresh logits (N, C), of like's shape and dtype, for checked targets y."""
         probs = logits()
         top, rest = _ops.softmax_(probs)
@@ -79,7 +80,7 @@ class CrossEntropy:
             targets = torch.outer(spread, self._class_weights(probs)).scatter_add_(1, label[:, None], hit[:, None])
             return _target_residual(probs, scale, top, targets)
 
-        return OutputCurvature(scale, residual, probs, top, rest)
+        return OutputDerivatives(scale, residual, probs, top, rest)
 
     def divisor(self, y: Tensor | None, like: Tensor) -> Tensor | int:
         """What the sum over samples is divided by: N, the sum of the labels' weights, or 1; arguments as of `scale`."""
@@ -161,6 +162,7 @@ class BinaryCrossEntropy:
     pos_weight: Tensor | None = None
 
     kind = "binary_cross_entropy"
+    softmax = False
     ignore_index = None
 
     @property
@@ -184,7 +186,7 @@ class BinaryCrossEntropy:
         """What the sum over samples is divided by: N or 1."""
         return 1 if self.reduction == "sum" else len(like)
 
-    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputDerivatives:
         """Curvature and residual at logits (N, 1), of like's shape and dtype, for checked targets y."""
         f = logits()
         p, rest = f.sigmoid(), f.neg().sigmoid()
@@ -202,7 +204,7 @@ class BinaryCrossEntropy:
             return miss * p - hit * rest
 
         total = sum(shares()) if self.needs_targets else weight
-        return OutputCurvature((p * rest * total).squeeze(1), residual)
+        return OutputDerivatives((p * rest * total).squeeze(1), residual)
 
 
 def _column(t: Tensor | None, logits: Tensor) -> Tensor:
@@ -220,6 +222,7 @@ class SquaredError:
     reduction: str = "samples"
 
     kind = "mse"
+    softmax = False
     weight = None
     ignore_index = None
     needs_targets = False
@@ -230,7 +233,7 @@ class SquaredError:
             y = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
         return (logits - y.to(logits.dtype)).square().sum() / self.divisor(y, logits)
 
-    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputCurvature:
+    def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputDerivatives:
         """Curvature and residual at logits (N, C), of like's shape and dtype, for checked targets y.
 
         The curvature is that of any logits: they are formed for the residual alone.
@@ -244,7 +247,7 @@ class SquaredError:
             f = f.sub_(y) if y.is_floating_point() else f.scatter_add_(1, y[:, None], f.new_full((len(y), 1), -1.0))
             return f.mul_(factor)
 
-        return OutputCurvature(like.new_full((len(like),), factor), residual)
+        return OutputDerivatives(like.new_full((len(like),), factor), residual)
 
     def divisor(self, y: Tensor | None, like: Tensor) -> int:
         """What the sum over samples is divided by: N, N C or 1; `like` is shaped as the logits."""

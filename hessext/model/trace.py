@@ -157,7 +157,8 @@ def _follow(model: nn.Module) -> Form:
     if output.args[0] is not last:
         raise _unsupported("a result other than that of the last step")
     if form.steps[-1].activation:
-        raise _unsupported("an activation after the only linear layer")
+        which = "only" if len(form.steps) == 1 else "last"
+        raise _unsupported(f"an activation ({form.steps[-1].activation.name}) after the {which} linear layer")
     for step in form.steps[:-1]:
         step.activation = step.activation or activations.resolve("identity")
     return form
@@ -179,8 +180,8 @@ def _take(form: Form, node: fx.Node, modules: dict[str, nn.Module]) -> None:
             activation = activations.of_call(node.target, node.args, node.kwargs)
         if activation is None:
             raise _unsupported(text)
-        if len(steps) == _LAYERS or steps[-1].activation:
-            raise _unsupported(f"{text} after {'the last linear layer' if len(steps) == _LAYERS else 'an activation'}")
+        if steps[-1].activation:
+            raise _unsupported(f"{text} after an activation")
         steps[-1].activation = activation
 
 

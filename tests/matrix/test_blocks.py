@@ -1,4 +1,4 @@
-"""Second step of the proof, one layer or cross-layer part at a time: tests/reference.py proves BlockMatrix."""
+"""Second step of the proof, one layer or cross-layer part at a time: tests/helpers/reference.py proves BlockMatrix."""
 
 from __future__ import annotations
 

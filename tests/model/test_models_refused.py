@@ -84,10 +84,13 @@ REFUSED = {
     "three layers": (lambda: two(nn.ReLU(), nn.Linear(D, D)), "a third linear layer, Linear '3'"),
     "two activations": (lambda: two(nn.ReLU(), nn.Tanh()), "Tanh '2' after an activation"),
     "softmax": (lambda: nn.Sequential(nn.Linear(D, C), nn.Softmax(-1)), "Softmax '1', which"),
-    "activation at the end": (lambda: two(nn.ReLU()).append(nn.ReLU()), "ReLU '3' after the last linear layer"),
+    "activation at the end": (
+        lambda: two(nn.ReLU()).append(nn.ReLU()),
+        r"an activation \(relu\) after the last linear layer",
+    ),
     "activation after the only layer": (
         lambda: nn.Sequential(nn.Linear(D, C), nn.ReLU()),
-        "an activation after the only linear layer",
+        r"an activation \(\w+\) after the only linear layer",
     ),
     "activation first": (lambda: nn.Sequential(nn.ReLU(), nn.Linear(D, C)), "ReLU '0' before a linear layer"),
     "normalization": (lambda: two(nn.LayerNorm(D)), "LayerNorm '1', which"),

@@ -1,7 +1,7 @@
 // Inner loops in GCC/Clang vector extensions. Compiled once per instruction set (HESSEXT_ISA names it), so everything
 // is internal to the file and no standard library template is used: an inline function compiled for AVX-512 must
 // never be the copy that the linker keeps.
-#include "covariance.h"
+#include "class_sums.h"
 #include "kernels.h"
 #include "multiply.h"
 #include "packing.h"
