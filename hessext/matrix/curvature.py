@@ -7,8 +7,8 @@ With V the last weight, D_n = diag act'(z_n) of the layer before it and B_n = d2
     Kind.CROSS   between these two           Q_n = D V^T B, and the residual r_n[j] D x_n e_i^T   (11), (18)
     Kind.GIVEN   any other                   entries that the caller has
 
-The entries of the first three are computed in csrc/curvature.h, on either device; V^T B V of (14), a covariance over the
-classes, in csrc/cpu/isa/class_sums.h and csrc/cuda/weights.h.
+The entries of the first three are computed in csrc/curvature.h, on either device. V^T B V of (14) is a covariance over
+the classes: csrc/cpu/isa/class_sums.h and csrc/cuda/weights.h.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Frobenius norms of blocks: all of them, row by row, or as the ratio of their means, in the form that `cost` chooses."""
+"""Frobenius norms of blocks: all, row by row, or as the ratio of their means, in the form that `cost` chooses."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The map whose Hessian is asked for: its layers and activations, read from a module, and the loss. No samples are held."""
+"""The map whose Hessian is asked for: its layers, read from a module, its activations, and the loss. No samples."""

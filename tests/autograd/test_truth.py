@@ -1,4 +1,4 @@
-"""First step of the proof: float64 autograd (torch.func) and high-precision differences prove tests/helpers/reference.py."""
+"""First step of the proof: float64 autograd (torch.func) and precise differences prove tests/helpers/reference.py."""
 
 from __future__ import annotations
 
