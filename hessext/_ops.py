@@ -111,12 +111,12 @@ def _operator(schema: str, results: Callable | None = None) -> Callable[[Callabl
     """
 
     def register(implementation: Callable) -> Callable:
-        def run(*arguments):
-            if results is None:
-                return implementation(*arguments)
+        def fill(*arguments):
             out = results(*arguments)
             implementation(out, *arguments)
             return out
+
+        run = fill if results else implementation
 
         def run_on_gpu(*arguments):
             # The tensors' GPU is the current one meanwhile; torch's guard wakes no other one up when it leaves.
