@@ -39,15 +39,34 @@ void* address(py::handle tensor) {
     return result;
 }
 
+// Names of a struct's fields, as Python keeps them.
 template <class U>
-std::vector<PyObject*> names_of() {
-    std::vector<PyObject*> found;
-    for (std::string_view rest = U::names; !rest.empty();) {
-        const std::size_t end = std::min(rest.find(','), rest.size());
-        found.push_back(interned(rest.substr(0, end)));
-        rest.remove_prefix(std::min(end + 2, rest.size()));
-    }
-    return found;
+const py::tuple& names_of() {
+    static const py::tuple& names = *new py::tuple([] {  // never freed: it may outlive the interpreter
+        py::list found;
+        for (std::string_view rest = U::names; !rest.empty();) {
+            const std::size_t end = std::min(rest.find(','), rest.size());
+            found.append(checked(interned(rest.substr(0, end))));
+            rest.remove_prefix(std::min(end + 2, rest.size()));
+        }
+        return found;
+    }());
+    return names;
+}
+
+template <class U>
+[[noreturn]] void refuse(py::handle got) {
+    throw py::type_error(std::string("expected fields named ") + U::names + "; got " + std::string(py::str(got)));
+}
+
+// Whether a NamedTuple has the fields of a struct, in their order; looked up once a type.
+template <class U>
+void check_fields(py::handle from) {
+    static PyTypeObject* known = nullptr;
+    if (Py_TYPE(from.ptr()) == known) return;
+    const py::object fields = py::getattr(from, "_fields", py::none());
+    if (!fields.equal(names_of<U>())) refuse<U>(fields);
+    known = Py_TYPE(from.ptr());
 }
 
 template <class U>
@@ -55,29 +74,24 @@ U read(py::handle from) {
     if constexpr (std::is_pointer_v<U>) {
         return static_cast<U>(address(from));
     } else if constexpr (is_struct<U>) {
-        static const std::vector<PyObject*> names = names_of<U>();
-        const bool fields_left_out = PyDict_Check(from.ptr());
-        Py_ssize_t found = 0;
-        std::size_t at = 0;
+        const py::tuple& names = names_of<U>();
+        const bool is_dict = PyDict_Check(from.ptr());
+        if (!is_dict) check_fields<U>(from);
+        Py_ssize_t at = 0, found = 0;
         U result{};
         const auto fill = [&]<class Field>(Field& field) {
-            PyObject* const name = names[at++];
-            if (!fields_left_out) {
-                field = read<Field>(checked(PyObject_GetAttr(from.ptr(), name)));
-            } else if (PyObject* const value = PyDict_GetItemWithError(from.ptr(), name)) {
-                field = read<Field>(value);
-                ++found;
-            }
+            PyObject* const value = is_dict ? PyDict_GetItemWithError(from.ptr(), PyTuple_GET_ITEM(names.ptr(), at))
+                                            : PyTuple_GET_ITEM(from.ptr(), at);
+            ++at;
+            if (value) field = read<Field>(value), ++found;
         };
         std::apply([&](auto&... field) { (fill(field), ...); }, result.fields());
-        if (fields_left_out && found != PyDict_Size(from.ptr()))
-            throw py::type_error(std::string("expected fields named ") + U::names + "; got " +
-                                 std::string(py::str(checked(PyDict_Keys(from.ptr())))));
+        if (is_dict && found != PyDict_Size(from.ptr())) refuse<U>(checked(PyDict_Keys(from.ptr())));
         return result;
-    } else if constexpr (std::is_enum_v<U>) {
-        return U(from.cast<int>());
     } else {
-        return from.cast<U>();
+        const long long value = PyLong_AsLongLong(from.ptr());  // of a bool, too
+        if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+        return U(value);
     }
 }
 

@@ -111,12 +111,12 @@ def _operator(schema: str, results: Callable | None = None) -> Callable[[Callabl
     """
 
     def register(implementation: Callable) -> Callable:
-        def run(*arguments):
-            if results is None:
-                return implementation(*arguments)
+        def fill(*arguments):
             out = results(*arguments)
             implementation(out, *arguments)
             return out
+
+        run = fill if results else implementation
 
         def run_on_gpu(*arguments):
             # The tensors' GPU is the current one meanwhile; torch's guard wakes no other one up when it leaves.
@@ -147,19 +147,18 @@ def _features(t: Tensor, ones: bool) -> dict[str, Any]:
     return {"data": t, "ld": t.stride(0), "cols": t.shape[1], "ones": ones}
 
 
-def _assemble(out: Tensor, pairs: Tensor | None, sides: tuple, destination: dict[str, Any]) -> None:
-    """sides: the last arguments of an operator, of both sides and of the curvature."""
-    left, left_ones, right, right_ones, same_features, *curvature = sides
-    request = {
-        "samples": len(left),
-        "left": _features(left, left_ones),
-        "right": _features(right, right_ones),
-        "same_features": same_features,
-        "curvature": Curvature(*curvature),
-        "pairs": pairs,
-        "pair_count": 0 if pairs is None else len(pairs),
-        **destination,
-    }
+def _axis(start: int, step: int, start_bias: int, step_bias: int, cols: int) -> dict[str, int]:
+    return {"start": start, "step": step, "start_bias": start_bias, "step_bias": step_bias, "cols": cols}
+
+
+def _assemble(pairs: Tensor | None, sides: tuple, request: dict[str, Any]) -> None:
+    """request: what becomes of the blocks; sides: an operator's last arguments, of both sides and of the curvature."""
+    left, left_ones, right, right_ones, request["same_features"] = sides[:5]
+    request["samples"] = len(left)
+    request["left"], request["right"] = _features(left, left_ones), _features(right, right_ones)
+    request["curvature"] = Curvature._make(sides[5:])
+    if pairs is not None:
+        request["pairs"], request["pair_count"] = pairs, len(pairs)
     _run("assemble", left, request)
 
 
@@ -167,15 +166,12 @@ def _assemble(out: Tensor, pairs: Tensor | None, sides: tuple, destination: dict
     f"(Tensor(a!) out, int ld, int[] axes, bool direct, bool mirror, Tensor? pairs, {_SIDES}, {_CURVATURE}) -> ()"
 )
 def dense_(out, ld, axes, direct, mirror, pairs, *sides):
-    """axes: start, step, start_bias, step_bias of the rows, then of the columns (`Axis` in csrc/core.h)."""
+    """axes: `_axis` of the rows and of the columns, each without its last."""
     if pairs is not None and not len(pairs):
         return
-    names = "start", "step", "start_bias", "step_bias"
-    rows, cols = (
-        dict(zip(names, axis, strict=True), cols=t.shape[1]) for axis, t in ((axes[:4], sides[0]), (axes[4:], sides[2]))
-    )
+    rows, cols = _axis(*axes[:4], sides[0].shape[1]), _axis(*axes[4:], sides[2].shape[1])
     dense = {"out": out, "ld": ld, "rows": rows, "cols": cols, "direct": direct, "mirror": mirror}
-    _assemble(out, pairs, sides, {"dense": dense})
+    _assemble(pairs, sides, {"dense": dense})
 
 
 def _blocks(pairs, transposed, left, left_ones, right, right_ones, *_):
@@ -186,7 +182,7 @@ def _blocks(pairs, transposed, left, left_ones, right, right_ones, *_):
 @_operator(f"(Tensor pairs, bool transposed, {_SIDES}, {_CURVATURE}) -> Tensor", _blocks)
 def blocks(out, pairs, transposed, *sides):
     if len(pairs):
-        _assemble(out, pairs, sides, {"blocks": out, "transposed": transposed})
+        _assemble(pairs, sides, {"blocks": out, "transposed": transposed})
 
 
 @_operator(
@@ -195,18 +191,18 @@ def blocks(out, pairs, transposed, *sides):
 )
 def block_squares(out, pairs, *sides):
     if len(pairs):
-        _assemble(out, pairs, sides, {"norms": out})
+        _assemble(pairs, sides, {"norms": out})
 
 
 def _entries(pairs, *curvature):
-    c = Curvature(*curvature)
+    c = Curvature._make(curvature)
     like, samples = (c.scale, c.scale.shape[0]) if c.entries is None else (c.entries, c.entries.shape[1])
     return like.new_empty(pairs.shape[0], samples)
 
 
 @_operator(f"(Tensor pairs, {_CURVATURE}) -> Tensor", _entries)
 def curvature_entries(out, pairs, *curvature):
-    _run("curvature_entries", out, Curvature(*curvature), pairs, *out.shape, out)
+    _run("curvature_entries", out, Curvature._make(curvature), pairs, *out.shape, out)
 
 
 # ----------------------------------------------------------------------------------------------------- softmax

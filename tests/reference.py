@@ -58,6 +58,20 @@ def assert_softmax(classes: int, scale: float, dtype: torch.dtype, device: str =
     torch.testing.assert_close(probs.cpu().double(), gaps.exp() / (1 + others)[:, None], **tolerance)
 
 
+def assert_softmax_product(classes: int, dtype: torch.dtype, device: str = "cpu") -> None:
+    """The core's c_n (diag p_n - p_n p_n^T) v_n, in place; in one sample one class dominates."""
+    from hessext import _ops
+
+    g = torch.Generator().manual_seed(classes)
+    logits, v = (torch.randn(9, classes, generator=g, dtype=torch.float64).to(dtype) for _ in range(2))
+    logits[3, 0] = 60
+    probs, out, scale = (t.to(device, copy=True) for t in (logits, v, torch.linspace(-1, 2, 9, dtype=dtype)))
+    top, _ = _ops.softmax_(probs)
+    _ops.softmax_product_(out, probs, scale, top)
+    p, centred = probs.cpu().double(), v.double() - v.double().gather(1, top.cpu()[:, None])
+    assert_accurate(out.cpu(), scale.cpu().double()[:, None] * p * (centred - (p * centred).sum(1, keepdim=True)))
+
+
 def assert_silent(inputs: Inputs) -> None:
     """Asserts that a hidden unit which is never active adds nothing, even where sums of its output weights overflow."""
     bias, V = inputs.hidden_bias.clone(), inputs.output_weight.clone()

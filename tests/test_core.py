@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPES, HIDDEN, LINEAR, OVERFLOWING, PEAKED, Case, make_inputs
-from reference import assert_accurate, assert_silent, assert_softmax, dense, matrix, plain, truth
+from reference import (
+    assert_accurate,
+    assert_silent,
+    assert_softmax,
+    assert_softmax_product,
+    dense,
+    matrix,
+    plain,
+    truth,
+)
 
 from hessext import _core
 
@@ -49,6 +58,12 @@ def test_every_instruction_set_under_a_peaked_softmax(case, isa):
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
 def test_softmax(classes, scale, dtype, isa):
     assert_softmax(classes, scale, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 17, 97, 1025])
+def test_softmax_product(classes, dtype, isa):
+    assert_softmax_product(classes, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

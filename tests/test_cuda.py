@@ -9,7 +9,17 @@ import pytest
 import torch
 from cases import DTYPES, OVERFLOWING, PEAKED, Case, make_inputs
 from gram_reference import close, sums
-from reference import TERMS, assert_accurate, assert_silent, assert_softmax, dense, matrix, plain, truth
+from reference import (
+    TERMS,
+    assert_accurate,
+    assert_silent,
+    assert_softmax,
+    assert_softmax_product,
+    dense,
+    matrix,
+    plain,
+    truth,
+)
 
 from hessext import _gram, _ops
 
@@ -131,6 +141,12 @@ def test_nan_stays_nan(bits, cuda):
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
 def test_softmax(classes, scale, dtype, cuda):
     assert_softmax(classes, scale, dtype, cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 17, 97, 1025])
+def test_softmax_product(classes, dtype, cuda):
+    assert_softmax_product(classes, dtype, cuda)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])

@@ -138,19 +138,3 @@ def test_any_square_grid(dtype, cuda):
     phi = torch.cat([x.double(), torch.ones(70, 1)], 1)
     exact = torch.einsum("nij,na,nb->ijab", Q.double(), phi, phi)
     assert_accurate(dense(sides, curvature).cpu(), matrix(exact))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [1, 2, 17, 97, 1025])
-def test_softmax_product(classes, dtype, cuda):
-    """c_n (diag p_n - p_n p_n^T) v_n, in place."""
-    g = torch.Generator().manual_seed(classes)
-    logits, v = (torch.randn(9, classes, generator=g, dtype=torch.float64).to(dtype) for _ in range(2))
-    logits[3, 0] = 60  # one class dominates
-    probs, scale = logits.to(cuda, copy=True), torch.linspace(-1, 2, 9, dtype=dtype)
-    top, _ = _ops.softmax_(probs)
-    out = v.to(cuda, copy=True)
-    _ops.softmax_product_(out, probs, scale.to(cuda), top)
-    p, centred = probs.cpu().double(), v.double() - v.double().gather(1, top.cpu()[:, None])
-    exact = scale.double()[:, None] * p * (centred - (p * centred).sum(1, keepdim=True))
-    assert_accurate(out.cpu(), exact)

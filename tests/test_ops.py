@@ -23,9 +23,20 @@ def arguments(case, dtype=torch.float64):
     yield OPERATORS.blocks, (pairs[:0], True, *part)
     yield OPERATORS.block_squares, (pairs, *part)
     yield OPERATORS.curvature_entries, (pairs, *part[5:])
+    curvature = _ops.Curvature(*part[5:])
+    entries = _ops.curvature_entries(pairs, *curvature)
+    given = _ops.Curvature(int(_ops.Kind.GIVEN), *curvature[1:4], entries=entries)
+    yield (
+        OPERATORS.dense_,
+        (torch.zeros(rows, cols, dtype=dtype), cols, axes, True, row == col, pairs, *part[:5], *given),
+    )
+    yield OPERATORS.blocks, (pairs, False, *part[:5], *given)
+    yield OPERATORS.block_squares, (pairs, *part[:5], *given)
+    yield OPERATORS.curvature_entries, (pairs, *given)
     yield OPERATORS.curvature_entries, (pairs[:0], *part[5:])
     if c.probs is not None:
         yield OPERATORS.softmax_, (c.probs.log(),)
+        yield OPERATORS.softmax_product_, (c.probs.clone(), c.probs, c.scale, c.top)
         yield OPERATORS.label_residual, (c.probs, c.scale, c.top.flip(0), c.top, c.rest)
         if problem.network.hidden is not None:
             yield OPERATORS.softmax_shift, (c.probs, c.top, problem.network.output[0])
@@ -62,6 +73,7 @@ def test_compile_without_a_graph_break():
         if name.endswith("_"):  # writes to its arguments
             call = after(call)
         eager = call(*copied(args))
+        torch.compiler.reset()  # the operators share the code of one function
         compiled = torch.compile(call, backend="eager", fullgraph=True)(*copied(args))
         torch.testing.assert_close(compiled, eager, rtol=0, atol=0)
 
