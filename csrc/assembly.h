@@ -78,8 +78,8 @@ struct Outline {
         return r.pairs ? Pair{r.pairs[2 * t], r.pairs[2 * t + 1]} : grid().at(t);
     }
 
-    // f(weight) once, where weight(n) is the weight of pair `t` in sample n; covariance(n) is that of
-    // `hidden_curvature`.
+    // Calls f once with a function n -> weight of pair `t` in sample n. The hidden kind alone asks for covariance(n),
+    // which `hidden_curvature` takes.
     template <class Covariance, class F>
     HESSEXT_HOST_DEVICE void with_weight(i64 t, Pair p, const Covariance& covariance, const F& f) const {
         const Curvature<T>& q = r.curvature;

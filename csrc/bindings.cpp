@@ -59,14 +59,11 @@ template <class U>
     throw py::type_error(std::string("expected fields named ") + U::names + "; got " + std::string(py::str(got)));
 }
 
-// Whether a NamedTuple has the fields of a struct, in their order; looked up once a type.
+// Refuses what is no NamedTuple with the fields of a struct, in their order.
 template <class U>
 void check_fields(py::handle from) {
-    static PyTypeObject* known = nullptr;
-    if (Py_TYPE(from.ptr()) == known) return;
     const py::object fields = py::getattr(from, "_fields", py::none());
-    if (!fields.equal(names_of<U>())) refuse<U>(fields);
-    known = Py_TYPE(from.ptr());
+    if (!PyTuple_Check(from.ptr()) || !fields.equal(names_of<U>())) refuse<U>(fields);
 }
 
 template <class U>

@@ -1,5 +1,6 @@
 // The operations of the core, each declared once. core.h includes this file in `namespace cpu`, where By is a number of
-// threads, and in `namespace cuda`, where it is a stream: the last argument says who computes. Operations on the CPU
+// threads, and in `namespace cuda`, where it is a stream: the last argument says who computes. HESSEXT_BODY is empty;
+// cuda/stub.cpp, for builds without CUDA, includes the file once more with a body that throws. Operations on the CPU
 // throw std::bad_alloc, those on a GPU std::runtime_error where a launch fails.
 
 // Assembles blocks, a dense matrix or squared norms. float32 products are summed in float32 within spans of samples
@@ -51,8 +52,9 @@ void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* lar
 template <class T>
 void gram_sums(const Gram<T>& request, double* sums, const By& by) HESSEXT_BODY;
 
-// sums[0] += sum W sum_j s_nj s_n'j and sums[1] += sum W sum_{j != k} p_nj p_n'j p_nk p_n'k, except for what gram_sums
-// has added: sum over the other classes of s s', and minus that of q q'. `products` of it is the sum of p p'.
+// The terms of the top classes in the sums sum W sum_j s_nj s_n'j (added to sums[0]) and
+// sum W sum_{j != k} p_nj p_n'j p_nk p_n'k (added to sums[1]). gram_sums has those of the other classes: its first sum,
+// and minus its second. `products` is what it has added there.
 template <class T>
 void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums,
                const By& by) HESSEXT_BODY;

@@ -112,7 +112,8 @@ def hessian(
     `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
 
     Args:
-        model: the module; it is read once, later training does not change the result (above 64 MiB: is an error).
+        model: the module; it is read once, and later training does not change the result. Weights above 64 MiB are not copied;
+            changing one in place raises RuntimeError.
         x: what the module takes, of its dtype and device; its first linear layer then sees (N, d) or (N, T, d).
             Or batches (x, y) of it, as in `linear`.
         y: targets as in `linear`.
@@ -174,12 +175,12 @@ def _hessian(
     y: Tensor | None,
     loss: LossLike,
     memory: int,
-    features: Callable[[Tensor], Tensor] | None = None,
+    before: Callable[[Tensor], Tensor] | None = None,
 ) -> Hessian:
-    """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; `features` of x are the inputs."""
+    """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; before(x) are the inputs."""
     loss, memory = losses.resolve(loss), _checks.count("memory", memory)
     if not isinstance(x, Iterable) or isinstance(x, Tensor | str | dict) or type(x).__module__ == "numpy":
-        return Hessian(Samples.of(network, loss, x if features is None else features(x), y))
+        return Hessian(Samples.of(network, loss, x if before is None else before(x), y))
     if y is not None:
         got = type(x).__name__
         if isinstance(y, str | nn.Module):
@@ -187,4 +188,4 @@ def _hessian(
                 f"y: expected None beside batches (x, y); got {type(y).__name__}: a loss is passed as loss="
             )
         raise TypeError(f"x: expected a torch.Tensor; got {got} (of batches (x, y)? they come without a y beside them)")
-    return Hessian(Batches(network, loss, x, memory, features))
+    return Hessian(Batches(network, loss, x, memory, before))

@@ -7,7 +7,7 @@ build: str
 cuda: bool
 
 class Threads:
-    """The CPU's."""
+    """A number of CPU threads."""
 
     def __init__(self, count: int) -> None: ...
 

@@ -90,7 +90,10 @@ def _wide(t: Tensor) -> bool:
 
 
 def _run(operation: str, like: Tensor, *arguments: Any) -> None:
-    """One of csrc/operations.h in the dtype and on the device of `like`: structs are dicts of what is not zero."""
+    """Call one operation of csrc/operations.h for the dtype and the device of `like`.
+
+    Structs are dicts by field name; fields that are left out are zero.
+    """
     core, by = _who(like)
     getattr(core, operation)(_wide(like), *arguments, by)
 

@@ -120,8 +120,8 @@ class TogetherAssembly : PairBatches<T> {
                             continue;
                         }
                         T* out = this->base(done + t0 + t);
-                        for (i64 k = 0; k < this->copies(pair); ++k) {
-                            const Pair block = this->copy(pair, k);
+                        for (i64 c = 0; c < this->copies(pair); ++c) {
+                            const Pair block = this->copy(pair, c);
                             if (dense.direct) scatter(column, count, direct, block, out);
                             if (dense.mirror) scatter(column, count, mirror, block, out);
                         }

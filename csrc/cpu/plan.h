@@ -67,8 +67,8 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const double active = density(q.slope, q.rows, r.samples, q.rows);
 
     // Of outer pairs whose tile is rows x cols: weights are formed and listed for all samples, rows gathered into
-    // panels for those of nonzero weight. Both are given in multiply-adds, as scripts/calibrate measures them: 12
-    // cycles a weight, 40 a sample, 0.75 an item of its row.
+    // panels for those of nonzero weight. In cycles of one vector of multiply-adds, which scripts/calibrate
+    // measures: 12 a weight, 40 a sample, 0.75 an item of its row.
     const auto pairwise = [&](double pairs, double share, double area, double items) {
         return pairs * n * double(k.lanes) * (12 + share * (area / double(k.lanes) + 40 + 0.75 * items));
     };

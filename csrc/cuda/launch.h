@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include <cstring>
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -51,10 +51,14 @@ void launch(i64 blocks, int threads, std::size_t shared, const Stream& stream, A
     config.dynamicSmemBytes = shared;
     config.stream = static_cast<cudaStream_t>(stream.handle);
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-    const char* name = std::strstr(__PRETTY_FUNCTION__, "kernel = ");
-    cudaGetLastError();  // cleared, so that the next launch does not report it
-    check(error, name);
-    check(cudaGetLastError(), name);
+    const cudaError_t last = cudaGetLastError();  // cleared, so that the next launch does not report it
+    if (error == cudaSuccess && last == cudaSuccess) return;
+    std::string name = __PRETTY_FUNCTION__;  // "... [with auto kernel = NAME; ..."
+    if (const auto from = name.find("kernel = "); from != std::string::npos) {
+        name.erase(0, from + 9);
+        name.resize(std::min(name.find(';'), name.size()));
+    }
+    check(error == cudaSuccess ? last : error, name.c_str());
 }
 
 // Makes the stream's device the current one; the caller restores it.

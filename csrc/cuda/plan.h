@@ -61,6 +61,8 @@ HESSEXT_HOST_DEVICE inline Pair pair_at(const Outline<T>& o, i64 t) {
     return {above.first, above.second + 1};
 }
 
+constexpr i64 least_listed = 64;  // given pairs whose samples are listed
+
 template <class T>
 struct Plan {
     Outline<T> outline;
@@ -72,22 +74,24 @@ struct Plan {
     bool triangle;            // only entries r <= c are computed
     bool curvature_column;    // the right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j], i the pair's first
     i64 side;
-    Grid tiles;        // of one pair's product
-    i64 batch;         // pairs whose samples are in memory
-    i64 span;          // samples summed in T
-    i64 splits;        // blocks that share a tile, each a part of its samples
-    bool long_sums;    // sums are kept in float64, between spans or for several splits
-    i64 launch_tiles;  // tiles of a launch
+    Grid tiles;              // of one pair's product
+    i64 batch;               // pairs whose samples are in memory
+    i64 span;                // samples summed in T
+    i64 splits = 1;          // blocks that share a tile, each a part of its samples
+    bool long_sums = false;  // sums are kept in float64, between spans or for several splits
+    i64 launch_tiles = 1;    // tiles of a launch
 
     Plan(const Assembly<T>& request, bool tensor_cores) : outline(request, choose_outer(request)) {
         const Outline<T>& o = outline;
         const Curvature<T>& q = o.r.curvature;
-        if (std::max({o.r.samples, q.classes, o.r.left.ld, o.r.right.ld}) > INT_MAX)
+        if (std::max({o.r.samples, q.classes, o.r.left.ld, o.r.right.ld, o.r.left.size(), o.r.right.size()}) > INT_MAX)
             throw std::runtime_error("CUDA: expected fewer than 2^31 samples, classes and features");
         samples = o.r.samples;
         tensor = tensor_cores;
         covariance = q.kind == Kind::hidden && q.gauss_newton && q.probs;
-        sparse = q.kind != Kind::output || o.outer == Outer::features;
+        // A list is made by one block for each pair, which takes long where few pairs have many samples.
+        const bool few_given = q.kind == Kind::given && o.pair_count() < least_listed;
+        sparse = (q.kind != Kind::output && !few_given) || o.outer == Outer::features;
         const Features<T> classes{q.probs, q.classes, q.classes, false};
         left = o.outer == Outer::features ? classes : o.r.left;
         right = o.outer == Outer::features ? classes : o.r.right;

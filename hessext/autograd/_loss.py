@@ -22,7 +22,7 @@ def check_targets(y: Tensor, logits: Tensor, loss: Loss) -> None:
     """Refuse targets that torch's loss of these logits would refuse, too."""
     (N, C), labels = logits.shape, not y.is_floating_point()
     if loss.kind == "binary_cross_entropy":
-        targets.single_logit(C)
+        targets.check_single_logit(C)
     shapes = [(N,), (N, 1)] if loss.kind == "binary_cross_entropy" else [(N,)] if labels else [(N, C)]
     if y.shape not in shapes or (labels and y.dtype not in (torch.int64, torch.bool)):
         wanted = "int64 labels" if labels else "targets"

@@ -31,7 +31,7 @@ class Batches(Data):
 
     source: Iterable[Any]
     memory: int  # bytes that samples, and what is computed from them, may take where all are kept
-    features: Callable[[Tensor], Tensor] | None = None  # of what a batch has as x; None: x itself
+    before: Callable[[Tensor], Tensor] | None = None  # makes the network's inputs of a batch's x; None: they are x
 
     results = 2
 
@@ -88,7 +88,7 @@ class Batches(Data):
             divisor += float(self.loss.divisor(y, samples.like_logits))
             del samples, x, y, part  # before the next piece is read
         if self.loss.reduction != "sum":
-            targets.divisor(divisor)
+            targets.check_divisor(divisor)
             result.div_(divisor)
         return result.to(self.network.like.dtype) if out is None else out.copy_(result)
 
@@ -146,7 +146,7 @@ class Batches(Data):
                 for t in batch
             )
             try:
-                samples = Samples.of(self.network, summed, x if self.features is None else self.features(x), y)
+                samples = Samples.of(self.network, summed, x if self.before is None else self.before(x), y)
             except (TypeError, ValueError) as error:
                 raise (TypeError if isinstance(error, TypeError) else ValueError)(f"batch {k}: {error}") from None
             form = "None" if samples.y is None else f"{samples.y.dtype} of {samples.y.ndim} axes"

@@ -133,11 +133,11 @@ class Samples(Data):
 
     def features(self, layer: int) -> Tensor:
         """Inputs a_{l-1} of a layer (N, cols)."""
-        return self._output(layer - 1)[0] if layer else self.x
+        return self._activated(layer - 1)[0] if layer else self.x
 
     def slope(self, layer: int) -> Tensor:
         """act'(z) (N, K) of a layer's outputs."""
-        return self._output(layer)[1]
+        return self._activated(layer)[1]
 
     @_once_per_layer
     def active(self, layer: int) -> float:
@@ -147,8 +147,8 @@ class Samples(Data):
         return some.count_nonzero().item() / some.numel()
 
     @_once_per_layer
-    def _output(self, layer: int) -> Derivatives:
-        """(a, act', act'') of a layer with an activation."""
+    def _activated(self, layer: int) -> Derivatives:
+        """(a, act', act'') (N, K) of a layer with an activation."""
         this = self.network.layers[layer]
         return this.activation.evaluate(F.linear(self.features(layer), *this.affine))
 
@@ -191,6 +191,7 @@ class Samples(Data):
         """r_n = d loss / d f_n (N, C)."""
         return self.output.residual()
 
+    @_once_per_layer
     def gradient(self, layer: int) -> Tensor:
         """g_l = d loss / d z_l (N, K)."""
         return self.residual if layer == self.network.last else self.slope(layer) * self._pulled_back(layer)
@@ -198,7 +199,7 @@ class Samples(Data):
     @_once_per_layer
     def bend(self, layer: int) -> Tensor | None:
         """act''(z_l) W_{l+1}^T g_{l+1} (N, K), what the activation's own curvature adds; None where act'' vanishes."""
-        second = self._output(layer)[2]
+        second = self._activated(layer)[2]
         return None if second is None else second * self._pulled_back(layer)
 
     def _pulled_back(self, layer: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -91,12 +90,12 @@ class Part:
         """The part or its transpose, the earlier layer first."""
         return self.T if self.transposed else self
 
-    @cached_property
+    @property
     def replicated(self) -> bool:
         """Whether blocks (i, i) are one and the same, which the core computes once, and the others vanish."""
         return self.within and is_multiple_of_identity(self.data, self.row.layer)
 
-    @cached_property
+    @property
     def samples(self) -> Samples:
         """All of the data in memory. Raises MemoryError where it does not fit."""
         return self.data.in_memory()

@@ -17,6 +17,7 @@ from .part import Part
 
 _KEPT = 256 << 20  # bytes of probabilities kept between passes
 _TILE = 32 << 20  # bytes of a tile of classes where they are not kept
+_WORK, _WORK_ON_GPU = 32 << 20, 256 << 20  # bytes of products of probabilities; a GPU takes few large assemblies
 
 
 class _OtherClasses:
@@ -130,7 +131,7 @@ def class_pair_squares(part: Part) -> Tensor:
     phi = FeatureProducts(part.features(part.row), part.row.bias, torch.float64)
     P = samples.output.probs
     N, C = P.shape
-    work = _KEPT if part.device.type == "cuda" else _TILE  # a GPU takes few large assemblies
+    work = _WORK_ON_GPU if part.device.type == "cuda" else _WORK
     require(16 * C * C + 3 * work, f"norms of {C} x {C} blocks", part.device)
     power = power_of_two(P, 0)[0]
     # squares of the smallest probabilities underflow in float32

@@ -56,9 +56,8 @@ class Network:
     """Layers in the order in which they are applied; parameters are checked, and copied if small."""
 
     layers: tuple[Layer, ...]
-    registered: tuple[int, ...] | None = (
-        None  # layers in torch's order, in which a model registers them; None: as applied
-    )
+    # Layers in torch's order, in which a model registers them; None: as they are applied.
+    registered: tuple[int, ...] | None = None
     by_parameter: bool = False  # whether `Hessian.layers` are a model's parameters, or whole layers
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ def checked_targets(y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss
     if y is None and loss.needs_targets:
         raise ValueError("y: this loss's class weights, ignore_index or pos_weight need targets; got None")
     if loss.kind == "binary_cross_entropy":
-        single_logit(C)
+        check_single_logit(C)
         y = None if y is None else _binary_targets(y, shape, loss, like)
         for name, weight in (("loss.weight", loss.weight), ("loss.pos_weight", loss.pos_weight)):
             if weight is not None:
@@ -50,13 +50,13 @@ def checked_targets(y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss
     return y
 
 
-def divisor(total: Tensor | float) -> None:
+def check_divisor(total: Tensor | float) -> None:
     """Refuse a mean over labels that weigh nothing."""
     if not total:
         raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
 
 
-def single_logit(C: int) -> None:
+def check_single_logit(C: int) -> None:
     """Refuse binary cross-entropy of several logits: each has a curvature of its own."""
     if C != 1:
         raise ValueError(f"loss: binary cross-entropy is supported for one logit, C = 1; got a model with C = {C}")
@@ -98,4 +98,4 @@ def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
         raise ValueError(f"y: expected labels in [0, {C}); got {low if low < 0 else high}")
     by_weight = loss.kind == "cross_entropy" and loss.reduction == "mean" and (ignored or loss.weight is not None)
     if by_weight:
-        divisor(loss.divisor(y, like))
+        check_divisor(loss.divisor(y, like))

@@ -64,7 +64,8 @@ def sweep(
         draws: of each point, at least 2.
         seed: of all random numbers.
         dtype: torch.float32 or torch.float64, of the same random numbers.
-        workers: processes; 1 is none but this one. None: torch.get_num_threads(), or 1 where that is quicker.
+        workers: number of processes; 1 computes everything in this one. None: torch.get_num_threads(), or 1 where that
+            is quicker.
         path: a CSV file, in a folder that exists, that gets a row per draw and layer as soon as it is computed. If the
             file exists it is continued, with more draws or other sizes as well. None writes nothing.
         progress: show the expected time and a bar on stderr, the bar in terminals only.
