@@ -13,21 +13,22 @@ from torch import Tensor
 from . import _checks
 
 
-def version(t: Tensor | None) -> int:
+def version(t: Tensor) -> int:
     """torch's count of changes in place; inference tensors have none."""
-    return 0 if t is None or t.is_inference() else t._version
+    return 0 if t.is_inference() else t._version
 
 
 class Watch:
-    """Tensors that are not copied must not change: their versions when this was made."""
+    """Tensors that are not copied must not change: their versions when this was made. Called before every result."""
 
     def __init__(self, **tensors: Tensor | None) -> None:
-        self._tensors, self._versions = tensors, [version(t) for t in tensors.values()]
+        watched = {name: t for name, t in tensors.items() if t is not None and not t.is_inference()}
+        self._watched = [(name, t, t._version) for name, t in watched.items()]
 
     def check(self) -> None:
         """Raise RuntimeError if one was changed in place since."""
-        for (name, t), before in zip(self._tensors.items(), self._versions, strict=True):
-            if version(t) != before:
+        for name, t, before in self._watched:
+            if t._version != before:
                 raise RuntimeError(
                     f"{name} was changed in place after the Hessian was made; pass a copy, {name}.clone()"
                 )

@@ -22,20 +22,20 @@ def curvature_between(samples: Samples, row: int, col: int, term: str) -> Curvat
     samples.check_unchanged()
     last, classes, o = samples.network.last, samples.network.classes, samples.output
     gauss_newton, residual = term != "residual", term != "gauss_newton"
-    softmax = {"scale": o.scale, "probs": o.probs, "top": o.top, "rest": o.rest}
+    output = o.scale, o.probs, o.top, o.rest
     if row == last:
-        return Curvature(Kind.OUTPUT, classes, classes, True, classes, gauss_newton, **softmax)
+        return Curvature(Kind.OUTPUT, classes, classes, True, classes, gauss_newton, *output)
     if row < last - 1:
         raise NotImplementedError("the curvature of a layer before the last two")
-    V = samples.network.layers[last].weight
-    hidden = {"weight": V, "shift": samples.shift, "slope": samples.slope(row)}
+    V, shift, slope = samples.network.layers[last].weight, samples.shift, samples.slope(row)
     units = V.shape[1]
     if col == last:
         r = samples.residual if residual else None
-        return Curvature(Kind.CROSS, units, classes, False, classes, gauss_newton, **softmax, **hidden, residual=r)
+        grid = units, classes, False
+        return Curvature(Kind.CROSS, *grid, classes, gauss_newton, *output, V, None, shift, slope, residual=r)
     gram = V.T @ V if o.probs is None else None
     bend = samples.bend(row) if residual else None
-    return Curvature(Kind.HIDDEN, units, units, True, classes, gauss_newton, **softmax, **hidden, gram=gram, bend=bend)
+    return Curvature(Kind.HIDDEN, units, units, True, classes, gauss_newton, *output, V, gram, shift, slope, bend)
 
 
 def is_multiple_of_identity(data: Data, layer: int) -> bool:
