@@ -112,8 +112,8 @@ def hessian(
     `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
 
     Args:
-        model: the module; it is read once, and later training does not change the result. Weights above 64 MiB are not copied;
-            changing one in place raises RuntimeError.
+        model: the module; it is read once, and later training does not change the result. Weights above 64 MiB are
+            not copied; changing one in place raises RuntimeError.
         x: what the module takes, of its dtype and device; its first linear layer then sees (N, d) or (N, T, d).
             Or batches (x, y) of it, as in `linear`.
         y: targets as in `linear`.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hessext import Hessian, plot
+from hessext.plot._maps import DECADES
 
 from ._forces import Forces, forces
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run
@@ -40,7 +41,7 @@ def _numbers(H: Hessian) -> dict[str, Any]:
 def _limits(images: list[np.ndarray]) -> tuple[float, float]:
     """One colour scale for all of them."""
     high = float(max(image.max() for image in images))
-    return high * 10.0**-plot.DECADES, high
+    return high * 10.0**-DECADES, high
 
 
 def _draw(loss: str, run: Run) -> Drawing:
