@@ -154,12 +154,23 @@ def _axis(start: int, step: int, start_bias: int, step_bias: int, cols: int) -> 
     return {"start": start, "step": step, "start_bias": start_bias, "step_bias": step_bias, "cols": cols}
 
 
+def _curvature(fields: tuple, pairs: Tensor | None) -> Curvature:
+    """The curvature of an operator's arguments. Raises ValueError where given entries are those of other pairs."""
+    c = Curvature._make(fields)
+    if c.entries is not None:
+        every = c.rows * (c.rows + 1) // 2 if c.symmetric else c.rows * c.cols
+        expected = every if pairs is None else len(pairs)
+        if len(c.entries) != expected:
+            raise ValueError(f"entries: expected rows for {expected} pairs; got {len(c.entries)}")
+    return c
+
+
 def _assemble(pairs: Tensor | None, sides: tuple, request: dict[str, Any]) -> None:
     """request: what becomes of the blocks; sides: an operator's last arguments, of both sides and of the curvature."""
     left, left_ones, right, right_ones, request["same_features"] = sides[:5]
     request["samples"] = len(left)
     request["left"], request["right"] = _features(left, left_ones), _features(right, right_ones)
-    request["curvature"] = Curvature._make(sides[5:])
+    request["curvature"] = _curvature(sides[5:], pairs)
     if pairs is not None:
         request["pairs"], request["pair_count"] = pairs, len(pairs)
     _run("assemble", left, request)
@@ -205,7 +216,7 @@ def _entries(pairs, *curvature):
 
 @_operator(f"(Tensor pairs, {_CURVATURE}) -> Tensor", _entries)
 def curvature_entries(out, pairs, *curvature):
-    _run("curvature_entries", out, Curvature._make(curvature), pairs, *out.shape, out)
+    _run("curvature_entries", out, _curvature(curvature, pairs), pairs, *out.shape, out)
 
 
 # ----------------------------------------------------------------------------------------------------- softmax

@@ -138,3 +138,17 @@ def test_any_square_grid(dtype, cuda):
     phi = torch.cat([x.double(), torch.ones(70, 1)], 1)
     exact = torch.einsum("nij,na,nb->ijab", Q.double(), phi, phi)
     assert_accurate(dense(sides, curvature).cpu(), matrix(exact))
+
+
+def test_entries_of_other_pairs_are_refused():
+    x, entries = torch.ones(5, 2), torch.ones(3, 5)
+    curvature = Curvature(int(Kind.GIVEN), 2, 2, True, entries=entries)
+    sides, pairs = (x, False, x, False, True), torch.zeros(2, 2, dtype=torch.int64)
+    for call in (
+        lambda: _ops.blocks(pairs, False, *sides, *curvature),
+        lambda: _ops.block_squares(pairs, *sides, *curvature),
+        lambda: _ops.curvature_entries(pairs, *curvature),
+        lambda: _ops.dense_(torch.zeros(4, 4), 4, [0, 2, 2, 2] * 2, True, True, pairs, *sides, *curvature),
+    ):
+        with pytest.raises(ValueError, match="entries: expected rows for 2 pairs; got 3"):
+            call()

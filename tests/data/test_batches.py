@@ -244,6 +244,14 @@ def test_one_pass_for_a_result_and_none_for_a_copy():
     assert batches.passes == begun + 1  # those of another dtype are not
 
 
+def test_a_pickle_of_a_part_has_no_samples_that_norms_have_kept():
+    x, y = data(64)
+    B = hessext.hessian(model(), list(zip(x.split(8), y.split(8), strict=True)))["1"]
+    before = len(pickle.dumps(B))
+    B.norms()
+    assert len(pickle.dumps(B)) == before
+
+
 def test_pieces_are_of_bounded_size(monkeypatch):
     x, y = data(64)
     seen = []
