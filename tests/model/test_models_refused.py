@@ -86,11 +86,11 @@ REFUSED = {
     "softmax": (lambda: nn.Sequential(nn.Linear(D, C), nn.Softmax(-1)), "Softmax '1', which"),
     "activation at the end": (
         lambda: two(nn.ReLU()).append(nn.ReLU()),
-        r"an activation \(relu\) after the last linear layer",
+        "an activation (relu) after the last linear layer",
     ),
     "activation after the only layer": (
         lambda: nn.Sequential(nn.Linear(D, C), nn.ReLU()),
-        r"an activation \(\w+\) after the only linear layer",
+        "an activation (relu) after the only linear layer",
     ),
     "activation first": (lambda: nn.Sequential(nn.ReLU(), nn.Linear(D, C)), "ReLU '0' before a linear layer"),
     "normalization": (lambda: two(nn.LayerNorm(D)), "LayerNorm '1', which"),
