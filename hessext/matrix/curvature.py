@@ -5,7 +5,7 @@ With V the last weight, D_n = diag act'(z_n) of the layer before it and B_n = d2
     Kind.OUTPUT  last layer                  Q_n = B_n                       (3), (5), (9), (15)
     Kind.HIDDEN  layer before it             Q_n = D V^T B V D + diag(bend)  (8), (14)
     Kind.CROSS   between these two           Q_n = D V^T B, and the residual r_n[j] D x_n e_i^T   (11), (18)
-    Kind.GIVEN   any other                   entries that the caller has
+    Kind.GIVEN   any other                   entries; nothing here forms them yet, so these parts raise
 
 The entries of the first three are computed in csrc/curvature.h, on either device. V^T B V of (14) is a covariance over
 the classes: csrc/cpu/isa/class_sums.h and csrc/cuda/weights.h.
@@ -22,20 +22,20 @@ def curvature_between(samples: Samples, row: int, col: int, term: str) -> Curvat
     samples.check_unchanged()
     last, classes, o = samples.network.last, samples.network.classes, samples.output
     gauss_newton, residual = term != "residual", term != "gauss_newton"
-    output = o.scale, o.probs, o.top, o.rest
+    output = {"scale": o.scale, "probs": o.probs, "top": o.top, "rest": o.rest}
     if row == last:
-        return Curvature(Kind.OUTPUT, classes, classes, True, classes, gauss_newton, *output)
+        return Curvature(Kind.OUTPUT, classes, classes, True, classes, gauss_newton, **output)
     if row < last - 1:
         raise NotImplementedError("the curvature of a layer before the last two")
-    V, shift, slope = samples.network.layers[last].weight, samples.shift, samples.slope(row)
-    units = V.shape[1]
+    V = samples.network.layers[last].weight
+    units, hidden = V.shape[1], {"weight": V, "shift": samples.shift, "slope": samples.slope(row)}
     if col == last:
         r = samples.residual if residual else None
-        grid = units, classes, False
-        return Curvature(Kind.CROSS, *grid, classes, gauss_newton, *output, V, None, shift, slope, residual=r)
+        return Curvature(Kind.CROSS, units, classes, False, classes, gauss_newton, **output, **hidden, residual=r)
     gram = V.T @ V if o.probs is None else None
     bend = samples.bend(row) if residual else None
-    return Curvature(Kind.HIDDEN, units, units, True, classes, gauss_newton, *output, V, gram, shift, slope, bend)
+    own = {"gram": gram, "bend": bend}
+    return Curvature(Kind.HIDDEN, units, units, True, classes, gauss_newton, **output, **hidden, **own)
 
 
 def is_multiple_of_identity(data: Data, layer: int) -> bool:
