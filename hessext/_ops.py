@@ -279,8 +279,8 @@ def softmax_others_(logits, first, largest, top, others, power):
 def _gram(weight: Tensor, triangle: bool, products: Tensor | None, powers: list[Tensor], **sides: Any) -> dict:
     """powers: of both sides, or none at all."""
     rows, cols = weight.shape
-    powers = dict(zip(("left_power", "right_power"), powers, strict=False))
-    return {"rows": rows, "cols": cols, "weight": weight, "triangle": triangle, "products": products, **powers, **sides}
+    named = dict(zip(("left_power", "right_power"), powers, strict=True)) if powers else {}
+    return {"rows": rows, "cols": cols, "weight": weight, "triangle": triangle, "products": products, **named, **sides}
 
 
 @_operator(
