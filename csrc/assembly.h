@@ -52,14 +52,14 @@ struct Outline {
     Outer outer;
     // Without softmax all output blocks (i, i) are one and the same and the others are zero; the caller writes those.
     bool replicated;
-    bool extra;      // the residual part of the cross kind is added
+    bool extra;      // the residual between neighbouring layers is added
     Dense<T> dense;  // blocks are small dense matrices of their own
 
     Outline(const Assembly<T>& request, Outer outer)
         : r(request),
           outer(outer),
           replicated(!r.pairs && r.curvature.kind == Kind::output && !r.curvature.probs),
-          extra(r.curvature.kind == Kind::cross && r.curvature.residual && r.right.cols > 0),
+          extra(r.curvature.residual && r.right.cols > 0),
           dense(destination(r)) {}
 
     // --------------------------------------------------------------------------------------------- outer pairs
@@ -108,7 +108,7 @@ struct Outline {
         const Curvature<T>& q = r.curvature;
         const T slope = q.slope[n * q.rows + p.first];
         if (outer == Outer::mixed) return p.first == p.second ? slope : T(0);
-        return slope * q.residual[n * q.classes + p.second];
+        return slope * q.residual[n * q.cols + p.second];
     }
 
     // --------------------------------------------------------------------------------------- places of entries

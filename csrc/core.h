@@ -45,7 +45,7 @@ struct Features {
 enum class Kind {
     output,  // Q_n = B_n                                     features a, a       equations (5), (9), (15)
     hidden,  // Q_n = D V^T B_n V D + diag(bend_n)            features x, x       equations (8), (14)
-    cross,   // Q_n = D V^T B_n, plus r_n[j] D x_n e_i^T      features x, a       equations (11), (18)
+    cross,   // Q_n = D V^T B_n                               features x, a       equations (11), (18)
     given,   // Q_n = entries                                 any features
 };
 
@@ -67,7 +67,8 @@ struct Curvature {
     const T* shift;     // sum_c p_n[c] (V[c] - V[top])          [N, m] or null
     const T* slope;     // act'(z_n)                             [N, m] or null
     const T* bend;      // act''(z_n) (V^T r_n), residual term   [N, m] or null
-    const T* residual;  // r_n = d loss / d f_n, residual term   [N, C] or null
+    // d loss / d z_n of the second of two neighbouring layers, whose residual term adds residual_n[j] D phi_n e_i^T
+    const T* residual;  //                                       [N, cols] or null
     // Q_n[i, j] of the listed pairs, or of all pairs of Q_n in the order of `Grid` (assembly.h)  [P, N] or null
     const T* entries;
     HESSEXT_FIELDS(kind, rows, cols, symmetric, classes, gauss_newton, scale, probs, top, rest, weight, gram, shift,

@@ -9,7 +9,7 @@
 template <class T>
 void assemble(const Assembly<T>& request, const By& by) HESSEXT_BODY;
 
-// out[p, n] = Q_n[i_p, j_p] of the listed pairs, without the residual of the cross kind                   [P, N]
+// out[p, n] = Q_n[i_p, j_p] of the listed pairs, without the residual between layers                        [P, N]
 template <class T>
 void curvature_entries(const Curvature<T>& curvature, const i64* pairs, i64 pair_count, i64 samples, T* out,
                        const By& by) HESSEXT_BODY;

@@ -13,7 +13,7 @@ except ImportError as error:
 from importlib import import_module
 
 from . import autograd, datasets, plot
-from ._api import hessian, linear, one_hidden
+from ._api import feed_forward, hessian, linear, one_hidden
 from ._head import head
 from .matrix.block_matrix import BlockMatrix
 from .matrix.hessian import Hessian
@@ -36,6 +36,7 @@ __all__ = [
     "RowNorms",
     "autograd",
     "datasets",
+    "feed_forward",
     "figures",
     "head",
     "hessian",

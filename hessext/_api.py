@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from ._memory import require
 from .data.batches import Batches
 from .data.samples import Samples
 from .matrix.hessian import Hessian
-from .model import activations, losses, trace
-from .model.activations import Activation
+from .model import losses, trace
+from .model.activations import Activation, resolve
 from .model.losses import LossLike
 from .model.network import Layer, Network
 
@@ -88,13 +88,59 @@ def one_hidden(
     Raises:
         ValueError: a shape, device, value or name; TypeError: not a tensor, or its dtype. The argument is named.
     """
-    activation = activations.resolve(activation)
-    W = _checks.matrix("hidden_weight", hidden_weight)
-    V = _checks.matrix("output_weight", output_weight, cols=W.shape[0], like=W)
-    b = None if hidden_bias is None else _checks.vector("hidden_bias", hidden_bias, size=W.shape[0], like=W)
-    c = None if output_bias is None else _checks.vector("output_bias", output_bias, size=V.shape[0], like=W)
-    network = Network((_snapshot("hidden", W, b, activation), _snapshot("output", V, c)))
-    return _hessian(network, x, y, loss, memory)
+    layers = [
+        _Given("hidden", "hidden_weight", hidden_weight, "hidden_bias", hidden_bias, resolve(activation)),
+        _Given("output", "output_weight", output_weight, "output_bias", output_bias),
+    ]
+    return _hessian(Network(_chain(layers)), x, y, loss, memory)
+
+
+def feed_forward(
+    weights: Sequence[Tensor],
+    x: Tensor | Iterable[Any],
+    y: Tensor | None = None,
+    *,
+    biases: Sequence[Tensor | None] | None = None,
+    activations: str | nn.Module | Sequence[str | nn.Module] = "relu",
+    loss: LossLike = "cross_entropy",
+    memory: int = KEPT,
+) -> Hessian:
+    """Hessian of a network of any depth, z_l = W_l a_{l-1} + b_l, a_l = act_l(z_l), a_0 = x, logits z_L: THEORY (g).
+
+    Within layer l, H_ij = sum_n S_n[i, j] a_{l-1} a_{l-1}^T with S = d2 l_n / d z_l^2. Layers "0", "1", ... in the
+    order in which they are applied, K_l blocks of K_{l-1} (+1 with a bias).
+
+    Args:
+        weights: W_l (K_l, K_{l-1}), float32 or float64, the output layer's last. Parameters are copied; weights above
+            64 MiB, x and y are not and must not be changed in place.
+        x: inputs (N, d) or (N, T, d), or batches as in `linear`.
+        y: targets as in `linear`; they are needed where there are two layers or more, but for batches.
+        biases: b_l (K_l,), or None for a layer without one; None: no layer has one.
+        activations: one for all hidden layers or one for each of them, as in `one_hidden`.
+        loss: as in `linear`.
+        memory: as in `linear`.
+
+    Raises:
+        ValueError: a shape, device, value or name, or not one bias or activation for each layer that takes one;
+            TypeError: not a tensor, or its dtype. The argument is named.
+    """
+    weights = _sequence("weights", weights, "weights, one for each layer")
+    if not weights:
+        raise ValueError("weights: expected one for each layer, at least one; got none")
+    biases = [None] * len(weights) if biases is None else _sequence("biases", biases, "biases, or None for all")
+    if len(biases) != len(weights):
+        raise ValueError(f"biases: expected {len(weights)}, one or None for each layer; got {len(biases)}")
+    if isinstance(activations, str | nn.Module):
+        activations = [activations] * (len(weights) - 1)
+    activations = _sequence("activations", activations, "an activation, or one for each hidden layer")
+    if len(activations) != len(weights) - 1:
+        raise ValueError(f"activations: expected {len(weights) - 1}, one for each hidden layer; got {len(activations)}")
+    found = [resolve(activation, f"activations[{k}]") for k, activation in enumerate(activations)]
+    layers = [
+        _Given(str(k), f"weights[{k}]", weight, f"biases[{k}]", bias, activation)
+        for k, (weight, bias, activation) in enumerate(zip(weights, biases, [*found, None], strict=True))
+    ]
+    return _hessian(Network(_chain(layers)), x, y, loss, memory)
 
 
 def hessian(
@@ -105,7 +151,9 @@ def hessian(
     *,
     memory: int = KEPT,
 ) -> Hessian:
-    """Hessian of a module whose forward is nn.Linear, or nn.Linear, activation, nn.Linear, however it is written.
+    """Hessian of a module whose forward is a chain of nn.Linear and activations of any depth, however it is written.
+
+    Equations as of `feed_forward`; without an activation between two layers, it is the identity.
 
     forward is followed with torch.fx: modules may be nested; torch's functions count as activations (F.relu); changes
     of shape may come first (nn.Flatten, x.view(...)); Identity and Dropout in evaluation mode may stand anywhere.
@@ -125,17 +173,11 @@ def hessian(
         ValueError: as `linear` and `one_hidden`.
     """
     form, registered = trace.read(model)
-    like, layers = None, []
+    layers = []
     for step in form.steps:
-        weight, bias = step.linear.weight, step.linear.bias
-        name = f"{step.name}.weight" if step.name else "weight"
-        weight = _checks.matrix(name, weight, cols=len(layers[-1].weight) if layers else None, like=like)
-        like = weight if like is None else like
-        if bias is not None:
-            bias = _checks.vector(f"{name.removesuffix('weight')}bias", bias, size=len(weight), like=like)
-        layers.append(_snapshot(step.name, weight, bias, step.activation))
-    network = Network(tuple(layers), registered, by_parameter=True)
-    return _hessian(network, x, y, loss, memory, form.before)
+        weight, bias = (f"{step.name}.{part}" if step.name else part for part in ("weight", "bias"))
+        layers.append(_Given(step.name, weight, step.linear.weight, bias, step.linear.bias, step.activation))
+    return _hessian(Network(_chain(layers), registered, by_parameter=True), x, y, loss, memory, form.before)
 
 
 def output_layer(
@@ -150,9 +192,39 @@ def output_layer(
     by_parameter: bool = False,
 ) -> Hessian:
     """Return the Hessian of a linear model whose layer has this name; `by_parameter` as of `Network`."""
-    weight = _checks.matrix("weight", weight)
-    bias = None if bias is None else _checks.vector("bias", bias, size=weight.shape[0], like=weight)
-    return _hessian(Network((_snapshot(name, weight, bias),), by_parameter=by_parameter), x, y, loss, memory)
+    layers = _chain([_Given(name, "weight", weight, "bias", bias)])
+    return _hessian(Network(layers, by_parameter=by_parameter), x, y, loss, memory)
+
+
+class _Given(NamedTuple):
+    """A layer's name, and its parameters as they came, with the names that messages call them by."""
+
+    name: str
+    weight_name: str
+    weight: Tensor
+    bias_name: str
+    bias: Tensor | None
+    activation: Activation | None = None
+
+
+def _chain(given: list[_Given]) -> tuple[Layer, ...]:
+    """Check the parameters of layers that follow one another, and copy them if small."""
+    layers: list[Layer] = []
+    for layer in given:
+        before = layers[-1].weight if layers else None
+        cols = None if before is None else len(before)
+        weight = _checks.matrix(layer.weight_name, layer.weight, cols=cols, like=before)
+        bias = layer.bias
+        if bias is not None:
+            bias = _checks.vector(layer.bias_name, bias, size=len(weight), like=weight)
+        layers.append(_snapshot(layer.name, weight, bias, layer.activation))
+    return tuple(layers)
+
+
+def _sequence(name: str, value: Any, expected: str) -> list:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name}: expected a list of {expected}; got {type(value).__name__}")
+    return list(value)
 
 
 def _snapshot(name: str, weight: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Layer:

@@ -180,10 +180,10 @@ def _assemble(pairs: Tensor | None, sides: tuple, request: dict[str, Any]) -> No
     f"(Tensor(a!) out, int ld, int[] axes, bool direct, bool mirror, Tensor? pairs, {_SIDES}, {_CURVATURE}) -> ()"
 )
 def dense_(out, ld, axes, direct, mirror, pairs, *sides):
-    """axes: `_axis` of the rows and of the columns, each without its last."""
+    """axes: those of `_axis` of the rows and of the columns."""
     if pairs is not None and not len(pairs):
         return
-    rows, cols = _axis(*axes[:4], sides[0].shape[1]), _axis(*axes[4:], sides[2].shape[1])
+    rows, cols = _axis(*axes[:5]), _axis(*axes[5:])
     dense = {"out": out, "ld": ld, "rows": rows, "cols": cols, "direct": direct, "mirror": mirror}
     _assemble(pairs, sides, {"dense": dense})
 

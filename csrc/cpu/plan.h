@@ -83,7 +83,7 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     };
     // Forming the products costs about one panel more; the list of feature pairs and one panel of weights must be
     // small.
-    if (q.kind != Kind::cross && !replicated && feature_pairs <= 1 << 18 &&
+    if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= 1 << 18 &&
         n * double(k.cols * sizeof(T)) <= batch_bytes)
         consider(Method::together, Outer::blocks,
                  n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * std::ceil(block_pairs / k.cols) * k.cols +

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from hessext import _checks, _ops
 from hessext._memory import require
+from hessext._ops import Kind
 from hessext._tensors import Watch, compact, map_tensors, moved, own_precision
 from hessext.model import targets
 from hessext.model.activations import Derivatives
 from hessext.model.losses import Loss, OutputDerivatives
 from hessext.model.network import Network
+
+from . import curvature
 
 
 def _once_per_layer(method: Callable[[Samples, int], Any]) -> Callable[[Samples, int], Any]:
@@ -47,6 +50,15 @@ class Data(ABC):
     def device(self) -> torch.device:
         """Device of the parameters and of what is computed."""
         return self.network.like.device
+
+    def kind(self, row: int, col: int) -> Kind:
+        """Closed form of Q_n between two layers, the earlier one first."""
+        last = self.network.last
+        if row == last:
+            return Kind.OUTPUT
+        if row < last - 1:
+            return Kind.GIVEN
+        return Kind.CROSS if col == last else Kind.HIDDEN
 
     @abstractmethod
     def sum(self, compute: Callable[[Samples, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
@@ -205,3 +217,23 @@ class Samples(Data):
     def _pulled_back(self, layer: int) -> Tensor:
         """W_{l+1}^T g_{l+1} = d loss / d a_l (N, K)."""
         return self.gradient(layer + 1) @ self.network.layers[layer + 1].weight
+
+    # -------------------------------------------------------------------------------------------------- curvature
+
+    def output_curvature(self, v: Tensor, sample: Tensor | slice) -> Tensor:
+        """B_n v_n of rows v, each of its own sample, in place where there is a softmax."""
+        output = self.output
+        if output.probs is None:
+            return output.scale[sample, None] * v
+        v = v.contiguous()
+        _ops.softmax_product_(v, output.probs[sample], output.scale[sample], output.top[sample])
+        return v
+
+    @_once_per_layer
+    def factor(self, layer: int) -> Tensor:
+        """F_l (N, C, K) with S_l = c_n F_l^T F_l, the Gauss-Newton term."""
+        return curvature.factor(self, layer)
+
+    def curvature_entries(self, row: int, col: int, pairs: Tensor, term: str) -> Tensor:
+        """Q_n[i, j] (P, N) of pairs (P, 2) between two layers, the earlier one first, where it has no closed form."""
+        return curvature.Entries(self, row, col, term)(pairs)

@@ -11,6 +11,7 @@ from hessext import _checks, _ops
 from hessext._memory import require
 from hessext.data.samples import Data, Samples
 
+from .curvature import Assemblies
 from .part import Part, Term
 
 _ENTRIES = 1 << 22  # entries of Q_n in hand
@@ -22,11 +23,19 @@ def blocks(part: Part, pairs: Tensor) -> Tensor:
     size = len(pairs) * part.row.size * part.col.size * part.dtype.itemsize
     require(part.data.results * size, f"{len(pairs)} blocks", part.device)
     if part.replicated:
-        first = pairs.new_zeros(1, 2)
-        result = part.data.sum(lambda samples, _: _ops.blocks(first, False, *part.of(samples).arguments()))
-        return result * (pairs[:, 0] == pairs[:, 1])[:, None, None]
-    upright = (pairs.flip(1) if part.transposed else pairs).contiguous()
-    return part.data.sum(lambda samples, _: _ops.blocks(upright, part.transposed, *part.of(samples).arguments()))
+        first = part.data.sum(lambda samples, _: _blocks(part.of(samples), pairs.new_zeros(1, 2)))
+        return first * (pairs[:, 0] == pairs[:, 1])[:, None, None]
+    return part.data.sum(lambda samples, _: _blocks(part.of(samples), pairs))
+
+
+def _blocks(part: Part, pairs: Tensor) -> Tensor:
+    result = None if part.in_closed_form else part.like.new_empty(len(pairs), *part.block_shape)
+    for call in Assemblies(part)(pairs):
+        some = _ops.blocks(call.pairs, part.transposed, *call.arguments)
+        if result is None:
+            return some
+        result[call.where] = some
+    return result
 
 
 def diagonal_pairs(first: int, end: int, device: torch.device) -> Tensor:
@@ -37,14 +46,15 @@ def diagonal_pairs(first: int, end: int, device: torch.device) -> Tensor:
 def dense(part: Part, out: Tensor | None) -> Tensor:
     """The whole matrix, into `out` if given."""
     upright = part.upright
-    axes = [n for group in (upright.row, upright.col) for n in (0, group.size, group.cols, group.size)]
+    axes = [n for group in (upright.row, upright.col) for n in (0, group.size, group.cols, group.size, group.cols)]
     direct, mirror = not part.transposed, part.transposed or part.same
 
     def write(samples: Samples, out: Tensor | None) -> Tensor:
         out = _checks.out(out, part.shape, part.like)
         if part.replicated:
             out.zero_()
-        _ops.dense_(out, part.shape[1], axes, direct, mirror, None, *part.of(samples).arguments())
+        for call in Assemblies(part.of(samples))(None):
+            _ops.dense_(out, part.shape[1], axes, direct, mirror, call.pairs, *call.arguments)
         return out
 
     return part.data.sum(write, _checks.out(out, part.shape, part.like, part.data.results))
@@ -63,8 +73,9 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
             if part.replicated:
                 own = slice(row.start, row.start + row.blocks * row.size)
                 out[own, own].zero_()
-            axes = [n for group in (row, col) for n in (group.start, group.cols, group.start_bias, 1)]
-            _ops.dense_(out, network.numel, axes, True, True, None, *part.arguments())
+            axes = [n for group in (row, col) for n in (group.start, group.cols, group.start_bias, 1, group.cols)]
+            for call in Assemblies(part)(None):
+                _ops.dense_(out, network.numel, axes, True, True, call.pairs, *call.arguments)
         return out
 
     return data.sum(write, _checks.out(out, shape, network.like, data.results))
@@ -72,21 +83,21 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
 
 def diagonal(part: Part) -> Tensor:
     """Diagonal of one layer's matrix: sum_n Q_n[i, i] phi_n[a]^2, block by block; of data in memory."""
-    group, features, curvature = part.row, part.features(part.row), part.curvature()
-    samples = len(features)
-    if curvature.kind == _ops.Kind.OUTPUT and not curvature.gauss_newton:
+    group, features, assemblies = part.row, part.features(part.row), Assemblies(part)
+    if part.of_output and part.term == "residual":
         return features.new_zeros(part.shape[0])
     result = torch.empty(group.blocks, group.size, dtype=part.dtype, device=part.device)
-    step = max(1, _ENTRIES // samples)
+    step = max(1, _ENTRIES // len(features))
     for first in range(0, group.blocks, step):
         pairs = diagonal_pairs(first, min(group.blocks, first + step), part.device)
-        Q = _ops.curvature_entries(pairs, *curvature)
-        total = torch.zeros(len(Q), group.size, dtype=torch.float64, device=part.device)
-        for n in range(0, samples, _SAMPLES):
-            rows = slice(n, n + _SAMPLES)
-            if group.cols:
-                total[:, : group.cols] += Q[:, rows] @ features[rows].square()
-            if group.bias:
-                total[:, -1] += Q[:, rows].sum(1, dtype=torch.float64)
-        result[first : first + step] = total
+        for call in assemblies(pairs):
+            Q = call.entries()
+            total = torch.zeros(len(Q), group.size, dtype=torch.float64, device=part.device)
+            for n in range(0, len(features), _SAMPLES):
+                rows = slice(n, n + _SAMPLES)
+                if group.cols:
+                    total[:, : group.cols] += Q[:, rows] @ features[rows].square()
+                if group.bias:
+                    total[:, -1] += Q[:, rows].sum(1, dtype=torch.float64)
+            result[call.pairs[:, 0]] = total.to(part.dtype)
     return result.view(-1)

@@ -1,43 +1,145 @@
-"""Q_n between two layers: which closed form it has, and the tensors that the form is made of.
+"""Q_n between two layers as the core takes it, and the calls of the core that cover some blocks of a part.
 
 With V the last weight, D_n = diag act'(z_n) of the layer before it and B_n = d2 l_n / d f_n2:
 
     Kind.OUTPUT  last layer                  Q_n = B_n                       (3), (5), (9), (15)
     Kind.HIDDEN  layer before it             Q_n = D V^T B V D + diag(bend)  (8), (14)
-    Kind.CROSS   between these two           Q_n = D V^T B, and the residual r_n[j] D x_n e_i^T   (11), (18)
-    Kind.GIVEN   any other                   entries; nothing here forms them yet, so these parts raise
+    Kind.CROSS   between these two           Q_n = D V^T B                   (11), (18)
+    Kind.GIVEN   any other                   entries, from data/curvature.py
 
 The entries of the first three are computed in csrc/curvature.h, on either device. V^T B V of (14) is a covariance over
-the classes: csrc/cpu/isa/class_sums.h and csrc/cuda/weights.h.
+the classes: csrc/cpu/isa/class_sums.h and csrc/cuda/weights.h. Between layers l < k the residual term adds
+g_k[j] phi_n (d a_{k-1} / d z_l[i])^T, whose last factor is act'(z_l[i]) e_i where k = l + 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hessext import _ops
 from hessext._ops import Curvature, Kind
-from hessext.data.samples import Data, Samples
+from hessext.data.curvature import tangent
+from hessext.data.samples import Samples
+
+from .part import Part
+
+_ENTRIES = 256 << 20  # bytes of given entries in hand
 
 
-def curvature_between(samples: Samples, row: int, col: int, term: str) -> Curvature:
-    """Q_n of the part between two layers, the earlier one first; `term` says which of its summands."""
-    samples.check_unchanged()
+class Sides(NamedTuple):
+    """phi_n and psi_n of the upright part, without and with a feature that is always 1."""
+
+    left: Tensor
+    left_ones: bool
+    right: Tensor
+    right_ones: bool
+    same_features: bool
+
+
+class Assembly(NamedTuple):
+    """One call of the core: some blocks of an upright part."""
+
+    where: slice | Tensor  # which of the pairs that were asked for
+    pairs: Tensor | None  # (P, 2) in the upright grid; None for all, which `_ops.dense_` takes
+    sides: Sides
+    curvature: Curvature
+
+    @property
+    def arguments(self) -> tuple:
+        """The operators' last arguments."""
+        return *self.sides, *self.curvature
+
+    def entries(self) -> Tensor:
+        """Q_n[i, j] (P, N) of the pairs, without what the residual adds between layers."""
+        given = self.curvature.entries
+        return _ops.curvature_entries(self.pairs, *self.curvature) if given is None else given
+
+
+class Assemblies:
+    """The calls of the core for blocks of a part of data in memory: one in closed form, else entries piece by piece."""
+
+    def __init__(self, part: Part) -> None:
+        self.part, self._upright = part, part.upright
+        self._samples = part.samples
+        self._samples.check_unchanged()
+        row, col = self._upright.row, self._upright.col
+        self.sides = Sides(part.features(row), row.bias, part.features(col), col.bias, part.same)
+        self._layers = row.layer, col.layer
+        if not part.in_closed_form:
+            self.curvature = Curvature(Kind.GIVEN, row.blocks, col.blocks, part.within)
+            if part.term != "gauss_newton" and col.layer == row.layer + 1:
+                slope, gradient = self._samples.slope(row.layer), self._samples.gradient(col.layer)
+                self.curvature = self.curvature._replace(slope=slope, residual=gradient)
+        else:
+            self.curvature = _closed_form(self._samples, part.kind, part.term)
+
+    def __call__(self, pairs: Tensor | None) -> Iterator[Assembly]:
+        """Yield what covers the pairs (P, 2) of the part, or all of them, i <= j within a layer."""
+        if self.part.in_closed_form:
+            yield Assembly(slice(None), self._flipped(pairs), self.sides, self.curvature)
+            return
+        for where, some in self._pieces(self._flipped(pairs)):
+            entries = self._samples.curvature_entries(*self._layers, some, self.part.term)
+            sides = self.sides
+            if self.part.residual_far:
+                sides, entries = self._with_residual(int(some[0, 0]), some[:, 1], entries)
+            yield Assembly(where, some, sides, self.curvature._replace(entries=entries))
+            del entries  # before the next ones are made
+
+    def _flipped(self, pairs: Tensor | None) -> Tensor | None:
+        if pairs is None:
+            return None
+        return (pairs.flip(1) if self.part.transposed else pairs).contiguous()
+
+    def _pieces(self, pairs: Tensor | None) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Pairs whose entries fit in memory, rows one after another; pairs of one row where sides differ by row."""
+        (rows, cols), device = self._upright.grid, self.part.device
+        most = max(1, _ENTRIES // (len(self._samples) * self.part.dtype.itemsize))
+        if pairs is None:
+            step = 1 if self.part.residual_far else max(1, most // cols)
+            for first in range(0, rows, step):
+                block = torch.arange(first, min(rows, first + step), device=device)
+                some = torch.cartesian_prod(block, torch.arange(first if self.part.within else 0, cols, device=device))
+                if self.part.within:
+                    some = some[some[:, 0] <= some[:, 1]]
+                for piece in some.split(most):
+                    yield slice(None), piece
+            return
+        order = pairs[:, 0].argsort(stable=True)
+        counts = pairs[:, 0].unique(return_counts=True)[1].tolist() if self.part.residual_far else [len(pairs)]
+        for where in order.split(counts):
+            for piece in where.split(most):
+                yield piece, pairs[piece]
+
+    def _with_residual(self, i: int, j: Tensor, entries: Tensor) -> tuple[Sides, Tensor]:
+        """Blocks (i, j) as sums over twice as many samples: Q_n[i, j] phi_n psi_n^T, and what the residual adds."""
+        left, left_ones, right, right_ones, _ = self.sides
+        row, col = self._layers
+        along = tangent(self._samples, row, i, col - 1)
+        if right_ones:
+            right, along = F.pad(right, (0, 1), value=1.0), F.pad(along, (0, 1))
+        sides = Sides(torch.cat([left, left]), left_ones, torch.cat([right, along]), False, False)
+        return sides, torch.cat([entries, self._samples.gradient(col).T[j]], 1)
+
+
+def _closed_form(samples: Samples, kind: Kind, term: str) -> Curvature:
+    """Q_n of the last two layers; `term` says which of its summands."""
     last, classes, o = samples.network.last, samples.network.classes, samples.output
     gauss_newton, residual = term != "residual", term != "gauss_newton"
     output = {"scale": o.scale, "probs": o.probs, "top": o.top, "rest": o.rest}
-    if row == last:
-        return Curvature(Kind.OUTPUT, classes, classes, True, classes, gauss_newton, **output)
-    if row < last - 1:
-        raise NotImplementedError("the curvature of a layer before the last two")
+    if kind is Kind.OUTPUT:
+        return Curvature(kind, classes, classes, True, classes, gauss_newton, **output)
     V = samples.network.layers[last].weight
-    units, hidden = V.shape[1], {"weight": V, "shift": samples.shift, "slope": samples.slope(row)}
-    if col == last:
+    units, hidden = V.shape[1], {"weight": V, "shift": samples.shift, "slope": samples.slope(last - 1)}
+    if kind is Kind.CROSS:
         r = samples.residual if residual else None
-        return Curvature(Kind.CROSS, units, classes, False, classes, gauss_newton, **output, **hidden, residual=r)
+        return Curvature(kind, units, classes, False, classes, gauss_newton, **output, **hidden, residual=r)
     gram = V.T @ V if o.probs is None else None
-    bend = samples.bend(row) if residual else None
+    bend = samples.bend(last - 1) if residual else None
     own = {"gram": gram, "bend": bend}
-    return Curvature(Kind.HIDDEN, units, units, True, classes, gauss_newton, **output, **hidden, **own)
-
-
-def is_multiple_of_identity(data: Data, layer: int) -> bool:
-    """Whether Q_n within a layer is c_n I: without softmax the losses of the logits are apart."""
-    return layer == data.network.last and not data.loss.softmax
+    return Curvature(kind, units, units, True, classes, gauss_newton, **output, **hidden, **own)

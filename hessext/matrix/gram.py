@@ -14,6 +14,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._memory import require
 
+from .curvature import Assemblies, Assembly, Sides
 from .part import Part
 
 _SQUARES = 192 << 20  # bytes of the N x N tensors in hand
@@ -88,78 +89,100 @@ def _scaled(q: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
     return q.div_(power), power if dim is None else power[:, 0]
 
 
-class PairSquares:
-    """Squared norms of blocks, or their sum, from q = Q_n[i, j]: q^T W q with W = (phi_n . phi_n')(psi_n . psi_n').
+class _PairWeights:
+    """W[n, n'] = (phi_n . phi_n')(psi_n . psi_n') over the power of two `power`^2, in blocks of samples."""
 
-    Blocks between layers, sum_n x_n (q_n psi_n + r_n e_i)^T with r = r_n[j] act'(z_i), have the further terms
-    x_n . x_n' (r r' + 2 r q' psi'_i). All is in float64: entries of both signs cancel, and more in squares than in
-    blocks. Where that leaves too little, `blocks` gives the squares.
-    """
-
-    def __init__(self, part: Part, blocks: Callable[[Tensor], Tensor]) -> None:
-        row, col = part.upright.row, part.upright.col
-        self._transposed, self._blocks = part.transposed, blocks
-        self._curvature = part.curvature()
-        self._psi = part.features(col)
-        self._left = FeatureProducts(part.features(row), row.bias, torch.float64)
-        self._right = self._left if row == col else FeatureProducts(self._psi, col.bias, torch.float64)
-        self._pairs = SamplePairs(len(part.samples), 16, part.device)
-        require(self._pairs.bytes, "norms in the Gram form", part.device)
+    def __init__(self, sides: Sides) -> None:
+        left, left_ones, right, right_ones, same = sides
+        self.left = FeatureProducts(left, left_ones, torch.float64)
+        self.right = self.left if same else FeatureProducts(right, right_ones, torch.float64)
+        self.pairs = SamplePairs(len(left), 16, left.device)
+        require(self.pairs.bytes, "norms in the Gram form", left.device)
+        self.power = self.left.power * self.right.power
+        self.left_lengths = self.left.lengths()
+        self.lengths = self.left_lengths * (self.left_lengths if same else self.right.lengths())
         self._first: Tensor | None = None
-        self._least = _CANCELLED[part.dtype]
-        self._phi_lengths = self._left.lengths()
-        self._lengths = self._phi_lengths * (self._phi_lengths if row == col else self._right.lengths())
 
-    def sum(self, pairs: Tensor) -> float:
-        """The sum over some pairs of one layer."""
-        q, power = _scaled(self._entries(pairs))
-        total = torch.zeros(2, dtype=torch.float64, device=q.device)
-        for a, b, same, times in self._pairs:
-            sums = torch.zeros_like(total)
-            _ops.gram_sums_(q[:, a], q[:, b], self._weight(a, b), same, None, [], sums)
-            total += times * sums
-        if total[0] < self._least * (q.abs() @ self._lengths).square().sum():
-            return self._blocks(pairs).sum().item()
-        return (total[0] * (power * self._left.power * self._right.power) ** 2).item()
-
-    def each(self, pairs: Tensor) -> Tensor:
-        """The squared norms (P,) float64."""
-        given, pairs = pairs, pairs.flip(1) if self._transposed else pairs
-        q, power = _scaled(self._entries(pairs), 1)
-        power = power * self._left.power * self._right.power
-        total = self._forms(q, q, self._weight) * power**2
-        bound = (q.abs() @ self._lengths) * power  # of the norm: no cancellation
-        if self._curvature.residual is not None and self._psi.shape[1]:
-            i, j = pairs.unbind(1)
-            r, r_power = _scaled(self._curvature.residual.T[j].double() * self._curvature.slope.T[i], 1)
-            r_power = r_power * self._left.power
-            q *= self._psi.T[i] / self._right.power
-            mixed = self._forms(r, q, self._left) * power
-            total += (self._forms(r, r, self._left) * r_power + 2 * mixed) * r_power
-            bound += (r.abs() @ self._phi_lengths) * r_power
-        if (poor := total < self._least * bound**2).any():
-            total[poor] = self._blocks(given[poor])
-        return total
-
-    def _entries(self, pairs: Tensor) -> Tensor:
-        """Q_n[i, j] (P, N)."""
-        return _ops.curvature_entries(pairs.contiguous(), *self._curvature).double()
-
-    def _weight(self, a: slice, b: slice) -> Tensor:
+    def __call__(self, a: slice, b: slice) -> Tensor:
         if self._first is not None:
             return self._first
-        W = self._left(a, b)
-        W = W.square_() if self._right is self._left else W.mul_(self._right(a, b))
-        if len(self._pairs.blocks) == 1:
+        W = self.left(a, b)
+        W = W.square_() if self.right is self.left else W.mul_(self.right(a, b))
+        if len(self.pairs.blocks) == 1:
             self._first = W
         return W
 
-    def _forms(self, u: Tensor, v: Tensor, weight: Callable[[slice, slice], Tensor]) -> Tensor:
-        """u^T W v for each row of u and v (P, N)."""
-        total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
-        for a, b, same, _ in self._pairs:
-            W = weight(a, b)
-            total += torch.sum((u[:, a] @ W).mul_(v[:, b]), 1, dtype=torch.float64)
-            if not same:
-                total += torch.sum((v[:, a] @ W).mul_(u[:, b]), 1, dtype=torch.float64)
-        return total
+
+class PairSquares:
+    """Squared norms of blocks, or their sum, from q = Q_n[i, j]: q^T W q with W = (phi_n . phi_n')(psi_n . psi_n').
+
+    Blocks between neighbouring layers, sum_n x_n (q_n psi_n + r_n e_i)^T with r = r_n[j] act'(z_i), have the further
+    terms x_n . x_n' (r r' + 2 r q' psi'_i). All is in float64: entries of both signs cancel, and more in squares than
+    in blocks. Where that leaves too little, `blocks` gives the squares.
+    """
+
+    def __init__(self, part: Part, blocks: Callable[[Tensor], Tensor]) -> None:
+        self._assemblies, self._blocks = Assemblies(part), blocks
+        self._least = _CANCELLED[part.dtype]
+        self._weights = None if part.residual_far else _PairWeights(self._assemblies.sides)
+
+    def sums(self, pairs: Tensor) -> tuple[float, float]:
+        """The sums over the diagonal and over the other blocks of some pairs of one layer."""
+        diagonal = off_diagonal = 0.0
+        for call in self._assemblies(pairs):
+            q, on = call.entries().double(), call.pairs[:, 0] == call.pairs[:, 1]
+            if on.any():
+                diagonal += self._sum(call.pairs[on], q[on])
+            if not on.all():
+                off_diagonal += self._sum(call.pairs[~on], q[~on])
+        return diagonal, off_diagonal
+
+    def _sum(self, pairs: Tensor, q: Tensor) -> float:
+        weights = self._weights
+        q, power = _scaled(q)
+        total = torch.zeros(2, dtype=torch.float64, device=q.device)
+        for a, b, same, times in weights.pairs:
+            sums = torch.zeros_like(total)
+            _ops.gram_sums_(q[:, a], q[:, b], weights(a, b), same, None, [], sums)
+            total += times * sums
+        if total[0] < self._least * (q.abs() @ weights.lengths).square().sum():
+            return self._blocks(pairs).sum().item()
+        return (total[0] * (power * weights.power) ** 2).item()
+
+    def each(self, pairs: Tensor) -> Tensor:
+        """The squared norms (P,) float64."""
+        result = torch.empty(len(pairs), dtype=torch.float64, device=pairs.device)
+        for call in self._assemblies(pairs):
+            total, bound = self._each(call, self._weights or _PairWeights(call.sides))
+            if (poor := total < self._least * bound**2).any():
+                total[poor] = self._blocks(pairs[call.where][poor])
+            result[call.where] = total
+        return result
+
+    def _each(self, call: Assembly, weights: _PairWeights) -> tuple[Tensor, Tensor]:
+        """The squared norms, and what the norms would be if nothing cancelled."""
+        q, power = _scaled(call.entries().double(), 1)
+        power = power * weights.power
+        total = _forms(q, q, weights, weights.pairs) * power**2
+        bound = (q.abs() @ weights.lengths) * power
+        residual, psi = call.curvature.residual, call.sides.right
+        if residual is not None and psi.shape[1]:
+            i, j = call.pairs.unbind(1)
+            r, r_power = _scaled(residual.T[j].double() * call.curvature.slope.T[i], 1)
+            r_power = r_power * weights.left.power
+            q *= psi.T[i] / weights.right.power
+            mixed = _forms(r, q, weights.left, weights.pairs) * power
+            total += (_forms(r, r, weights.left, weights.pairs) * r_power + 2 * mixed) * r_power
+            bound += (r.abs() @ weights.left_lengths) * r_power
+        return total, bound
+
+
+def _forms(u: Tensor, v: Tensor, weight: Callable[[slice, slice], Tensor], sample_pairs: SamplePairs) -> Tensor:
+    """u^T W v for each row of u and v (P, N)."""
+    total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+    for a, b, same, _ in sample_pairs:
+        W = weight(a, b)
+        total += torch.sum((u[:, a] @ W).mul_(v[:, b]), 1, dtype=torch.float64)
+        if not same:
+            total += torch.sum((v[:, a] @ W).mul_(u[:, b]), 1, dtype=torch.float64)
+    return total

@@ -13,6 +13,7 @@ from hessext._memory import require
 from . import cost, gram, softmax_gram
 from .assemble import diagonal_pairs
 from .cost import Form
+from .curvature import Assemblies
 from .part import Part
 from .results import BlockRatio, RowNorms
 
@@ -101,20 +102,23 @@ def block_ratio(part: Part) -> BlockRatio:
     if form is Form.SUMS:
         return _ratio(count, *softmax_gram.softmax_sums(part))
     squares = block_squares(part)
-    if form is Form.PAIRS:
-        return _ratio(count, *pair_sums(part, gram.PairSquares(part, squares).sum))
-    return _ratio(count, *pair_sums(part, lambda pairs: squares(pairs).sum().item()))
+
+    def sums(pairs: Tensor) -> tuple[float, float]:
+        found = squares(pairs)
+        on = pairs[:, 0] == pairs[:, 1]
+        return found[on].sum().item(), found[~on].sum().item()
+
+    return _ratio(count, *pair_sums(part, gram.PairSquares(part, squares).sums if form is Form.PAIRS else sums))
 
 
-def pair_sums(part: Part, squares: Callable[[Tensor], float]) -> tuple[float, float]:
-    """Sums over the diagonal and over all other blocks, of what gives the sum over some pairs."""
+def pair_sums(part: Part, sums: Callable[[Tensor], tuple[float, float]]) -> tuple[float, float]:
+    """Sums over the diagonal and over all other blocks, of what gives them for some pairs i <= j."""
     count = part.grid[0]
     diagonal = off_diagonal = 0.0
     for _, some in _grid_pairs(count, count, True, part.device):
         for pairs in gram.chunks(some, len(part.samples)):
-            on = pairs[:, 0] == pairs[:, 1]
-            diagonal += squares(pairs[on]) if on.any() else 0.0
-            off_diagonal += 2 * squares(pairs[~on]) if not on.all() else 0.0
+            on, off = sums(pairs)
+            diagonal, off_diagonal = diagonal + on, off_diagonal + 2 * off
     return diagonal, off_diagonal
 
 
@@ -135,12 +139,18 @@ def _squares(part: Part, form: Form) -> Callable[[Tensor], Tensor]:
 
 def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
     """What gives squared norms (P,) float64 of pairs (P, 2) by forming their blocks."""
-    arguments = part.arguments()
+    assemblies = Assemblies(part)
 
     def squares(pairs: Tensor) -> Tensor:
         if part.replicated:
-            return _ops.block_squares(pairs.new_zeros(1, 2), *arguments) * (pairs[:, 0] == pairs[:, 1])
-        return _ops.block_squares((pairs.flip(1) if part.transposed else pairs).contiguous(), *arguments)
+            return squares_of_all(pairs.new_zeros(1, 2)) * (pairs[:, 0] == pairs[:, 1])
+        return squares_of_all(pairs)
+
+    def squares_of_all(pairs: Tensor) -> Tensor:
+        result = torch.empty(len(pairs), dtype=torch.float64, device=part.device)
+        for call in assemblies(pairs):
+            result[call.where] = _ops.block_squares(call.pairs, *call.arguments)
+        return result
 
     return squares
 

@@ -8,11 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hessext._ops import Curvature
+from hessext._ops import Kind
 from hessext.data.samples import Data, Samples
 from hessext.model.network import ParameterGroup
-
-from .curvature import curvature_between, is_multiple_of_identity
 
 Term = Literal["full", "gauss_newton", "residual"]
 
@@ -71,9 +69,25 @@ class Part:
         return self.row.layer == self.col.layer
 
     @property
+    def kind(self) -> Kind:
+        """Closed form of Q_n."""
+        return self.data.kind(*sorted((self.row.layer, self.col.layer)))
+
+    @property
+    def in_closed_form(self) -> bool:
+        """Whether the core forms the entries of Q_n itself."""
+        return self.kind is not Kind.GIVEN
+
+    @property
+    def residual_far(self) -> bool:
+        """Whether the residual term adds a dense factor for each row: between layers that are no neighbours."""
+        row, col = self.upright.row, self.upright.col
+        return self.term != "gauss_newton" and col.layer > row.layer + 1 and col.cols > 0
+
+    @property
     def of_output(self) -> bool:
         """Whether rows and columns are parameters of the output layer."""
-        return self.within and self.row.layer == self.data.network.last
+        return self.kind is Kind.OUTPUT
 
     @property
     def transposed(self) -> bool:
@@ -93,7 +107,7 @@ class Part:
     @property
     def replicated(self) -> bool:
         """Whether blocks (i, i) are one and the same, which the core computes once, and the others vanish."""
-        return self.within and is_multiple_of_identity(self.data, self.row.layer)
+        return self.of_output and not self.data.loss.softmax  # then Q_n = c_n I
 
     @property
     def samples(self) -> Samples:
@@ -110,14 +124,3 @@ class Part:
         """phi_n of a group without the bias's feature 1 (N, cols)."""
         features = self.samples.features(group.layer)
         return features if group.cols else features[:, :0]
-
-    def curvature(self) -> Curvature:
-        """Q_n of the upright part, as the operators take it."""
-        part = self.upright
-        return curvature_between(self.samples, part.row.layer, part.col.layer, self.term)
-
-    def arguments(self) -> tuple:
-        """The operators' arguments for the upright part: features of both sides, then the curvature."""
-        row, col = self.upright.row, self.upright.col
-        sides = self.features(row), row.bias, self.features(col), col.bias
-        return *sides, self.same, *self.curvature()

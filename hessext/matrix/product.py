@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hessext import _ops
 from hessext.data.samples import Samples
 from hessext.model.network import Affine, Network, ParameterGroup
 
@@ -67,7 +66,7 @@ def _chunk(
         if layer < last and layer in Rz:
             Ra[layer + 1] = samples.slope(layer)[rows] * Rz[layer]
 
-    Rg = _output_curvature(samples, rows, Rz[last]) if gauss_newton else None
+    Rg = samples.output_curvature(Rz[last], rows) if gauss_newton else None
     result: dict[int, list[Tensor]] = {}
     for layer in range(last, min(wanted) - 1, -1):
         W = weights[layer]
@@ -96,16 +95,6 @@ def _outer(Rg: Tensor, x: Tensor, last: bool) -> tuple[Tensor, Tensor]:
 
 def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return bias.expand(len(x), -1).clone() if weight is None else F.linear(x, weight, bias)
-
-
-def _output_curvature(samples: Samples, rows: slice, v: Tensor) -> Tensor:
-    """B_n v_n for each sample, in place where there is a softmax."""
-    output = samples.output
-    if output.probs is None:
-        return output.scale[rows, None] * v
-    v = v.contiguous()
-    _ops.softmax_product_(v, output.probs[rows], output.scale[rows], output.top[rows])
-    return v
 
 
 # ----------------------------------------------------------------------------------------- vectors and parameters

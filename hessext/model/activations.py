@@ -161,18 +161,18 @@ def of_call(target: Callable | str, args: tuple, kwargs: dict) -> Activation | N
     return None if make is None else make(*args, **kwargs)
 
 
-def resolve(activation: str | nn.Module) -> Activation:
+def resolve(activation: str | nn.Module, name: str = "activation") -> Activation:
     """Return the Activation of a name or of a torch module, whose own parameters then hold.
 
     Raises ValueError for an unknown name and TypeError for what is not exactly one of the known modules: a
-    subclass may compute anything.
+    subclass may compute anything. `name` is the argument's.
     """
     if isinstance(activation, str):
         if activation in _BY_NAME:
             return _BY_NAME[activation]
-        raise ValueError(f"activation: expected one of {', '.join(_BY_NAME)}; got {activation!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(_BY_NAME)}; got {activation!r}")
     found = of_module(activation)
     if found is not None:
         return found
     modules = ", ".join(f"nn.{module.__name__}" for module in _BY_MODULE)
-    raise TypeError(f"activation: expected one of {', '.join(_BY_NAME)} or of {modules}; got {activation!r}")
+    raise TypeError(f"{name}: expected one of {', '.join(_BY_NAME)} or of {modules}; got {activation!r}")

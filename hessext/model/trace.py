@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from . import activations
 from .activations import Activation
 
-_LAYERS = 2  # linear layers whose curvature has a closed form, see matrix/curvature.py
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 _SHAPES = {  # steps that may come before the first linear layer
@@ -170,8 +169,6 @@ def _take(form: Form, node: fx.Node, modules: dict[str, nn.Module]) -> None:
     if _kind(node, modules) is nn.Linear:
         if any(step.name == node.target for step in steps):
             raise _unsupported(f"{text} twice")
-        if len(steps) == _LAYERS:
-            raise _unsupported(f"a third linear layer, {text}")
         steps.append(Step(node.target, modules[node.target]))
     elif not _passes(node, modules):
         if node.op == "call_module":
@@ -237,7 +234,7 @@ def _text(node: fx.Node, modules: dict[str, nn.Module]) -> str:
 
 def _unsupported(what: str) -> TypeError:
     return TypeError(
-        "model: expected a forward that is nn.Linear, or nn.Linear, activation, nn.Linear (changes of shape before, "
-        f"Identity and Dropout in evaluation mode allowed); got {what}, which is not supported (hessext.head takes the "
-        "last layer of any model)"
+        "model: expected a forward that is a chain of nn.Linear and activations, the last of them nn.Linear (changes "
+        f"of shape before, Identity and Dropout in evaluation mode allowed); got {what}, which is not supported "
+        "(hessext.head takes the last layer of any model)"
     )

@@ -5,6 +5,7 @@ import torch
 from helpers.cases import HIDDEN, LINEAR, make_inputs
 
 from hessext import _ops
+from hessext.matrix.curvature import Assemblies
 
 OPERATORS = torch.ops.hessext
 
@@ -13,10 +14,11 @@ def arguments(case, dtype=torch.float64):
     """One call of each operator for a case's first part."""
     H = make_inputs(case, dtype).hessian()
     samples, row, col = H._data, H._data.network.whole[0], H._data.network.whole[-1]
-    part = H[row.name, col.name]._part.arguments()
+    (call,) = Assemblies(H[row.name, col.name]._part)(None)
+    part = call.arguments
     pairs = torch.tensor([[0, 0], [row.blocks - 1, col.blocks - 1]])
     rows, cols = row.blocks * row.size, col.blocks * col.size
-    axes = [0, row.size, row.cols, row.size, 0, col.size, col.cols, col.size]
+    axes = [n for group in (row, col) for n in (0, group.size, group.cols, group.size, group.cols)]
     c = samples.output
     yield OPERATORS.dense_, (torch.zeros(rows, cols, dtype=dtype), cols, axes, True, row == col, None, *part)
     yield OPERATORS.blocks, (pairs, False, *part)

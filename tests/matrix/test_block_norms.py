@@ -34,7 +34,7 @@ def test_hidden_sums(case, term, dtype, memory):
     H, truth = inputs.hessian(), inputs.lift().hessian()
     B, expected = ((h if term == "full" else getattr(h, term)())["hidden"] for h in (H, truth))
     squares = expected.norms().square()
-    got = norms.pair_sums(B._part, gram.PairSquares(B._part, norms.block_squares(B._part)).sum)
+    got = norms.pair_sums(B._part, gram.PairSquares(B._part, norms.block_squares(B._part)).sums)
     for value, wanted in zip(got, sums(squares), strict=True):
         close(value, wanted, 5 * TOLERANCE[dtype])
     m = B.grid[0]

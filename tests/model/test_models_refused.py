@@ -81,7 +81,6 @@ class Sized(Pair):
 
 
 REFUSED = {
-    "three layers": (lambda: two(nn.ReLU(), nn.Linear(D, D)), "a third linear layer, Linear '3'"),
     "two activations": (lambda: two(nn.ReLU(), nn.Tanh()), "Tanh '2' after an activation"),
     "softmax": (lambda: nn.Sequential(nn.Linear(D, C), nn.Softmax(-1)), "Softmax '1', which"),
     "activation at the end": (
