@@ -5,13 +5,13 @@ from __future__ import annotations
 import mpmath
 import pytest
 import torch
-from helpers import reference
+from helpers import deep, reference
 from helpers.cases import HIDDEN, LINEAR, PEAKED, SMALL, Case, Inputs, make_inputs
 from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 
-def loss_value(inputs: Inputs, logits: torch.Tensor) -> torch.Tensor:
+def loss_value(inputs: Inputs | deep.DeepInputs, logits: torch.Tensor) -> torch.Tensor:
     """The loss as torch itself defines it; "mse" is the paper's mean of squared norms."""
     if inputs.loss == "cross_entropy":
         return F.cross_entropy(logits, inputs.y)
@@ -23,7 +23,7 @@ def loss_value(inputs: Inputs, logits: torch.Tensor) -> torch.Tensor:
     return inputs.loss(logits, inputs.y)
 
 
-def autograd_terms(inputs: Inputs) -> dict[str, torch.Tensor]:
+def autograd_terms(inputs: Inputs | deep.DeepInputs) -> dict[str, torch.Tensor]:
     """The dense Hessian, its Gauss-Newton part J^T B J and the rest, by torch.func alone."""
     model = inputs.model()
     parameters = {k: v.detach() for k, v in model.named_parameters()}
@@ -50,6 +50,17 @@ def test_closed_form_is_autograd(case):
         out = reference.dense(reference.truth(case, torch.float64, term), inputs)
         scale = scale or expected.norm()  # the residual of autograd is a difference: its rounding is the whole's
         assert (out - expected).norm() <= 1e-13 * scale, term
+
+
+@pytest.mark.parametrize("case", deep.SHALLOW, ids=lambda c: c.name)
+def test_closed_form_of_any_depth_is_autograd(case):
+    inputs, scale = deep.make_deep(case, torch.float64), None
+    for term, expected in autograd_terms(inputs).items():
+        out = deep.dense(deep.truth(case, torch.float64, term), inputs)
+        scale = scale or expected.norm()
+        assert (out - expected).norm() <= 1e-13 * scale, term
+    for layer in case.layers:  # no part is small beside the others, and so unproved
+        assert deep.truth(case, torch.float64)[layer, case.layers[-1]].norm() > 1e-3 * scale
 
 
 @pytest.mark.parametrize("case", LINEAR + HIDDEN + SMALL, ids=lambda c: c.name)

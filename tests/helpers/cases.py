@@ -154,6 +154,24 @@ def make_loss(case: Case, dtype: torch.dtype) -> str | nn.Module:
     return loss if isinstance(loss, str) else loss.to(dtype)
 
 
+def make_targets(case: Case, g: torch.Generator) -> Tensor:
+    """Targets of the kind that the loss takes; at least one sample has a label that no ignore_index of LOSSES drops."""
+    N, C, kind = case.N, case.C, LOSSES[case.loss][1]
+    if kind == "class":
+        y = torch.randint(C, (N,), generator=g)
+        y[0] = C - 1
+        return y
+    if kind == "binary class":
+        return torch.randint(2, (N,), generator=g)
+    if kind == "binary prob":
+        return torch.sigmoid(torch.randn(N, 1, generator=g, dtype=torch.float64))
+    y = torch.randn(N, C, generator=g, dtype=torch.float64)
+    if kind == "prob":
+        y = torch.softmax(y, 1)
+        y[N // 2] *= 0.75  # torch accepts targets that do not sum to one
+    return y
+
+
 @cache
 def make_inputs(case: Case, dtype: torch.dtype) -> Inputs:
     """Seeded inputs: W ~ N(0, 1/d), V ~ N(0, 1/m), x ~ N(0, I), all with full float64 mantissas before rounding."""
@@ -171,19 +189,7 @@ def make_inputs(case: Case, dtype: torch.dtype) -> Inputs:
         tensors["hidden_weight"] = normal(m, d, std=d**-0.5)
         if "h" in case.bias:
             tensors["hidden_bias"] = normal(m, std=0.5)
-    kind = LOSSES[case.loss][1]
-    if kind == "class":
-        y = torch.randint(C, (N,), generator=g)
-        y[0] = C - 1  # at least one sample that no ignore_index of LOSSES drops
-    elif kind == "binary class":
-        y = torch.randint(2, (N,), generator=g)
-    elif kind == "binary prob":
-        y = torch.sigmoid(normal(N, 1))
-    elif kind == "prob":
-        y = torch.softmax(normal(N, C), 1)
-        y[N // 2] *= 0.75  # torch accepts targets that do not sum to one
-    else:
-        y = normal(N, C)
+    y = make_targets(case, g)
     return Inputs(case, y=y, loss=make_loss(case, torch.float64), **tensors).to(dtype)
 
 
