@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.cases import DTYPES, HIDDEN, LINEAR, PEAKED, SMALL, Case, make_inputs
 from helpers.reference import TERMS, TOLERANCE, assert_accurate, matrix, output_curvature, plain, truth
+from helpers.results import assert_product, assert_ratio, some_pairs
 
 SIDES = [(r, c) for r in ("hidden", "output") for c in ("hidden", "output")]
 PARTS = [(case, ("output", "output")) for case in LINEAR] + [(case, key) for case in HIDDEN for key in SIDES]
@@ -34,14 +35,6 @@ def hessian(case, dtype, term="full"):
 def part(case, key, dtype, term="full"):
     """BlockMatrix, float64 truth and plain same-dtype blocks."""
     return hessian(case, dtype, term)[key], truth(case, dtype, term)[key], plain(case, dtype, term)[key]
-
-
-def some_pairs(rows: int, cols: int, count: int = 9) -> torch.Tensor:
-    """Pairs in no order, with repeats, corners included."""
-    g = torch.Generator().manual_seed(rows * 1000 + cols)
-    pairs = torch.stack([torch.randint(n, (count,), generator=g) for n in (rows, cols)], 1)
-    corners = torch.tensor([[rows - 1, cols - 1], [0, 0], [0, cols - 1], [rows - 1, 0], [0, 0]])
-    return torch.cat([pairs, corners])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -103,16 +96,6 @@ def test_ratio(case, key, dtype):
     assert_ratio(B.ratio(), expected.flatten(2).square().sum(2), 3 * TOLERANCE[dtype])
 
 
-def assert_ratio(ratio, squares, rel) -> None:
-    """BlockRatio of all squared block norms; one block alone has 0 off the diagonal."""
-    own = torch.eye(len(squares), dtype=torch.bool)
-    diagonal = squares[own].mean()
-    off_diagonal = squares[~own].mean() if len(squares) > 1 else 0 * diagonal
-    for out, expected in zip(ratio, (diagonal, off_diagonal, off_diagonal / diagonal), strict=True):
-        assert out == pytest.approx(expected.item(), rel=rel, abs=0.0, nan_ok=True)
-    assert (ratio.diagonal, ratio.off_diagonal, ratio.ratio) == tuple(ratio) or ratio.ratio != ratio.ratio
-
-
 @pytest.mark.parametrize(("case", "key", "dtype"), MIXED, ids=name)
 def test_products(case, key, dtype):
     B, expected, _ = part(case, key, dtype)
@@ -122,14 +105,6 @@ def test_products(case, key, dtype):
     assert columns.shape == (B.shape[0], 2)
     for k in (0, 1):
         assert_product(columns[:, k], (k + 1) * matrix(expected), v)
-
-
-def assert_product(out, expected, v) -> None:
-    """||out - M v|| <= tolerance ||M|| ||v||: cancellation in M v is the vector's, not the product's."""
-    assert out.dtype == v.dtype
-    assert out.shape == expected.shape[:1]
-    error = (out.double() - expected @ v.double()).norm()
-    assert error <= TOLERANCE[v.dtype] * expected.norm() * v.double().norm()
 
 
 @pytest.mark.parametrize("term", TERMS[1:])

@@ -1,56 +1,438 @@
-"""What is general in depth already: the passes through a network, products and the truth, for chains of any length."""
+"""Networks of any depth: every result of every layer, and of every part between two, against tests/helpers/deep.py."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import pickle
+from dataclasses import replace
+from functools import lru_cache
 
+import numpy as np
 import pytest
 import torch
-from helpers.cases import ACTIVATIONS
+from helpers.cases import ACTIVATIONS, DTYPES, LOSSES
+from helpers.deep import DEEP, SHALLOW, Deep, blocks, dense, make_deep, off_kinks, parameters, plain, select, truth
+from helpers.reference import TERMS, TOLERANCE, assert_accurate, matrix
+from helpers.results import assert_part, assert_product, assert_ratio, assert_same_bits, everything, some_pairs
+from torch import nn
 
-from hessext import Hessian, autograd
-from hessext.data.samples import Samples
-from hessext.model import activations, losses
-from hessext.model.network import Layer, Network
+import hessext
+from hessext import autograd
 
-
-def chain(widths, activation, loss, registered=None):
-    g = torch.Generator().manual_seed(len(widths))
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-    found = activations.resolve(ACTIVATIONS[activation])
-    layers = [
-        Layer(str(k), normal(rows, cols) / cols**0.5, normal(rows), found if k < len(widths) - 2 else None)
-        for k, (cols, rows) in enumerate(pairwise(widths))
-    ]
-    N, C = 9, widths[-1]
-    y = torch.randint(C, (N,), generator=g) if loss == "cross_entropy" else normal(N, C)
-    network = Network(tuple(layers), registered)
-    return Hessian(Samples.of(network, losses.resolve(loss), normal(N, widths[0]), y))
+CASES = SHALLOW + DEEP
+EVERY = [(case, DTYPES[k % 2]) for k, case in enumerate(DEEP)]  # each case in one of the dtypes
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-@pytest.mark.parametrize("widths", [(4, 3), (4, 5, 3), (4, 5, 2, 3), (3, 1, 17, 2, 5), (2, 3, 4, 3, 4, 3)], ids=str)
-def test_products(widths, activation, loss):
-    H = chain(widths, activation, loss)
-    eye = torch.eye(H.shape[0], dtype=torch.float64)
-    for part in (H, H.gauss_newton(), H.residual()):
-        truth = autograd.hessian(part)
-        assert (part @ eye - truth).norm() <= 1e-12 * max(truth.norm(), 1e-3)
+def name(value) -> str:
+    """Test id of a case or a dtype."""
+    return value.name if isinstance(value, Deep) else str(value).removeprefix("torch.")
 
 
-def test_parts_and_their_products_lie_where_the_model_registers_them():
-    H = chain((4, 5, 2, 3), "tanh", "cross_entropy", registered=(2, 0, 1))
-    truth = autograd.hessian(H)
-    assert H.layers == ("2", "0", "1")
-    starts = {group.name: group.start for group in H._data.network.whole}
-    assert starts == {"2": 0, "0": 9, "1": 34}
-    for row in H.layers:
-        for col in H.layers:
-            B = H[f"{row}.weight", f"{col}.weight"]
-            expected = truth[starts[row] :, starts[col] :][: B.shape[0], : B.shape[1]]
-            out = B @ torch.eye(B.shape[1], dtype=torch.float64)
-            assert (out - expected).norm() <= 1e-12 * truth.norm()
+over_cases = pytest.mark.parametrize("case", CASES, ids=name)
+over_every = pytest.mark.parametrize(("case", "dtype"), EVERY, ids=name)
+over_shallow = pytest.mark.parametrize("case", SHALLOW, ids=name)
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name)
+over_terms = pytest.mark.parametrize("term", TERMS)
+
+
+@lru_cache(maxsize=4)
+def hessian(case, dtype, term="full"):
+    """The Hessian object of a case, shared by consecutive tests."""
+    H = make_deep(case, dtype).hessian()
+    return H if term == "full" else getattr(H, term)()
+
+
+def parts_of(case, dtype, term="full"):
+    """BlockMatrix, float64 truth and plain same-dtype blocks of all parts."""
+    H, expected, bar = hessian(case, dtype, term), truth(case, dtype, term), plain(case, dtype, term)
+    for row, col in expected:
+        yield H[str(row), str(col)], expected[row, col], bar[row, col]
+
+
+def test_the_cases_are_of_all_kinds():
+    """Every activation and loss, one layer to six, with and without biases, and none of them on a kink."""
+    assert {len(case.layers) for case in CASES} == {1, 2, 3, 4, 5, 6}
+    assert {kind for case in CASES for kind in case.activations} == set(ACTIVATIONS)
+    assert {case.loss for case in CASES} == set(LOSSES)
+    assert {width for case in DEEP for width in case.widths} == {1, 2, 17, 33}
+    assert {case.N for case in DEEP} == {1, 2, 17, 65}
+    assert {len(case.bias) for case in CASES} >= set(range(5))
+    assert all(off_kinks(make_deep(case, torch.float32)) for case in CASES)
+
+
+# --- every part, in every way ------------------------------------------------------------------------------------
+
+
+@over_terms
+@over_dtypes
+@over_cases
+def test_dense(case, dtype, term):
+    H, inputs = hessian(case, dtype, term), make_deep(case, dtype)
+    assert H.term == term
+    assert H.layers == tuple(str(number) for number in case.layers)
+    for B, expected, bar in parts_of(case, dtype, term):
+        rows, cols, a, b = expected.shape
+        assert B.grid == (rows, cols)
+        assert B.block_shape == (a, b)
+        out = B.dense()
+        assert out.dtype == dtype
+        assert_accurate(out, matrix(expected), matrix(bar))
+        assert not B.symmetric or torch.equal(out, out.T)
+    out, expected = H.dense(), dense(truth(case, dtype, term), inputs)
+    assert torch.equal(out, out.T)
+    assert_accurate(out, expected)
+    assert_accurate(H.diagonal(), expected.diagonal())
+    assert abs(H.trace().double() - expected.trace()) <= TOLERANCE[dtype] * expected.diagonal().abs().sum()
+
+
+@over_every
+def test_blocks_and_norms(case, dtype):
+    for B, expected, bar in parts_of(case, dtype):
+        pairs = some_pairs(*B.grid)
+        i, j = pairs.T
+        assert_accurate(B.blocks(pairs), expected[i, j], bar[i, j])
+        assert_accurate(B.block(*pairs.tolist()[0]), expected[i[0], j[0]])
+        norms, bar = expected.flatten(2).norm(dim=2), bar.flatten(2).norm(dim=2)
+        out = B.norms()
+        assert_accurate(out, norms, bar)
+        assert not out[norms == 0].any()
+        assert_accurate(B.norms(pairs.tolist()), norms[i, j], bar[i, j])
+    H = hessian(case, dtype)
+    norms = {key: part.flatten(2).norm(dim=2) for key, part in truth(case, dtype).items()}
+    assert_accurate(H.norms(), torch.cat([torch.cat([norms[r, c] for c in case.layers], 1) for r in case.layers]))
+
+
+@over_every
+def test_within_a_layer(case, dtype):
+    H, expected = hessian(case, dtype), truth(case, dtype)
+    for number in case.layers:
+        B, blocks = H[str(number)], expected[number, number]
+        own = torch.arange(len(blocks))
+        assert_accurate(B.diagonal_blocks(), blocks[own, own], plain(case, dtype)[number, number][own, own])
+        diagonal = matrix(blocks).diagonal()
+        assert_accurate(B.diagonal(), diagonal)
+        assert abs(B.trace().double() - diagonal.sum()) <= TOLERANCE[dtype] * diagonal.abs().sum()
+        squares = blocks.flatten(2).square().sum(2)
+        assert_ratio(B.ratio(), squares, 3 * TOLERANCE[dtype])
+        assert_row_norms(B.row_norms(), squares.sqrt(), 3 * TOLERANCE[dtype])
+
+
+def assert_row_norms(rows, norms, rel) -> None:
+    """RowNorms of all block norms."""
+    others = norms - norms.diagonal().diag()
+    expected = norms.diagonal(), others.sum(1) / max(1, len(norms) - 1), others.amax(1)
+    for out, wanted in zip(rows, expected, strict=False):
+        torch.testing.assert_close(out.double(), wanted, rtol=rel, atol=rel * float(norms.norm()))
+    if len(norms) > 1:
+        chosen = others.gather(1, rows.argmax[:, None])[:, 0]
+        torch.testing.assert_close(chosen, others.amax(1), rtol=rel, atol=rel * float(norms.norm()))
+    else:
+        assert rows.argmax.tolist() == [-1]
+
+
+@over_terms
+@over_every
+def test_products(case, dtype, term):
+    H, whole = hessian(case, dtype, term), dense(truth(case, dtype, term), make_deep(case, dtype))
+    v = torch.randn(H.shape[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    assert_product(H @ v, whole, v)
+    assert_product((H @ torch.stack([v, 2 * v], 1))[:, 1], 2 * whole, v)
+    for B, expected, _ in parts_of(case, dtype, term):
+        assert_product(B @ v[: B.shape[1]], matrix(expected), v[: B.shape[1]])
+
+
+@over_terms
+@over_every
+def test_terms_without_blocks(case, dtype, term):
+    """Norms and diagonals of the Gauss-Newton and the residual term, of which either may vanish."""
+    for B, expected, _ in parts_of(case, dtype, term):
+        squares = expected.flatten(2).square().sum(2)
+        assert_accurate(B.norms(), squares.sqrt())
+        if B.symmetric:
+            assert_accurate(B.diagonal(), matrix(expected).diagonal())
+            assert_ratio(B.ratio(), squares, 3 * TOLERANCE[dtype])
+
+
+@over_every
+def test_block_diagonal_tools(case, dtype):
+    for number in case.layers:
+        B, blocks = hessian(case, dtype)[str(number)], truth(case, dtype)[number, number]
+        own = blocks[torch.arange(len(blocks)), torch.arange(len(blocks))]
+        size = own.norm().item()
+        damping = size or 1.0  # H_ii need not be positive
+        values, vectors = B.eigh_blocks()
+        assert ((vectors * values[:, None]) @ vectors.mT - own).norm() <= 10 * TOLERANCE[dtype] * size
+        v = torch.linspace(-1, 1, B.shape[0], dtype=dtype)
+        eye = torch.eye(own.shape[1], dtype=torch.float64)
+        expected = torch.linalg.solve(own + damping * eye, v.double().view(len(own), -1)).flatten()
+        out = B.solve_block_diagonal(v, damping)
+        assert (out.double() - expected).norm() <= 10 * TOLERANCE[dtype] * expected.norm()
+
+
+@over_shallow
+def test_parameters_alone(case):
+    inputs, H = make_deep(case, torch.float64), hessian(case, torch.float64)
+    for row in parameters(inputs):
+        for col in parameters(inputs):
+            assert_part(H[row, col], select(truth(case, torch.float64), inputs, row, col))
+
+
+@over_terms
+@over_shallow
+def test_autograd(case, term):
+    """The other way round: the slow truth of the object is the closed form, and the check finds nothing."""
+    H, inputs = hessian(case, torch.float64, term), make_deep(case, torch.float64)
+    expected = dense(truth(case, torch.float64, term), inputs)
+    scale = dense(truth(case, torch.float64), inputs).norm()
+    assert (autograd.hessian(H) - expected).norm() <= 1e-13 * scale
+    assert autograd.check(H)
+    assert autograd.check(H, max_bytes=1 << 10, samples=3)
+
+
+# --- models and data ---------------------------------------------------------------------------------------------
+
+
+@over_cases
+def test_a_model_gives_the_same_with_its_parameter_names(case):
+    inputs = make_deep(case, torch.float64)
+    model = inputs.model()
+    H = hessext.hessian(model, inputs.x, inputs.y, loss=inputs.loss)
+    assert H.layers == tuple(key for key, _ in model.named_parameters())
+    assert torch.equal(H.dense(), hessian(case, torch.float64).dense())
+    first, last = H.layers[0].partition(".")[0], H.layers[-1].partition(".")[0]
+    assert_accurate(H[first, last].dense(), matrix(truth(case, torch.float64)[0, case.layers[-1]]))
+
+
+class Registered(nn.Module):
+    """A network whose layers are registered in another order than they are applied in."""
+
+    def __init__(self, steps, order):
+        super().__init__()
+        self.order = order
+        layers = [step for step in steps if isinstance(step, nn.Linear)]
+        for number in order:
+            self.add_module(f"fc{number}", layers[number])
+        self.activations = [step for step in steps if not isinstance(step, nn.Linear)]
+
+    def forward(self, x):
+        for number, activation in enumerate(self.activations):
+            x = activation(getattr(self, f"fc{number}")(x))
+        return getattr(self, f"fc{len(self.activations)}")(x)
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1, 3), (3, 2, 1, 0)], ids=str)
+def test_parameters_lie_where_the_model_registers_them(order):
+    case = SHALLOW[3]
+    inputs = make_deep(case, torch.float64)
+    model = Registered(inputs.model(), order)
+    H = hessext.hessian(model, inputs.x, inputs.y, loss=inputs.loss)
+    assert H.layers == tuple(key for key, _ in model.named_parameters())
+    names = [key.removeprefix("fc") for key in H.layers]
+    expected = dense(truth(case, torch.float64), inputs, names)
+    assert_accurate(H.dense(), expected)
+    assert_product(H @ torch.ones(H.shape[0], dtype=torch.float64), expected, torch.ones(H.shape[0]).double())
+    assert_accurate(H["fc2", "fc0"].dense(), matrix(truth(case, torch.float64)[2, 0]))
+
+
+@over_every
+def test_batches(case, dtype):
+    inputs = make_deep(case, dtype)
+    sizes = [1, 2, 5, 9, *[16] * 3][: case.N] if case.N > 2 else [1] * case.N
+    sizes = [size for k, size in enumerate(sizes) if sum(sizes[: k + 1]) <= case.N]
+    sizes += [case.N - sum(sizes)] * (sum(sizes) < case.N)
+    batches = list(zip(inputs.x.split(sizes), inputs.y.split(sizes), strict=True))
+    H, whole = replace(inputs, x=batches, y=None).hessian(), hessian(case, dtype)
+    assert_accurate(H.dense(), dense(truth(case, dtype), inputs))
+    for B, expected, _ in parts_of(case, dtype):
+        own, pairs = H[B.layers], some_pairs(*B.grid)
+        assert_accurate(own.blocks(pairs), expected[tuple(pairs.T)])
+        v = torch.linspace(-1, 1, B.shape[1], dtype=dtype)
+        assert_product(own @ v, matrix(expected), v)
+        assert torch.equal(own.norms(), B.norms())
+        if B.symmetric:
+            assert_accurate(own.diagonal(), matrix(expected).diagonal())
+            assert own.ratio() == pytest.approx(B.ratio(), rel=TOLERANCE[dtype], nan_ok=True)
+    assert H.layers == whole.layers
+
+
+def test_positions_are_samples():
+    case = SHALLOW[1]
+    inputs = make_deep(case, torch.float64)
+    H = replace(inputs, x=inputs.x.view(2, 3, -1), y=inputs.y.view(2, 3)).hessian()
+    assert torch.equal(H.dense(), hessian(case, torch.float64).dense())
+
+
+@over_dtypes
+@pytest.mark.parametrize("case", [SHALLOW[4], *DEEP[9::3]], ids=name)
+def test_same_bits_on_every_call(case, dtype, set_threads):
+    for count in (1, 2):
+        set_threads(count)
+        assert_same_bits(*(everything(make_deep(case, dtype).hessian()) for _ in range(2)))
+
+
+@pytest.mark.parametrize("case", SHALLOW[3:], ids=name)
+def test_in_other_hands(case):
+    """Pickled, in another dtype, as a linear operator."""
+    H = hessian(case, torch.float64)
+    assert torch.equal(pickle.loads(pickle.dumps(H)).dense(), H.dense())
+    low = hessian(case, torch.float32)
+    assert_accurate(low.to(torch.float64).dense(), dense(truth(case, torch.float32), make_deep(case, torch.float32)))
+    assert_same_bits(everything(low.to(torch.float64).to(torch.float32)), everything(low))
+    v = np.linspace(-1, 1, H.shape[0])
+    np.testing.assert_allclose(H.to_scipy() @ v, H.dense().numpy() @ v, atol=1e-12 * np.abs(H.dense().numpy()).max())
+
+
+# --- units that are off ------------------------------------------------------------------------------------------
+
+
+def with_bias(inputs, layer, units, value):
+    """The same inputs with some entries of a layer's bias."""
+    biases = list(inputs.biases)
+    biases[layer] = biases[layer].clone()
+    biases[layer][units] = value
+    return replace(inputs, biases=tuple(biases))
+
+
+@over_dtypes
+@pytest.mark.parametrize("layer", [0, 1, 2, 3, 4])
+def test_units_that_are_off_add_nothing(layer, dtype):
+    """Whatever their outgoing weights are: sums of those may overflow."""
+    inputs = with_bias(make_deep(DEEP[17], dtype), layer, slice(0, 1), -1000)
+    found = []
+    for value in (0.0, torch.finfo(dtype).max):
+        weights = list(inputs.weights)
+        weights[layer + 1] = weights[layer + 1].clone()
+        weights[layer + 1][::2, 0], weights[layer + 1][1::2, 0] = value, -value
+        found.append(replace(inputs, weights=tuple(weights)).hessian())
+    expected, H = found
+    assert torch.equal(H.dense(), expected.dense())
+    for col in H.layers:
+        part = H[str(layer), col]
+        assert not part.blocks([(0, 0)]).any()
+        assert not part.norms()[0].any()
+        assert torch.equal(part.norms(), expected[str(layer), col].norms())
+    assert H[str(layer)].ratio() == expected[str(layer)].ratio()
+
+
+@over_dtypes
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_a_dead_layer(layer, dtype):
+    """Nothing before it moves the loss, and what comes after it sees its biases alone."""
+    inputs = with_bias(make_deep(DEEP[17], dtype), layer, slice(None), -1000)
+    H = inputs.hessian()
+    expected = blocks(inputs.lift())
+    for row in inputs.case.layers:
+        for col in inputs.case.layers:
+            B = H[str(row), str(col)]
+            assert_accurate(B.dense(), matrix(expected[row, col]))
+            assert_accurate(B.norms(), expected[row, col].flatten(2).norm(dim=2))
+            assert min(row, col) > layer or not B.dense().any()
+    assert H["0"].ratio().diagonal == 0
+    assert H[str(layer + 1)].ratio().diagonal > 0
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+GOOD = make_deep(SHALLOW[1], torch.float64)  # 2, 3, 4, 3 with biases
+
+
+def feed_forward(**changes):
+    """hessext.feed_forward on good arguments with some replaced."""
+    arguments = {"weights": GOOD.weights, "x": GOOD.x, "y": GOOD.y, "biases": GOOD.biases} | changes
+    return hessext.feed_forward(**arguments)
+
+
+def changed(sequence, number, value):
+    """A tuple with one entry replaced."""
+    return (*sequence[:number], value, *sequence[number + 1 :])
+
+
+def test_the_good_arguments_are_good():
+    expected = feed_forward().dense()
+    for same in (
+        {"weights": list(GOOD.weights), "biases": list(GOOD.biases)},
+        {"activations": nn.ReLU()},
+        {"activations": ["relu", nn.ReLU()]},
+        {"activations": ("relu", "relu"), "loss": nn.CrossEntropyLoss()},
+        {"x": [(GOOD.x, GOOD.y)], "y": None},
+    ):
+        assert torch.equal(feed_forward(**same).dense(), expected)
+    assert feed_forward(biases=None).shape == (6 + 12 + 12,) * 2
+    assert feed_forward(biases=(None, GOOD.biases[1], None)).shape == (6 + 12 + 4 + 12,) * 2
+    one = hessext.feed_forward(GOOD.weights[:1], GOOD.x)
+    assert torch.equal(one.dense(), hessext.linear(GOOD.weights[0], GOOD.x).dense())
+
+
+W, B = GOOD.weights, GOOD.biases
+REFUSED = {
+    "no weights": ({"weights": []}, ValueError, "weights: expected .*at least one"),
+    "one tensor": ({"weights": W[0]}, TypeError, "weights: expected a list"),
+    "weights of a generator": ({"weights": (w for w in W)}, TypeError, "weights: expected a list"),
+    "a weight of numpy": ({"weights": changed(W, 1, W[1].numpy())}, TypeError, r"weights\[1\]: .*from_numpy"),
+    "no weight": ({"weights": changed(W, 2, None)}, TypeError, r"weights\[2\]: expected a torch\.Tensor"),
+    "shapes do not chain": (
+        {"weights": changed(W, 1, W[1][:, :2])},
+        ValueError,
+        r"weights\[1\]: expected shape \(\w+, 3\); got \(4, 2\)",
+    ),
+    "first layer": ({"weights": changed(W, 0, W[0].T)}, ValueError, r"(weights\[1\]|biases\[0\]|x): expected shape"),
+    "a vector": ({"weights": changed(W, 1, W[1][0])}, ValueError, r"weights\[1\]: expected "),
+    "no rows": ({"weights": changed(W, 1, W[1][:0])}, ValueError, r"weights\[1\]: expected "),
+    "float32 among float64": (
+        {"weights": changed(W, 2, W[2].float())},
+        TypeError,
+        r"weights\[2\]: expected torch",
+    ),
+    "not finite": ({"weights": changed(W, 1, W[1] * torch.inf)}, ValueError, r"weights\[1\]: .*finite"),
+    "another device": ({"weights": changed(W, 1, W[1].to("meta"))}, ValueError, r"weights\[1\]: expected device"),
+    "too few biases": ({"biases": B[:2]}, ValueError, "biases: expected 3.*; got 2"),
+    "too many biases": ({"biases": [*B, None]}, ValueError, "biases: expected 3.*; got 4"),
+    "one bias": ({"biases": B[0]}, TypeError, "biases: expected a list"),
+    "a bias too long": ({"biases": changed(B, 1, B[0])}, ValueError, r"biases\[1\]: expected shape \(4,\); got \(3,\)"),
+    "a bias of float32": ({"biases": changed(B, 1, B[1].float())}, TypeError, r"biases\[1\]: expected torch.float64"),
+    "no bias": ({"biases": changed(B, 1, 0.0)}, TypeError, r"biases\[1\]: expected a torch\.Tensor"),
+    "too few activations": ({"activations": ["relu"]}, ValueError, "activations: expected 2.*; got 1"),
+    "too many activations": ({"activations": ["relu"] * 3}, ValueError, "activations: expected 2.*; got 3"),
+    "an unknown activation": ({"activations": "swish"}, ValueError, r"activations(\[0\])?: expected one of relu"),
+    "an unknown one": ({"activations": ["relu", "swish"]}, ValueError, r"activations\[1\]: expected one of relu"),
+    "a class": ({"activations": nn.ReLU}, TypeError, "activations"),
+    "a function": ({"activations": ["relu", torch.relu]}, TypeError, r"activations\[1\]: expected one of relu"),
+    "no activation": ({"activations": ["relu", None]}, TypeError, r"activations\[1\]: expected one of relu"),
+    "x of another width": ({"x": GOOD.x[:, :1]}, ValueError, r"x: expected shape \(\w+, 2\); got"),
+    "no targets": ({"y": None}, ValueError, "y: the Hessian of a network depends on the targets"),
+    "targets out of range": ({"y": GOOD.y + 1}, ValueError, r"y: expected labels in \[0, 3\)"),
+    "an unknown loss": ({"loss": "hinge"}, ValueError, "loss: expected"),
+    "memory of none": ({"memory": 0}, ValueError, "memory: expected"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(what):
+    changes, error, message = REFUSED[what]
+    with pytest.raises(error, match=f"^{message}"):
+        feed_forward(**changes)
+
+
+@pytest.mark.parametrize("key", ["3", "-1", 0, ("0", "3"), "0.bias.weight", ("0",)], ids=str)
+def test_unknown_layers(key):
+    with pytest.raises(KeyError, match=r"'0', '0.weight'|expected one"):
+        feed_forward()[key]
+
+
+def test_changes_in_place_are_noticed():
+    x = GOOD.x.clone()
+    H = feed_forward(x=x)
+    H.dense()
+    x.mul_(2)
+    for call in (H.dense, H["0"].ratio, H["0", "2"].norms, lambda: H @ torch.ones(H.shape[0], dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match=r"^x was changed in place"):
+            call()
+
+
+def test_later_training_does_not_change_the_result():
+    weights = [w.clone().requires_grad_() for w in GOOD.weights]
+    H, expected = feed_forward(weights=weights), feed_forward().dense()
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(3)
+    assert torch.equal(H.dense(), expected)
+    assert not H.dense().requires_grad

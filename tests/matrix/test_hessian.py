@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.cases import DTYPES, HIDDEN, LINEAR, SMALL, Case, make_inputs
 from helpers.reference import TERMS, TOLERANCE, assert_accurate, dense, plain, truth
+from helpers.results import assert_same_bits, everything
 from torch import nn
 
 import hessext
@@ -100,27 +101,6 @@ def test_norms_are_one_square_map(case, dtype):
 
 
 # --- same bits ---------------------------------------------------------------------------------------------------
-
-
-def everything(H) -> list[torch.Tensor]:
-    """All results of a Hessian object, as tensors."""
-    v = torch.linspace(-1, 1, H.shape[0]).to(H.dense().dtype)
-    out = [H.dense(), H @ v, H.norms(), *(t().dense() for t in (H.gauss_newton, H.residual))]
-    for r in H.layers:
-        for c in H.layers:
-            B = H[r, c]
-            out += [B.dense(), B.block(0, 0), B.norms(), B.norms([(0, 0)]), B @ v[: B.shape[1]]]
-            if B.symmetric:
-                ratio = B.ratio()
-                out += [B.diagonal_blocks(), B.diagonal(), torch.as_tensor(B.trace())]
-                out += [torch.tensor([ratio.diagonal, ratio.off_diagonal, ratio.ratio], dtype=torch.float64)]
-    return out
-
-
-def assert_same_bits(first, second) -> None:
-    """Equality of every result, NaN being itself."""
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
 MIDDLE = [LINEAR[1], HIDDEN[11], HIDDEN[21], SMALL[0]]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.cases import ACTIVATIONS, HIDDEN, LINEAR, SMALL, make_inputs
 from helpers.reference import assert_accurate, dense, select, truth
+from helpers.results import assert_part
 
 import hessext
 
@@ -22,19 +23,6 @@ def test_layers_of_the_functions(case):
     for row in inputs.parameters():
         for col in inputs.parameters():
             assert_part(H[row, col], select(truth(case, torch.float64), inputs, row, col))
-
-
-def assert_part(B, expected) -> None:
-    """All ways of asking for a part of a layer."""
-    rows, cols, a, b = expected.shape
-    assert B.grid == (rows, cols)
-    assert B.block_shape == (a, b)
-    assert_accurate(B.dense(), expected.permute(0, 2, 1, 3).reshape(rows * a, cols * b))
-    assert_accurate(B.block(rows - 1, cols - 1), expected[-1, -1])
-    assert_accurate(B.blocks([(0, cols - 1), (rows - 1, 0)]), expected[[0, -1], [-1, 0]])
-    assert_accurate(B.norms(), expected.flatten(2).norm(dim=2))
-    v = torch.linspace(-1, 1, cols * b, dtype=torch.float64)
-    assert ((B @ v) - B.dense() @ v).norm() <= 1e-12 * B.dense().norm() * v.norm()
 
 
 @over_small
