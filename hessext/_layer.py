@@ -24,7 +24,7 @@ from .model.losses import LossLike
 
 KEPT = 4 << 30  # bytes
 
-Forward = Callable[[nn.Module, Any], Tensor | None | tuple[Any, Tensor | None]]
+Forward = Callable[[nn.Module, Any], Tensor | tuple[Any, Tensor | None] | None]
 
 
 def layer(

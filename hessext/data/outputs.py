@@ -49,8 +49,10 @@ class Outputs:
         return result
 
     def spread(self, a: Tensor, y: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        """What couples places wherever B_n may, of vectors v (N, D): with a softmax c_n w w^T in place of B_n, whose
-        entries may be too small to be seen."""
+        """What couples places wherever B_n may, of vectors v (N, D).
+
+        With a softmax it is c_n w w^T in place of B_n, whose entries may be too small to be seen.
+        """
         if not self.loss.softmax:
             return self.product(a, y, v[None])[0]
         like = a[:, :1].expand(-1, len(w))

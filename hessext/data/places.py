@@ -68,3 +68,8 @@ class Places(Data):
     def curvature_product(self, layer: int, term: str, v: Tensor) -> Tensor:
         """S_n v_n (N, K) of vectors v (N, K)."""
         return self._tails.product(self._number, v, term)
+
+    def curvature_entries(self, row: int, col: int, pairs: Tensor, term: str) -> Tensor:
+        """S_n[i, j] (P, N) of pairs (P, 2)."""
+        units, at = pairs[:, 0].unique(return_inverse=True)
+        return self.curvature_rows(row, col, units, term)[at, pairs[:, 1]]

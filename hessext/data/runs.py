@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ class Record:
 
 
 class Runner:
-    """A model and how it is run on a batch, with its own tensors or, where a dtype or a device is given, with copies."""
+    """A model and how it is run on a batch: with its own tensors, or with copies of a given dtype or on a device."""
 
     def __init__(
         self,
@@ -161,10 +161,8 @@ class Runner:
             if head is not None:
                 hooks.callback(head.module.register_forward_pre_hook(before_head, with_kwargs=True).remove)
                 hooks.callback(head.module.register_forward_hook(after_head).remove)
-            try:
+            with suppress(_Enough):
                 result = self(batch)
-            except _Enough:
-                pass
         for layer, found in zip(layers, features, strict=True):
             if len(found) != 1:
                 raise ValueError(

@@ -1,8 +1,8 @@
 """What comes after some layers of a model, differentiated twice: S_n = d2 loss / d z_n^2 of THEORY (h), row by row.
 
 The tail maps the outputs z of a layer to o, the logits or the inputs of the head. With J = do/dz, u the gradient and C
-the curvature at o, S = J^T C J [Gauss-Newton] + d2 <u, o> / dz^2 [residual]. Both come from J^T u as a function of u and
-z: its derivative along e is J e in u, and the residual term's row in z. One pass gives the rows of all places.
+the curvature at o, S = J^T C J [Gauss-Newton] + d2 <u, o> / dz^2 [residual]. Both come from <J^T u, e>: its gradient in
+u is J e, and its gradient in z is the residual term's product with e. One pass gives the rows of all places.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class Tail:
         return leaf.new_zeros(self.places(number), leaf.shape[-1]) if result is None else result.flatten(0, -2)
 
     def mixed(self, number: int, couple: Callable[[Tensor], Tensor]) -> float:
-        """The largest share of H e that lies at places where e is zero, e random and the places halved by each bit of
-        their numbers; 0 where the tail keeps places apart. `couple` stands for the curvature at o.
+        """The largest share of H e that lies at places where e is zero; 0 where the tail keeps places apart.
 
-        Any two places are told apart by one of the bits, so that no pair is left out.
+        e is random at the places whose numbers have a bit set, for one bit after the other: any two places are told
+        apart by one of them, so that no pair is left out. `couple` stands for the curvature at o.
         """
         leaf, N = self.leaves[number], self.places(number)
         v = torch.randn(N, leaf.shape[-1], generator=generator("places", N), dtype=torch.float64).to(leaf)

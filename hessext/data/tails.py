@@ -198,7 +198,7 @@ class Tails:
         return replace(self.loss, reduction="sum")
 
     def _count_kept(self, numbers: Iterable[int]) -> None:
-        """Refuse inputs of the layers that do not fit into `memory`, or into what is free when they are put together."""
+        """Refuse inputs of the layers that do not fit into `memory`, or, put together, into what is free."""
         self._kept += sum(numbers) * self.dtype.itemsize
         if self._kept > self.question.memory:
             raise MemoryError(
@@ -254,8 +254,8 @@ class Tails:
         names = [repr(other.name) for n, other in enumerate(once) if piece.tail.keeps_apart(n, self._coupling(piece))]
         names += [repr(self.head.name)] if self.head else []
         return (
-            f"{self.question.argument}: expected a layer whose places (samples, positions) are kept apart by what comes "
-            f"after it; those of {layer.name!r} are mixed in batch {k}, as by attention, a convolution or batch "
+            f"{self.question.argument}: expected a layer whose places (samples, positions) are kept apart by what "
+            f"comes after it; those of {layer.name!r} are mixed in batch {k}, as by attention, a convolution or batch "
             "normalization, and the Hessian is no sum over places. Of the last linear layers these would do: "
             f"{', '.join(names) or 'none'}"
         )
@@ -263,10 +263,8 @@ class Tails:
     # --------------------------------------------------------------------------------------------------------- tails
 
     def _tail(self, piece: Piece, record: Record) -> Tail:
-        if self.head is None:
-            o = record.logits.flatten(0, -2)
-        else:
-            o = record.head_inputs[0].flatten(0, -2)[piece.rows]
+        at_head = self.head is not None
+        o = record.head_inputs[0].flatten(0, -2)[piece.rows] if at_head else record.logits.flatten(0, -2)
         return Tail(record, o, lambda at: self._outputs.gradient(at, piece.y))
 
     def _opened(self) -> Iterator[tuple[Piece, Tail]]:
