@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hessext._ops import Kind
 from hessext._tensors import own_precision
+from hessext.model.linear import LinearLayer
 from hessext.model.network import Layer, Network
 
 from .samples import Data
-from .tails import Tails
+from .tails import Question, Tails
 
 
 class Places(Data):
@@ -23,6 +25,21 @@ class Places(Data):
         layer = tails.layers[number]
         parameters = (None if t is None else t.to(tails.device, tails.dtype) for t in (layer.weight, layer.bias))
         super().__init__(Network((Layer(layer.name, *parameters),), by_parameter=True), tails.loss)
+
+    @property
+    def layer(self) -> LinearLayer:
+        """The layer in the model."""
+        return self._tails.layers[self._number]
+
+    @property
+    def question(self) -> Question:
+        """What the places are collected from, with the batches."""
+        return self._tails.question
+
+    @property
+    def batches(self) -> list[Any]:
+        """All batches, as they came."""
+        return [piece.batch for piece in self._tails.pieces]
 
     def __len__(self) -> int:
         return len(self._tails.features[self._number])
@@ -51,7 +68,7 @@ class Places(Data):
     @property
     def numel(self) -> int:
         """The model's parameters; the layer's inputs are collected anew."""
-        return sum(p.numel() for p in self._tails.runner.parameters.values())
+        return sum(p.numel() for p in self._tails.runner.parameters)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Places:
         """Return the places of the same layer of the model elsewhere, run there on the same batches."""

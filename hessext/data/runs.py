@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -71,8 +72,9 @@ class Runner:
         self.model, self.dtype, self.device = model, dtype, device
         self._holder = _Holder(model, forward or _default_forward)
         self.watch = Watch(**dict([*model.named_parameters(), *model.named_buffers()]))
-        self.parameters = {f"model.{name}": self._moved(p) for name, p in model.named_parameters()}
-        self._at = next(iter(self.parameters.values())).device
+        self._moved_once = {p: self._moved(p) for p in model.parameters()}
+        self._names = {f"model.{name}": p for name, p in model.named_parameters(remove_duplicate=False)}
+        self._at = next(iter(self._moved_once.values())).device
 
     def _moved(self, t: Tensor) -> Tensor:
         """A tensor elsewhere: floating numbers in the runner's dtype, if it has one of its own."""
@@ -91,12 +93,18 @@ class Runner:
             return {key: self.moved(value) for key, value in batch.items()}
         return batch
 
-    def __call__(self, batch: Any, **changed: Tensor) -> tuple[Any, Any]:
-        """What forward returns, with some parameters changed. Raises ValueError where it draws random numbers."""
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that the model is run with."""
+        return list(self._moved_once.values())
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Any]:
+        """Logits and targets that forward returns. Raises ValueError where it draws random numbers."""
         check_modes(self.model)
-        parameters = {name: p.detach() for name, p in self.parameters.items()}
+        own = {p: moved.detach() for p, moved in self._moved_once.items()}
+        parameters = {name: own[p] for name, p in self._names.items()}
         buffers = {f"model.{name}": self._moved(b).clone() for name, b in self.model.named_buffers()}
-        tensors = {**parameters, **buffers, **{f"model.{name}": p for name, p in changed.items()}}
+        tensors = {**parameters, **buffers}
         with plain_autograd(self._at), _without_fused_kernels(), same_random_numbers(self._at):
             result = functional_call(self._holder, tensors, (self.moved(batch),))
         if not isinstance(result, tuple | list) or len(result) != 2:
@@ -106,6 +114,18 @@ class Runner:
         if not isinstance(logits, Tensor) or logits.ndim < 2 or not logits.is_floating_point():
             raise TypeError(f"model: expected logits (..., C) of at least two axes; got {_described(logits)}")
         return logits, y
+
+    def with_layer(self, batch: Any, layer: LinearLayer, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Any]:
+        """The same with a layer that computes weight @ x + bias, and no other use of its parameters changed."""
+
+        def hook(_: nn.Module, args: tuple, kwargs: dict, __: Tensor) -> Tensor:
+            return F.linear(args[0] if args else next(iter(kwargs.values())), weight, bias)
+
+        handle = layer.module.register_forward_hook(hook, with_kwargs=True)
+        try:
+            return self(batch)
+        finally:
+            handle.remove()
 
     def look(self, batch: Any) -> Calls:
         """Run without gradients, and note which modules are called."""
@@ -245,13 +265,13 @@ def head_rows(record: Record) -> Tensor | None:
     """
     if len(record.head_outputs) != 1 or not record.logits.requires_grad:
         return None
-    (F,), logits = record.head_outputs, record.logits
-    C = F.shape[-1]
+    (outputs,), logits = record.head_outputs, record.logits
+    C = outputs.shape[-1]
     if logits.shape[-1] != C:
         return None
     M = logits.numel() // C
     number = torch.arange(1, M + 1, dtype=logits.dtype, device=logits.device).view(*logits.shape[:-1], 1)
-    sources = [F, *record.leaves]
+    sources = [outputs, *record.leaves]
     back, *others = torch.autograd.grad(logits, sources, number.expand_as(logits), retain_graph=True, allow_unused=True)
     if back is None or any(other is not None for other in others):
         return None
@@ -261,4 +281,4 @@ def head_rows(record: Record) -> Tensor | None:
     row = row[order]
     if not torch.equal(back[row], number.view(-1, 1).expand(-1, C)) or back.count_nonzero() != M * C:
         return None
-    return row if torch.equal(F.detach().reshape(-1, C)[row], logits.detach().reshape(-1, C)) else None
+    return row if torch.equal(outputs.detach().reshape(-1, C)[row], logits.detach().reshape(-1, C)) else None

@@ -114,7 +114,7 @@ class Tails:
         features: list[list[Tensor]] = []
         head_inputs: list[Tensor] = []
         for k, batch in enumerate(batches):
-            saved = SavedBytes(list(self.runner.parameters.values()))
+            saved = SavedBytes(self.runner.parameters)
             with saved:
                 record, rows = self._record_first(batch) if k == 0 else self._record_whole(batch)
                 features = features or [[] for _ in self.layers]

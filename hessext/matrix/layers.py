@@ -26,9 +26,14 @@ class LayerHessians(Hessian):
         self._each = each
 
     @property
+    def each(self) -> tuple[Hessian, ...]:
+        """The Hessian of each layer alone."""
+        return tuple(self._each.values())
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers' parameters."""
-        return tuple(name for H in self._each.values() for name in H.layers)
+        return tuple(name for H in self.each for name in H.layers)
 
     def __getitem__(self, key: str | tuple[str, str]) -> BlockMatrix:
         """One layer or parameter, or the part between two of one layer. Raises KeyError with the names there are."""
@@ -51,11 +56,11 @@ class LayerHessians(Hessian):
     @property
     def shape(self) -> tuple[int, int]:
         """(parameters, parameters) of all layers."""
-        return (sum(H.shape[0] for H in self._each.values()),) * 2
+        return (sum(H.shape[0] for H in self.each),) * 2
 
     def __repr__(self) -> str:
         """The layers' own."""
-        return f"LayerHessians({', '.join(map(repr, self._each.values()))})"
+        return f"LayerHessians({', '.join(map(repr, self.each))})"
 
     def to(self, *args: Any, **kwargs: Any) -> LayerHessians:
         """The Hessians on another device or in another dtype, as `Hessian.to`."""
@@ -63,7 +68,7 @@ class LayerHessians(Hessian):
 
     def diagonal(self) -> Tensor:
         """The diagonals of all layers, one after another."""
-        return torch.cat([H.diagonal() for H in self._each.values()])
+        return torch.cat([H.diagonal() for H in self.each])
 
     def dense(self, out: Tensor | None = None) -> NoReturn:
         """Not formed for several layers."""
