@@ -58,7 +58,7 @@ class LayerTruth(Truth):
         """Writes rows `indices` (R,) of the Hessian into out (R, P), one product after the other, batch by batch."""
         out.zero_()
         leaves = {k: p.clone().requires_grad_() for k, p in self.parameters.items()}
-        with plain_autograd(self.device), torch.enable_grad():
+        with plain_autograd(self.device):
             for f, y in self._runs(leaves):
                 product = self._product(list(leaves.values()), f, y)
                 for into, i in zip(out, indices.tolist(), strict=True):

@@ -105,7 +105,7 @@ class Runner:
         parameters = {name: own[p] for name, p in self._names.items()}
         buffers = {f"model.{name}": self._moved(b).clone() for name, b in self.model.named_buffers()}
         tensors = {**parameters, **buffers}
-        with plain_autograd(self._at), _without_fused_kernels(), same_random_numbers(self._at):
+        with plain_autograd(self._at, torch.is_grad_enabled()), _without_fused_kernels(), same_random_numbers(self._at):
             result = functional_call(self._holder, tensors, (self.moved(batch),))
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise TypeError(f"forward: expected a function that returns logits and targets; got {_described(result)}")
@@ -208,11 +208,10 @@ def _default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
 
 
 @contextmanager
-def plain_autograd(device: torch.device) -> Iterator[None]:
-    """Autograd as it is without autocast and inference mode around; gradients are on or off as they were."""
-    on = torch.is_grad_enabled()
+def plain_autograd(device: torch.device, on: bool = True) -> Iterator[None]:
+    """Autograd, on or off, as it is without autocast and inference mode around."""
     with (
-        torch.inference_mode(False),  # turns gradients on
+        torch.inference_mode(False),
         torch.set_grad_enabled(on),
         torch.autocast(device.type, enabled=False),
     ):

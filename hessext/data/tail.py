@@ -42,6 +42,7 @@ class Tail:
             self._pulled = -1, None  # before the next one is made
             with second_derivatives():
                 (g,) = torch.autograd.grad(self.o, leaf, self._u, create_graph=True, allow_unused=True)
+                _check_differentiable(g)
             self._pulled = number, g
         g = self._pulled[1]
         if g is None:  # nothing depends on this layer
@@ -94,12 +95,25 @@ def second_derivatives() -> Iterator[None]:
         yield
     except RuntimeError as error:
         cause = str(error).split("\n")[0]
-        if "not implemented" not in cause and "differentiat" not in cause:
+        if "not implemented" not in cause and "differentia" not in cause:
             raise
         raise TypeError(
             "model: expected operations with second derivatives after the layer (plain attention instead of a fused "
             f"one, no once_differentiable); got: {cause}"
         ) from error
+
+
+def _check_differentiable(g: Tensor | None) -> None:
+    """Raise where a part of g says by a node that it is no function of anything: autograd would take it for constant."""
+    nodes = [] if g is None or g.grad_fn is None else [g.grad_fn]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node.name().endswith("::Error"):
+            raise RuntimeError("a function marked with @once_differentiable")
+        new = {after for after, _ in node.next_functions if after is not None} - seen
+        seen |= new
+        nodes.extend(new)
 
 
 class SavedBytes:

@@ -213,6 +213,8 @@ class Tails:
         """Refuse layers whose weight is used again, on which nothing depends, or whose places are mixed."""
         tail, argument = piece.tail, self.question.argument
         for number, layer in enumerate(self.layers):
+            if not tail.o.requires_grad:
+                raise ValueError(f"{argument}: expected a layer that the logits depend on; got {layer.name!r}")
             used = torch.autograd.grad(
                 tail.o,
                 [tail.leaves[number], *record.parameters[number]],
@@ -304,9 +306,9 @@ class Tails:
         features, K = self.features[number], len(self.layers[number].weight)
         size = len(index) * K * len(features) * self.dtype.itemsize
         require(size, f"{len(index)} rows of the curvature of {self.layers[number].name!r}", self.device)
-        out = features.new_empty(len(index), K, len(features))
         wanted = K if len(index) > _FEW else len(index)
         with plain_autograd(self.device):
+            out = features.new_empty(len(index), K, len(features))
             for piece, tail in self._opened():
                 into = out[:, :, piece.places[number]]
                 M = self._quadratic(piece, tail, wanted) if term != "residual" else None
@@ -315,16 +317,16 @@ class Tails:
                     units = index[first : first + step].tolist()
                     directions = (_unit(tail.places(number), K, i, features) for i in units)
                     self._products(number, tail, piece, directions, term, M, into[first : first + step])
-        return out.div_(self.divisor)
+            return out.div_(self.divisor)
 
     def product(self, number: int, v: Tensor, term: str) -> Tensor:
         """S_n v_n (N, K) of vectors v (N, K)."""
-        out = torch.empty_like(v)
         with plain_autograd(self.device):
+            out = torch.empty_like(v)
             for piece, tail in self._opened():
                 some = piece.places[number]
                 self._products(number, tail, piece, [v[some]], term, piece.quadratic, out[some].T[None])
-        return out.div_(self.divisor)
+            return out.div_(self.divisor)
 
     def _products(
         self,

@@ -90,3 +90,19 @@ def tokens(*shape, seed=0) -> Tensor:
 
 def images(N, dtype=torch.float64, seed=0) -> Tensor:
     return torch.randn(N, 1, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+class Pooled(nn.Module):
+    """Tokens (B, T) to logits (B, 3): a layer at each position, the mean or the first of them, two more layers."""
+
+    def __init__(self, pool):
+        super().__init__()
+        torch.manual_seed(2)
+        self.embed, self.pool = nn.Embedding(C, D), pool
+        self.before, self.after, self.head = nn.Linear(D, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.double().eval()
+
+    def forward(self, tokens):
+        a = torch.tanh(self.before(self.embed(tokens)))
+        a = a.mean(1) if self.pool == "mean" else a[:, 0]
+        return self.head(F.silu(self.after(a)))
