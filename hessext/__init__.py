@@ -14,7 +14,7 @@ from importlib import import_module
 
 from . import autograd, datasets, plot
 from ._api import feed_forward, hessian, linear, one_hidden
-from ._head import head
+from ._layer import head, layer
 from .matrix.block_matrix import BlockMatrix
 from .matrix.hessian import Hessian
 from .matrix.results import BlockRatio, RowNorms
@@ -40,6 +40,7 @@ __all__ = [
     "figures",
     "head",
     "hessian",
+    "layer",
     "linear",
     "one_hidden",
     "plot",

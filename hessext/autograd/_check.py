@@ -11,6 +11,7 @@ from hessext import _checks
 from hessext._memory import require
 from hessext._random import generator
 
+from ._layer_truth import truth_of
 from ._report import CheckReport, PartError
 from ._truth import Truth
 
@@ -45,10 +46,15 @@ def check(
     """
     if not hasattr(H, "term"):
         raise TypeError(f"H: expected a hessext.Hessian; got {type(H).__name__}")
+    if hasattr(H, "each"):  # several layers without the parts between them
+        reports = [check(one, rtol=rtol, max_bytes=max_bytes, samples=samples, seed=seed) for one in H.each]
+        parts = tuple(part for report in reports for part in report.parts)
+        tolerance = max(report.tolerance for report in reports)
+        return CheckReport(parts, H.dtype, tolerance, all(report.complete for report in reports))
     rtol = None if rtol is None else _checks.real("rtol", rtol, 0)
     max_bytes, samples = _checks.count("max_bytes", max_bytes, 0), _checks.count("samples", samples)
     random = generator("check", seed)
-    truth = Truth(H, None, None, None, torch.float64)
+    truth = truth_of(H, None, None, None, torch.float64)
     dtype = H.dtype
     if rtol is None:
         rtol = TOLERANCE[dtype] * max(1.0, truth.logits(truth.parameters).abs().max().item())

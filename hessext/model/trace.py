@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
 
 from . import activations
 from .activations import Activation
@@ -64,8 +65,7 @@ def read(model: nn.Module) -> tuple[Form, tuple[int, ...]]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
-    if (kind := type(model).__name__) in _WRAPPERS:
-        raise TypeError(f"model: expected the module itself, model.{_WRAPPERS[kind]}; got a {kind} around it")
+    check_unwrapped(model)
     for name, module in model.named_modules():
         check_forward("model", name, module)
     form = Form([Step("", model)]) if type(model) is nn.Linear else _follow(model)
@@ -75,8 +75,19 @@ def read(model: nn.Module) -> tuple[Form, tuple[int, ...]]:
     return form, tuple(registered)
 
 
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse a module that only wraps another one."""
+    if (kind := type(model).__name__) in _WRAPPERS:
+        raise TypeError(f"model: expected the module itself, model.{_WRAPPERS[kind]}; got a {kind} around it")
+
+
 def check_forward(argument: str, name: str, module: nn.Module) -> None:
-    """Refuse a module whose call is not its class's forward alone: hooks, a forward set on the instance."""
+    """Refuse a module whose call is not its class's forward alone: hooks, global ones too, a forward of its own."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        raise TypeError(
+            f"{argument}: expected no global forward hooks (torch.nn.modules.module.register_module_forward_hook), "
+            "which may change what modules compute; remove them first"
+        )
     what = f"{type(module).__name__} {name!r}" if name else type(module).__name__
     if module._forward_hooks or module._forward_pre_hooks:
         raise TypeError(

@@ -1,0 +1,219 @@
+"""The Hessian of one linear layer of any network; of the last one it is that of a linear model of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from ._api import output_layer
+from ._memory import require
+from ._tensors import version
+from .data.places import Places
+from .data.runs import same_random_numbers
+from .data.tails import Question, Tails
+from .matrix.hessian import Hessian
+from .matrix.layers import LayerHessians
+from .model import losses
+from .model.linear import LinearLayer, check_modes, find
+from .model.losses import LossLike
+
+KEPT = 4 << 30  # bytes
+
+Forward = Callable[[nn.Module, Any], Tensor | tuple[Any, Tensor | None] | None]
+
+
+def layer(
+    model: nn.Module,
+    name: str | nn.Module | Sequence[str | nn.Module],
+    x: Any,
+    y: Tensor | None = None,
+    *,
+    loss: LossLike = "cross_entropy",
+    forward: Callable[[nn.Module, Any], tuple[Any, Tensor]] | None = None,
+    memory: int = KEPT,
+) -> Hessian:
+    """Exact Hessian of a loss in one linear layer anywhere in any network, THEORY (h), all other parameters held fixed.
+
+    H = sum_n S_n (x) a_n a_n^T over the places n (samples, positions) where the layer is applied, a_n its inputs and
+    S_n = d2 loss / d z_n^2 at its outputs (K, K). S_n comes row by row from what follows the layer, the tail, by
+    differentiating it twice, for all places at once. If a linear layer gives the logits, the head, it is never
+    differentiated: it and the loss enter as their curvature at the head's inputs, which all layers share.
+
+    H["name"] is the layer, K blocks of its inputs (+1 with a bias). Several names share the work; H["a"] and H["b"] are
+    then had, parts between two layers and what needs them (dense, H @ v) are not. The layer that gives the logits may
+    be among them; alone, it is what `head` gives.
+
+    The model runs twice on the first batch and once on each other one at the call, and again where `memory` is short.
+    Parameters, buffers, gradients, modes and torch's random numbers stay as they are. Attention runs in parts, as fused
+    kernels have no second derivative. A model in half precision runs in float32 on its own values.
+
+    Args:
+        model: any module, without dropout or batch normalization in training mode.
+        name: an nn.Linear's or a Conv1D's name in `model.named_modules()`, or the module, or a list of them. A
+            Conv1D's weight (inputs, outputs) counts as its transpose. Where the weight is parametrized (weight_norm),
+            "fc.weight" asks for the Hessian in the weight itself, not in what it is made of.
+        x: what model(x) takes, or an iterable of batches (x, y), or of anything with `forward`. It is read once.
+            Batches are kept, not copied; changing them or the model in place raises RuntimeError afterwards.
+        y: targets as in `linear`, shaped (B,) or (B, T) for logits (B, C) or (B, T, C), or (B, C), (B, T, C).
+        loss: as in `linear`; a mean is over the samples of all batches, of class weights and ignored labels too.
+        forward: forward(model, batch) runs the model and returns logits and targets, for a language model
+            `(model(batch)[:, :-1], batch[:, 1:])`, say. By default x, y = batch and model(x), or its .logits.
+        memory: bytes that may be kept: the layers' inputs (MemoryError beyond them), the curvature at the head's
+            inputs and the recorded tails. Where the latter do not fit, they are computed again for each slab of rows.
+
+    Returns:
+        A Hessian of the layer's parameters, in float32 or float64. A pickle carries the model, the batches and
+        `forward`, a function of a module; loading it, and `to`, run the model again.
+
+    Raises:
+        ValueError: no such module; a layer that is not called once in each batch, whose parameters are used again
+            after it, on which no logits depend, or whose places the tail mixes (attention's keys and values, layers
+            before them, convolutions), with the names of layers that would do; a model in training mode; random
+            numbers in the model; no batch; targets of another shape.
+        TypeError: not a linear layer, a quantized or parametrized one, hooks on it or after it or on all modules,
+            operations without second derivatives. MemoryError. As `linear` otherwise.
+    """
+    names = [name] if isinstance(name, str | nn.Module) or not isinstance(name, Iterable) else list(name)
+    if not names:
+        raise ValueError("name: expected a linear layer or a list of some; got an empty list")
+    layers = [find(model, one, "name") for one in names]
+    if len({one.module for one in layers}) < len(layers):
+        raise ValueError(f"name: expected different layers; got {', '.join(repr(one.name) for one in layers)}")
+    question = Question(model, layers, "name", losses.resolve(loss), forward, _checks.count("memory", memory))
+    tails = Tails(question, _batches(x, y))
+    each = {}
+    for one in layers:
+        if one in tails.layers:
+            each[one.name] = Hessian(Places(tails, tails.layers.index(one)))
+        else:
+            each[one.name] = _head(one, *tails.head_samples(), loss)
+    return LayerHessians(each) if len(each) > 1 else each[layers[0].name]
+
+
+def head(
+    model: nn.Module,
+    module: nn.Module | str,
+    x: Any,
+    y: Tensor | None = None,
+    loss: LossLike = "cross_entropy",
+    *,
+    forward: Forward | None = None,
+) -> Hessian:
+    """Hessian of a loss in one linear layer whose outputs are the logits, (3), (5), all that comes before held fixed.
+
+    The model runs once over the batches, without gradients; what the layer is given is kept, (samples, d). H has one
+    layer of the module's name, H["lm_head"] or H["lm_head.weight"]; other uses of a tied weight are held fixed, too.
+    Features, weights and floating targets become float32 (float64 where the layer is): half precision is fine. It is
+    `layer` without a tail.
+
+    Args:
+        model: any module, without dropout or batch normalization in training mode.
+        module: the layer or its name, as in `layer`.
+        x: what model(x) takes, or an iterable of (x, y), a DataLoader for example.
+        y: targets as in `linear`, shaped (B,) or (B, T) for logits (B, C) or (B, T, C), or (B, C), (B, T, C). T may
+            differ from batch to batch. A loss in this place is taken as one.
+        loss: as in `linear`; a mean is over the samples of all batches, of class weights and ignored labels too.
+        forward: for batches of another form: forward(model, batch) runs the model and returns the targets, or None,
+            for a language model `F.pad(batch["labels"][:, 1:], (0, 1), value=-100)`, say; or logits and targets.
+            By default x, y = batch and model(x), which must return the layer's outputs.
+
+    Raises:
+        ValueError: a model in training mode, no such module, no batch, a layer that is not called once in each batch or
+            does not give the model's output, targets of another shape; TypeError: not a linear layer, or one with
+            hooks; MemoryError: the features do not fit. As `linear` otherwise.
+    """
+    if isinstance(y, str | nn.Module):
+        y, loss = None, y
+    one = find(model, module, "module")
+    check_modes(model)
+    losses.resolve(loss)
+    dtype = torch.promote_types(torch.float32, one.weight.dtype)
+    features, targets, size = [], [], 0
+    training = any(m.training for m in model.modules())
+    with torch.no_grad():
+        for k, batch in enumerate(_batches(x, y)):
+            with same_random_numbers(one.weight.device) if training else nullcontext():
+                a, t = _run(model, one.module, batch, forward, dtype)
+            shape = a.shape[:-1]
+            if not shape or (t is not None and t.shape[: len(shape)] != shape):
+                got = "None" if t is None else tuple(t.shape)
+                raise ValueError(f"batches: expected targets of {tuple(shape)} samples in batch {k}; got {got}")
+            features.append(a.flatten(0, -2))
+            size += a.numel() * dtype.itemsize
+            require(size, "the features so far, put together,", a.device)
+            if t is not None:
+                t = t.to(a.device, dtype if t.is_floating_point() else t.dtype)
+                targets.append(t.flatten(0, len(shape) - 1))
+    if not features or len(targets) not in (0, len(features)):
+        got = f"targets of {len(targets)} of {len(features)}" if features else "none"
+        raise ValueError(f"batches: expected at least one, and targets of all or of none; got {got}")
+    return _head(one, torch.cat(features), torch.cat(targets) if targets else None, loss)
+
+
+def _head(one: LinearLayer, features: Tensor, y: Tensor | None, loss: LossLike) -> Hessian:
+    """The Hessian of a layer that gives the logits of these features."""
+    weight, bias = (None if p is None else p.to(features) for p in (one.weight, one.bias))
+    return output_layer(one.name, weight, bias, features, y, loss, by_parameter=True)
+
+
+def _batches(x: Any, y: Tensor | None) -> Iterable[Any]:
+    """Batches, or the one batch (x, y)."""
+    if isinstance(x, Tensor) or y is not None:
+        return [(x, y)]
+    if isinstance(x, str | dict) or not isinstance(x, Iterable):
+        raise TypeError(f"x: expected a tensor beside y, or an iterable of batches; got {type(x).__name__}")
+    return x
+
+
+def _run(
+    model: nn.Module, layer: nn.Module, batch: Any, forward: Forward | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Return the layer's inputs on a batch (..., d), copied, in dtype, and the targets."""
+    calls: list[tuple[Tensor, Tensor, int]] = []
+
+    def keep(_: nn.Module, args: tuple, kwargs: dict, logits: Tensor) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))  # may be changed in place when the model goes on
+        calls.append((x.detach().to(dtype, copy=True), logits, version(logits)))
+
+    handle = layer.register_forward_hook(keep, with_kwargs=True)
+    try:
+        result = _pair(model, batch) if forward is None else forward(model, batch)
+    finally:
+        handle.remove()
+    if len(calls) != 1:
+        raise ValueError(f"module: expected a layer that is called once in each batch; got {len(calls)} calls")
+    ((x, logits, before),) = calls
+    y = result
+    if isinstance(result, tuple):
+        result, y = result
+        result = getattr(result, "logits", result)  # as models of transformers return them
+        same = result is logits or (isinstance(result, Tensor) and torch.equal(result, logits))
+        if not (same and version(logits) == before):
+            raise ValueError(
+                "module: expected a layer whose outputs are what model(x) returns, the logits (hessext.layer takes "
+                "others), or forward=, which runs the model on a batch and returns its targets; got "
+                f"{_described(result)}"
+            )
+    if y is not None and not isinstance(y, Tensor):
+        raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}")
+    if y is not None and (y.is_meta or y.layout != torch.strided):
+        raise TypeError(f"batches: expected targets that are a dense tensor with values; got {y.layout} on {y.device}")
+    return x, y
+
+
+def _pair(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(
+            "batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns its targets; "
+            f"got {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+        )
+    return model(batch[0]), batch[1]
+
+
+def _described(result: Any) -> str:
+    return f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__

@@ -1,0 +1,92 @@
+"""All places where one linear layer of a network is applied, as data that a Hessian is a sum over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessext._ops import Kind
+from hessext._tensors import own_precision
+from hessext.model.linear import LinearLayer
+from hessext.model.network import Layer, Network
+
+from .samples import Data
+from .tails import Question, Tails
+
+
+class Places(Data):
+    """H = sum_n S_n (x) a_n a_n^T over the places n of one layer, THEORY (h); S_n is formed in rows by `Tails`."""
+
+    def __init__(self, tails: Tails, number: int) -> None:
+        self._tails, self._number = tails, number
+        layer = tails.layers[number]
+        parameters = (None if t is None else t.to(tails.device, tails.dtype) for t in (layer.weight, layer.bias))
+        super().__init__(Network((Layer(layer.name, *parameters),), by_parameter=True), tails.loss)
+
+    @property
+    def layer(self) -> LinearLayer:
+        """The layer in the model."""
+        return self._tails.layers[self._number]
+
+    @property
+    def question(self) -> Question:
+        """What the places are collected from, with the batches."""
+        return self._tails.question
+
+    @property
+    def batches(self) -> list[Any]:
+        """All batches, as they came."""
+        return [piece.batch for piece in self._tails.pieces]
+
+    def __len__(self) -> int:
+        return len(self._tails.features[self._number])
+
+    def __reduce__(self) -> tuple:
+        """Pickle what the tails are computed from."""
+        return Places, (self._tails, self._number)
+
+    def kind(self, row: int, col: int) -> Kind:
+        """Q_n has no closed form."""
+        return Kind.GIVEN
+
+    def check_unchanged(self) -> None:
+        """Raise RuntimeError where the model or the batches were changed in place after this was made."""
+        self._tails.check_unchanged()
+
+    @own_precision
+    def sum(self, compute: Callable[[Places, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
+        """Return compute(self, out): one piece is all of the data."""
+        return compute(self, out)
+
+    def in_memory(self) -> Places:
+        """Return itself."""
+        return self
+
+    @property
+    def numel(self) -> int:
+        """The model's parameters; the layer's inputs are collected anew."""
+        return sum(p.numel() for p in self._tails.runner.parameters)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Places:
+        """Return the places of the same layer of the model elsewhere, run there on the same batches."""
+        return Places(self._tails.elsewhere(device, dtype), self._number)
+
+    def features(self, layer: int) -> Tensor:
+        """Inputs a_n (N, cols) at all places."""
+        return self._tails.features[self._number]
+
+    def curvature_rows(self, row: int, col: int, index: Tensor, term: str) -> Tensor:
+        """S_n[i, j] for the rows i in `index`, (I, K, N)."""
+        return self._tails.rows(self._number, index, term)
+
+    def curvature_product(self, layer: int, term: str, v: Tensor) -> Tensor:
+        """S_n v_n (N, K) of vectors v (N, K)."""
+        return self._tails.product(self._number, v, term)
+
+    def curvature_entries(self, row: int, col: int, pairs: Tensor, term: str) -> Tensor:
+        """S_n[i, j] (P, N) of pairs (P, 2)."""
+        units, at = pairs[:, 0].unique(return_inverse=True)
+        return self.curvature_rows(row, col, units, term)[at, pairs[:, 1]]

@@ -1,0 +1,123 @@
+"""Linear layers of a model by their names, and what in a model keeps it from being run for their sake."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils import parametrize
+
+from .trace import check_forward, check_unwrapped
+
+_NAMED = 12  # names in a message
+
+
+class LinearLayer(NamedTuple):
+    """An nn.Linear, or a Conv1D as GPT-2 has it: the weight (inputs, outputs) of a linear layer, transposed."""
+
+    name: str  # of the module in the model
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (outputs, inputs), detached."""
+        weight = self.module.weight.detach()
+        return weight.T if _is_conv1d(self.module) else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias (outputs,), detached."""
+        return None if self.module.bias is None else self.module.bias.detach()
+
+
+def find(model: nn.Module, wanted: nn.Module | str, argument: str) -> LinearLayer:
+    """Return the linear layer of a name ("fc", "fc.weight"), or that is one of the model's modules.
+
+    Raises ValueError where the model has no such module, and TypeError where it is not linear, has hooks, a weight
+    that is quantized, or one made of other parameters that is not asked for by its own name.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
+    check_unwrapped(model)
+    if not isinstance(wanted, nn.Module | str):
+        raise TypeError(f"{argument}: expected an nn.Linear or its name; got {type(wanted).__name__}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = next((name for name, m in modules.items() if wanted in (name, m)), None)
+    by_weight = found is None and isinstance(wanted, str) and wanted.rpartition(".")[2] == "weight"
+    if by_weight:
+        found = wanted.rpartition(".")[0]
+    if found not in modules:
+        names = [repr(name) for name, m in modules.items() if is_linear(m)]
+        listed = ", ".join(names[-_NAMED:]) or "no linear layer"
+        got = repr(wanted) if isinstance(wanted, str) else f"another {type(wanted).__name__}"
+        raise ValueError(f"{argument}: expected one of model's, such as {listed}; got {got}")
+    layer = LinearLayer(found, modules[found])
+    _check(layer, by_weight, argument)
+    return layer
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is an nn.Linear, parametrized or not, or a Conv1D."""
+    return parametrize.type_before_parametrizations(module) is nn.Linear or _is_conv1d(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is the Conv1D of transformers, which is not imported for this."""
+    if type(module).__name__ != "Conv1D" or not isinstance(getattr(module, "weight", None), Tensor):
+        return False
+    return module.weight.ndim == 2 and module.weight.shape[1] == getattr(module, "nf", None)
+
+
+def _check(layer: LinearLayer, by_weight: bool, argument: str) -> None:
+    name, module = layer
+    if not is_linear(module):
+        kind = type(module).__name__
+        raise TypeError(f"{argument}: expected an nn.Linear; got {kind} {name!r}")
+    check_forward(argument, name, module)
+    if parametrize.is_parametrized(module) and not by_weight:
+        made_of = ", ".join(key for key, _ in module.named_parameters() if key.startswith("parametrizations."))
+        weight = f"{name}.weight" if name else "weight"
+        raise TypeError(
+            f"{argument}: expected a layer whose weight is a parameter; that of {name!r} is made of {made_of}. "
+            f"{weight!r} asks for the Hessian in the weight itself"
+        )
+    weight = module.weight
+    if not weight.is_floating_point() or type(weight) not in (Tensor, nn.Parameter):
+        raise TypeError(
+            f"{argument}: expected a weight of floating point numbers; got {weight.dtype} "
+            f"({type(weight).__name__}) in {name!r}: dequantize the model first"
+        )
+
+
+def check_tail(modules: list[tuple[str, nn.Module]]) -> None:
+    """Refuse modules whose hooks may change outputs or gradients of what comes after a layer."""
+    if torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
+        raise TypeError("model: expected no global backward hooks, which may change gradients; remove them first")
+    for name, module in modules:
+        check_forward("model", name, module)
+        if module._backward_hooks or module._backward_pre_hooks:
+            what = f"{type(module).__name__} {name!r}"
+            raise TypeError(
+                f"model: expected modules without backward hooks, which may change gradients; got one on {what}"
+            )
+
+
+def check_modes(model: nn.Module) -> None:
+    """Refuse modules that act on the batch, or at random, because they are in training mode."""
+    for name, module in model.named_modules():
+        if module.training and _depends_on_mode(module):
+            raise ValueError(
+                "model: expected evaluation mode (call model.eval()), where dropout and batch normalization do not act "
+                f"on the batch; got {type(module).__name__} {name!r} in training mode"
+            )
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return module.dropout > 0
+    return isinstance(module, nn.RReLU) or (isinstance(module, _NormBase) and module.track_running_stats)
