@@ -16,9 +16,13 @@ from hessext.model.network import Layer, Network
 from .samples import Data
 from .tails import Question, Tails
 
+_SLAB = 256 << 20  # bytes of whole rows of S in hand
+
 
 class Places(Data):
     """H = sum_n S_n (x) a_n a_n^T over the places n of one layer, THEORY (h); S_n is formed in rows by `Tails`."""
+
+    chain = False
 
     def __init__(self, tails: Tails, number: int) -> None:
         self._tails, self._number = tails, number
@@ -89,4 +93,11 @@ class Places(Data):
     def curvature_entries(self, row: int, col: int, pairs: Tensor, term: str) -> Tensor:
         """S_n[i, j] (P, N) of pairs (P, 2)."""
         units, at = pairs[:, 0].unique(return_inverse=True)
-        return self.curvature_rows(row, col, units, term)[at, pairs[:, 1]]
+        like = self.network.like
+        out = like.new_empty(len(pairs), len(self))
+        few = max(1, _SLAB // (like.shape[0] * len(self) * like.element_size()))
+        for first in range(0, len(units), few):
+            here = ((at >= first) & (at < first + few)).nonzero()[:, 0]
+            rows = self.curvature_rows(row, col, units[first : first + few], term)
+            out[here] = rows[at[here] - first, pairs[here, 1]]
+        return out

@@ -44,6 +44,7 @@ class Data(ABC):
     network: Network
     loss: Loss
 
+    chain = True  # whether the layers follow one another; else each is one of a network that is not
     results = 1  # tensors of a result's size that `sum` needs
 
     @property

@@ -31,6 +31,11 @@ def product(samples: Samples, term: Term, direction: Direction, wanted: set[int]
     """
     samples.check_unchanged()
     network = samples.network
+    if not samples.chain:
+        ((layer, (weight, bias)),) = direction.items()
+        x = samples.features(layer)
+        v = samples.curvature_product(layer, term, _apply(x, weight, bias))
+        return {layer: (v.T @ x, v.sum(0))}
     classes, width = network.like.shape
     least, most = (size // (classes * network.like.element_size()) for size in _CHUNK_BYTES)
     widest = most * classes // max(classes, width)
