@@ -134,14 +134,14 @@ class Entries:
         top = last if self.term != "residual" else bends[-1]
         for k in range(self.row + 1, top + 1):
             if k > self.row + 1:
-                z = F.linear(samples.slope(k - 1)[sample].mul_(z), layers[k].weight)
+                z = F.linear(samples.slope(k - 1).index_select(0, sample).mul_(z), layers[k].weight)
             if k in bends:
                 moved[k] = z
-        g = samples.output_curvature(z, sample) if top == last else samples.bend(top)[sample].mul_(z)
+        g = samples.output_curvature(z, sample) if top == last else samples.bend(top).index_select(0, sample).mul_(z)
         for k in range(top - 1, self.col - 1, -1):
-            g = (g @ layers[k + 1].weight).mul_(samples.slope(k)[sample])
+            g = (g @ layers[k + 1].weight).mul_(samples.slope(k).index_select(0, sample))
             if k in moved:
-                g.addcmul_(samples.bend(k)[sample], moved[k])
+                g.addcmul_(samples.bend(k).index_select(0, sample), moved[k])
         result = g.new_zeros(len(units), g.shape[1], slope.shape[1])
         counts = slope.count_nonzero(1).tolist()
         for rows, pushed, where in zip(result, g.split(counts), n.split(counts), strict=True):
