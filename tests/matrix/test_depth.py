@@ -353,7 +353,7 @@ def test_units_that_are_off_add_nothing(layer, dtype):
     assert H[str(layer)].ratio() == expected[str(layer)].ratio()
 
 
-@pytest.mark.parametrize(("layer", "dtype"), [(0, torch.float32), (3, torch.float64)])
+@pytest.mark.parametrize(("layer", "dtype"), [(0, DTYPES[0]), (3, DTYPES[1])])
 def test_a_dead_layer(layer, dtype):
     """Nothing before it moves the loss, and what comes after it sees its biases alone."""
     inputs = with_bias(make_deep(DEEP[17], dtype), layer, slice(None), -1000)
