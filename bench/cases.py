@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -12,25 +13,31 @@ from torch import Tensor
 
 KINK_MARGIN = 1e-4  # pre-activations keep this far from ReLU's kink: float32 and float64 agree on who is active
 
-Part = Literal["all", "hidden", "output", "cross"]
+Part = str  # "all", "cross", or a layer
 Quantity = Literal["dense", "blocks", "diagonal blocks", "norms", "ratio", "product"]
 
 
 class Sizes(NamedTuple):
-    """Samples, features, classes and hidden units (0: a linear model)."""
+    """Samples, features, classes and hidden units (0: a linear model; several: of one hidden layer after another)."""
 
     N: int
     d: int
     C: int
-    m: int = 0
+    m: int | tuple[int, ...] = 0
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Units of each hidden layer."""
+        return (self.m,) * (self.m > 0) if isinstance(self.m, int) else tuple(self.m)
 
     def __str__(self) -> str:
-        return " ".join(f"{letter}={size}" for letter, size in self._asdict().items() if size)
+        sizes = {"N": self.N, "d": self.d, "C": self.C, "m": "-".join(map(str, self.hidden))}
+        return " ".join(f"{letter}={size}" for letter, size in sizes.items() if size)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to compute: a quantity of one part of the Hessian of a linear model or of one ReLU layer."""
+    """One thing to compute: a quantity of one part of the Hessian of a linear model or of a ReLU network."""
 
     name: str
     group: str  # what it is about, and with which cases it is shown
@@ -50,16 +57,28 @@ class Case:
         return replace(self, sizes=self.small or self.sizes)
 
     @property
+    def deep(self) -> bool:
+        """Whether there are several hidden layers; they are then called "0", "1", ..."""
+        return len(self.sizes.hidden) > 1
+
+    @property
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Shape of each layer's weight, in torch's order."""
+        _, d, C, _ = self.sizes
+        shapes = [(rows, cols) for cols, rows in pairwise((d, *self.sizes.hidden, C))]
+        names = map(str, range(len(shapes))) if self.deep else ("hidden", "output")[-len(shapes) :]
+        return dict(zip(names, shapes, strict=True))
+
+    @property
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each layer, in torch's order."""
-        _, d, C, m = self.sizes
-        return ({"hidden": m * d} if m else {}) | {"output": C * (m or d)}
+        return {name: prod(shape) for name, shape in self.layers.items()}
 
     @property
     def grid(self) -> tuple[int, int]:
         """Block rows and block columns of the part; of the whole Hessian those of the output layer."""
         kinds = ("hidden", "output") if self.part == "cross" else (self.part, self.part)
-        return tuple(self.sizes.m if kind == "hidden" else self.sizes.C for kind in kinds)
+        return tuple(self.layers[kind][0] if kind in self.layers else self.sizes.C for kind in kinds)
 
     @property
     def result_shape(self) -> tuple[int, ...]:
@@ -122,6 +141,16 @@ def _all() -> Iterator[Case]:
     for name, (title, part, quantity, full, small) in networks.items():
         yield Case(name, "networks of other shapes", title, full, small, part, quantity)
 
+    deep, small = Sizes(2000, 784, 10, (256, 128)), Sizes(200, 40, 5, (16, 12))
+    title = "first of three layers: all diagonal blocks"
+    yield Case("deep-diagonal", "deep networks", title, deep, small, "0", "diagonal blocks")
+    for name, which in zip("012", ("first", "second", "last"), strict=True):
+        title = f"{which} of three layers: ratio()"
+        yield Case(f"deep-ratio-{name}", "deep networks", title, deep, small, name, "ratio")
+    yield Case("deep-product", "deep networks", "three layers: H @ v", deep, small, quantity="product")
+    deep, small = Sizes(2000, 32, 10, (16, 16)), Sizes(200, 8, 5, (6, 4))
+    yield Case("deep-dense", "deep networks", "three layers: whole Hessian", deep, small)
+
     yield Case("growth", "growth", "whole Hessian", GROWTH, GROWTH, methods=GROWTH_METHODS)
     for letter, values in VARIED.items():
         for value in values:
@@ -139,24 +168,26 @@ class Problem:
     """The tensors of one case. Nothing is precomputed: a method is timed from here to its result."""
 
     case: Case
-    hidden_weight: Tensor | None  # W [units, features]
-    output_weight: Tensor  # V [classes, units or features]
+    weights: dict[str, Tensor]  # the parameters by layer [units, inputs], in torch's order
     x: Tensor  # [samples, features]
     y: Tensor  # int64 [samples], or float targets [samples, classes] for mse
     vector: Tensor | None = None  # of quantity "product"
     pairs: Tensor | None = None  # (P, 2) int64 of quantity "blocks"
 
     @property
-    def tensors(self) -> list[Tensor]:
-        """All inputs."""
-        inputs = (self.hidden_weight, self.output_weight, self.x, self.y, self.vector, self.pairs)
-        return [t for t in inputs if t is not None]
+    def hidden_weight(self) -> Tensor | None:
+        """W [units, features] of the only hidden layer."""
+        return self.weights.get("hidden")
 
     @property
-    def weights(self) -> dict[str, Tensor]:
-        """The parameters by layer, in torch's order."""
-        hidden = {} if self.hidden_weight is None else {"hidden": self.hidden_weight}
-        return hidden | {"output": self.output_weight}
+    def output_weight(self) -> Tensor:
+        """V [classes, units or features]."""
+        return list(self.weights.values())[-1]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All inputs."""
+        return [t for t in (*self.weights.values(), self.x, self.y, self.vector, self.pairs) if t is not None]
 
     @property
     def device(self) -> torch.device:
@@ -165,9 +196,12 @@ class Problem:
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Problem:
         """Return the same problem with floating-point inputs in `dtype`, and on `device` if given."""
-        inputs = (self.hidden_weight, self.output_weight, self.x, self.y, self.vector, self.pairs)
-        cast = [t if t is None else t.to(device, dtype if t.is_floating_point() else None) for t in inputs]
-        return Problem(self.case, *cast)
+
+        def cast(t: Tensor | None) -> Tensor | None:
+            return t if t is None else t.to(device, dtype if t.is_floating_point() else None)
+
+        weights = {name: cast(weight) for name, weight in self.weights.items()}
+        return Problem(self.case, weights, *map(cast, (self.x, self.y, self.vector, self.pairs)))
 
 
 def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Problem:
@@ -176,20 +210,28 @@ def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu", se
     Values are drawn in float32 on the CPU whatever dtype and device are, so all see the same numbers.
     """
     g = torch.Generator().manual_seed(seed)
-    N, d, C, m = case.sizes
+    N, d, C, _ = case.sizes
     x = torch.randn(N, d, generator=g)
-    hidden = None
-    if m:
-        hidden = torch.randn(m, d, generator=g) / d**0.5
-        while (near := ((x.double() @ hidden.double().T).abs() < KINK_MARGIN).any(1)).any():
-            x[near] = torch.randn(int(near.sum()), d, generator=g)
-    output = torch.randn(C, m or d, generator=g) / (m or d) ** 0.5
+    *hidden, (last, (rows, cols)) = case.layers.items()
+    weights = {name: torch.randn(*shape, generator=g) / shape[1] ** 0.5 for name, shape in hidden}
+    while (near := nearest_kink(x, weights.values()) < KINK_MARGIN).any():
+        x[near] = torch.randn(int(near.sum()), d, generator=g)
+    weights[last] = torch.randn(rows, cols, generator=g) / cols**0.5
     y = torch.randint(C, (N,), generator=g)
     if case.loss == "mse":
         y = torch.nn.functional.one_hot(y, C).float()
     vector = torch.randn(case.result_shape, generator=g) if case.quantity == "product" else None
     pairs = torch.randint(C, (case.pairs, 2), generator=g) if case.pairs else None
-    return Problem(case, hidden, output, x, y, vector, pairs).to(dtype, device)
+    return Problem(case, weights, x, y, vector, pairs).to(dtype, device)
+
+
+def nearest_kink(x: Tensor, weights: Iterable[Tensor]) -> Tensor:
+    """Least |z| [samples] over all hidden units of a ReLU network, in float64."""
+    a, nearest = x.double(), x.new_full((len(x),), torch.inf, dtype=torch.float64)
+    for weight in weights:
+        z = a @ weight.double().T
+        nearest, a = torch.minimum(nearest, z.abs().amin(1)), z.relu()
+    return nearest
 
 
 def necessary_bytes(problem: Problem) -> int:
@@ -206,6 +248,8 @@ def necessary_flops(problem: Problem) -> float:
     Gram form, whichever is less. Ratios: logits, and half of each square of samples. Products: the passes.
     """
     case = problem.case
+    if case.deep:
+        return _flops_of_depth(problem)
     N, d, C, m = case.sizes
     if case.quantity == "product":
         return N * (6 * m * d + 14 * C * m) if m else 6 * N * C * d
@@ -229,3 +273,30 @@ def necessary_flops(problem: Problem) -> float:
         output, cross = unordered * 2, own * d * C * 2 + ordered * d * 2
     parts = {"hidden": hidden, "output": output, "cross": cross}
     return parts.get(case.part, sum(parts.values()))
+
+
+def _flops_of_depth(problem: Problem) -> float:
+    """The same of several hidden layers."""
+    case, units, features, a = problem.case, {}, {}, problem.x
+    for name, weight in problem.weights.items():
+        z = a @ weight.T
+        on = z > 0 if name != str(len(problem.weights) - 1) else torch.ones_like(z, dtype=torch.bool)
+        features[name] = (a != 0).sum(1).double()
+        units[name], a = on.sum(1).double(), z.relu()
+    if case.quantity == "product":
+        first, *others = case.parameters.values()
+        return len(a) * (6 * first + 14 * sum(others))
+    names = list(problem.weights) if case.part == "all" else [case.part]
+    if case.quantity == "diagonal blocks":
+        (name,) = names
+        return float((units[name] * features[name] * (features[name] + 1)).sum())
+    flops = 0.0
+    for number, name in enumerate(names):
+        u, f = units[name], features[name]
+        flops += float((u * (u + 1) / 2 * f * (f + 1)).sum())
+        for other in names[number + 1 :]:
+            flops += float((2 * u * f * units[other] * features[other]).sum())
+    if case.quantity == "ratio":
+        rows, cols = case.layers[case.part]
+        flops = min(flops, len(a) ** 2 * (cols + rows * (rows + 1) / 2))
+    return flops

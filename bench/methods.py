@@ -35,7 +35,11 @@ def hessext_result(problem: Problem, out: Tensor | None = None) -> Tensor:
     import hessext
 
     case = problem.case
-    if problem.hidden_weight is None:
+    if case.deep:
+        h = hessext.feed_forward(
+            list(problem.weights.values()), problem.x, problem.y, activations="relu", loss=case.loss
+        )
+    elif problem.hidden_weight is None:
         h = hessext.linear(problem.output_weight, problem.x, problem.y, loss=case.loss)
     else:
         h = hessext.one_hidden(
@@ -118,6 +122,9 @@ def known(device: str = "cpu", threads: tuple[int, ...] = (), isas: bool = False
     def dense(case: Case) -> bool:
         return case.quantity == "dense"
 
+    def gathered(case: Case) -> bool:
+        return dense(case) and not case.deep
+
     def closed(case: Case) -> bool:
         return case.quantity != "product"
 
@@ -130,7 +137,7 @@ def known(device: str = "cpu", threads: tuple[int, ...] = (), isas: bool = False
             from hessext import _core
 
             table |= {f"hessext {isa}": Entry(_with_isa(isa), weighed=False) for isa in _core.isas()}
-    table["careful"] = Entry(lambda problem: Method(lambda: careful(problem)), dense)
+    table["careful"] = Entry(lambda problem: Method(lambda: careful(problem)), gathered)
     table["plain"] = Entry(lambda problem: Method(lambda: plain(problem)), closed)
     for name, peer in PEERS.items():
         if not peer.missing:
@@ -155,7 +162,7 @@ def reference(problem: Problem) -> Tensor:
     wide = problem.to(torch.float64)
     if problem.case.quantity == "product":
         return PEERS["double backward"].make(wide).call()
-    return careful(wide) if problem.case.quantity == "dense" else plain(wide)
+    return careful(wide) if problem.case.quantity == "dense" and not problem.case.deep else plain(wide)
 
 
 def relative_error(result: Tensor, truth: Tensor, rows: Tensor | None = None, chunk: int = 1024) -> float:
@@ -164,7 +171,7 @@ def relative_error(result: Tensor, truth: Tensor, rows: Tensor | None = None, ch
     Of a ratio's two numbers, which differ by orders of magnitude, the larger of their relative errors.
     """
     if rows is not None:
-        truth = truth[rows.to(truth.device)]
+        truth = truth.flatten(0, -2)[rows.to(truth.device)]  # those of blocks one after another
     if result.shape != truth.shape:
         return math.inf
     if len(truth) == 2 and truth.ndim == 1:

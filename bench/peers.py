@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -62,10 +63,10 @@ class _Flat:
     def loss(self, flat: Tensor) -> Tensor:
         """Mean over samples of the cross-entropy, or of ||f - y||^2."""
         x, y = self._problem.x, self._problem.y
-        weights = self.weights(flat)
-        if "hidden" in weights:
-            x = (x @ weights["hidden"].T).relu()
-        f = x @ weights["output"].T
+        *hidden, output = self.weights(flat).values()
+        for weight in hidden:
+            x = (x @ weight.T).relu()
+        f = x @ output.T
         return (f - y).square().sum() / len(f) if self._problem.case.loss == "mse" else cross_entropy(f, y)
 
 
@@ -100,8 +101,8 @@ def _curvlinops(problem: Problem) -> Prepare:
     for name, weight in problem.weights.items():
         layers[name] = nn.Linear(*reversed(weight.shape), bias=False, device=weight.device, dtype=weight.dtype)
         layers[name].weight.data = weight
-    parts = list(layers.values())
-    model = parts[0] if len(parts) == 1 else nn.Sequential(parts[0], nn.ReLU(), parts[1])
+    *hidden, output = layers.values()
+    model = nn.Sequential(*(step for layer in hidden for step in (layer, nn.ReLU())), output)
     loss, scale = (nn.MSELoss(), case.sizes.C) if case.loss == "mse" else (nn.CrossEntropyLoss(), 1)  # mean over C too
     parameters = [layer.weight for name, layer in layers.items() if case.part in ("all", "cross", name)]
 
@@ -129,7 +130,9 @@ def _jax(problem: Problem) -> Prepare:
 
     def loss(parameters: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
         *hidden, output = parameters
-        f = (jax.nn.relu(x @ hidden[0].T) if hidden else x) @ output.T
+        for weight in hidden:
+            x = jax.nn.relu(x @ weight.T)
+        f = x @ output.T
         if case.loss == "mse":
             return ((f - y) ** 2).sum() / len(f)
         return -jnp.take_along_axis(jax.nn.log_softmax(f), y[:, None], 1).mean()
@@ -156,25 +159,28 @@ def _jax(problem: Problem) -> Prepare:
 
 
 def _rows(prepare: Callable[[Problem], Prepare], sampled: int, problem: Problem) -> Method:
-    """A method from Hessian-vector products: H @ v, all rows, or `sampled` of them."""
+    """A method from Hessian-vector products: H @ v, all rows (of diagonal blocks), or `sampled` of them."""
     case, ready = problem.case, prepare(problem)
     if case.quantity == "product":
         return Method(lambda: ready()(problem.vector[None])[0])
-    total, cols = case.result_shape
+    *_, cols = case.result_shape
+    total = prod(case.result_shape) // cols
     rows = torch.arange(total)
     if total > WHOLE:
         rows = torch.randperm(total, generator=torch.Generator().manual_seed(1))[:sampled].sort().values
     width = sum(case.parameters.values()) if case.part in ("all", "cross") else total
     basis = torch.zeros(len(rows), width, dtype=problem.x.dtype).scatter_(1, rows[:, None], 1.0).to(problem.device)
+    first = rows // cols * cols if case.quantity == "diagonal blocks" else torch.full_like(rows, width - cols)
+    columns = (first[:, None] + torch.arange(cols)).to(problem.device)
     products = ready()
-    chunks = basis.split(sampled)
+    chunks = list(zip(basis.split(sampled), columns.split(sampled), strict=True))
 
     def call() -> Tensor:
-        found = [products(chunk)[:, width - cols :] for chunk in chunks]
+        found = [products(chunk).gather(1, some) for chunk, some in chunks]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     if len(rows) == total:
-        return Method(call)
+        return Method(call, in_order=lambda result: result.view(case.result_shape))
     return Method(call, f"{len(rows)} of {total} rows, extrapolated", rows, total / len(rows))
 
 
@@ -200,7 +206,7 @@ def _sklearn(problem: Problem) -> Method:
 
 
 def _any_rows(case: Case, device: str) -> bool:
-    return case.quantity in ("dense", "product")
+    return case.quantity in ("dense", "product", "diagonal blocks")
 
 
 def _linear_cpu(case: Case, device: str) -> bool:

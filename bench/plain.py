@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .cases import Problem
+from .plain_deep import plain_deep
 
 
 class Network(NamedTuple):
@@ -36,6 +37,8 @@ def forward(problem: Problem) -> Network:
 def plain(problem: Problem) -> Tensor:
     """Return what the case asks for. Dense equations: (3), (5), (8), (9), (11), (14), (15), (18)."""
     case = problem.case
+    if case.deep:
+        return plain_deep(problem)
     if case.quantity != "dense":
         other = {"blocks": plain_blocks, "diagonal blocks": plain_blocks, "norms": plain_norms, "ratio": plain_ratio}
         return other[case.quantity](problem)

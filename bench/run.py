@@ -144,7 +144,8 @@ def run_case(case: cases.Case, settings: Settings, report: Report, tick: Tick) -
             tick(f"{case.name}: memory of {name}")
             extra["memory"] = _memory(case.name, name, method, settings)
             extra["memory_allowed"] = measure.allowed_memory(inputs)
-        sizes = case.sizes._asdict() | {"part": case.part, "quantity": case.quantity, "loss": case.loss}
+        sizes = case.sizes._asdict() | {"m": list(case.sizes.hidden) if case.deep else case.sizes.m}
+        sizes |= {"part": case.part, "quantity": case.quantity, "loss": case.loss}
         report["benchmarks"].append(
             {
                 "group": case.name,

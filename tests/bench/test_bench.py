@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,10 @@ PARTS = [
     for part, loss in itertools.product(("all", "hidden", "output", "cross"), ("cross_entropy", "mse"))
 ]
 OTHERS = [dataclasses.replace(case, quantity="product") for case in (TINY, LINEAR)] + [LINEAR]
+DEEP = [
+    dataclasses.replace(cases.CASES[f"deep-{name}"], sizes=cases.Sizes(20, 5, 3, (6, 4)))
+    for name in ("dense", "product", "diagonal")
+]
 
 
 # torch's forward mode loads its decompositions at first use, through its own deprecated torch.jit.script
@@ -66,7 +71,7 @@ FORWARD = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_peers_agree(peer):
     if why := peers.PEERS[peer].missing:
         pytest.skip(why)
-    there = [case for case in PARTS + OTHERS if methods.known()[peer].applies(case)]
+    there = [case for case in PARTS + OTHERS + DEEP if methods.known()[peer].applies(case)]
     assert there
     for case in there:
         problem = cases.make(case, torch.float64)
@@ -147,6 +152,26 @@ def test_flops_and_bytes_are_counted():
     assert cases.necessary_flops(cases.make(TINY)) == sum(by_hand.values())
     N, d, C, m = TINY.sizes
     assert cases.necessary_bytes(cases.make(TINY)) == 4 * (m * d + C * m + N * d + (m * d + C * m) ** 2) + 8 * N
+
+
+def test_flops_of_several_hidden_layers_are_counted():
+    problem = cases.make(DEEP[0])
+    on = [torch.ones(20, 5, dtype=torch.bool)]
+    a = problem.x
+    for name in "01":
+        a = (a @ problem.weights[name].T).relu()
+        on.append(a > 0)
+    on.append(torch.ones(20, 3, dtype=torch.bool))
+    layers = list(itertools.pairwise(on))  # who is active among the features and among the units of a layer
+    own = [
+        sum(2 * math.comb(int(u) + 1, 2) * math.comb(int(f) + 1, 2) for f, u in zip(x.sum(1), z.sum(1), strict=True))
+        for x, z in layers
+    ]
+    weights = [(z[:, :, None] & x[:, None, :]).flatten(1).double() for x, z in layers]
+    between = sum(2 * float((a.T @ b).sum()) for a, b in itertools.combinations(weights, 2))
+    assert cases.necessary_flops(problem) == sum(own) + between
+    diagonal = sum(2 * int(u) * 15 for u in layers[0][1].sum(1))
+    assert cases.necessary_flops(cases.make(DEEP[2])) == diagonal
 
 
 # ------------------------------------------------------------------------------------------------- clocks and memory

@@ -17,6 +17,10 @@ from torch import nn
 
 import hessext
 from hessext import autograd
+from hessext.data import curvature as entries
+from hessext.matrix import cost, gram, norms
+from hessext.matrix import curvature as assemblies
+from hessext.matrix.cost import Form
 
 CASES = SHALLOW + DEEP
 EVERY = [(case, DTYPES[k % 2]) for k, case in enumerate(DEEP)]  # each case in one of the dtypes
@@ -62,22 +66,20 @@ def test_the_cases_are_of_all_kinds():
 # --- every part, in every way ------------------------------------------------------------------------------------
 
 
-@over_terms
 @over_dtypes
 @over_cases
-def test_dense(case, dtype, term):
-    H, inputs = hessian(case, dtype, term), make_deep(case, dtype)
-    assert H.term == term
+def test_dense(case, dtype):
+    H = hessian(case, dtype)
     assert H.layers == tuple(str(number) for number in case.layers)
-    for B, expected, bar in parts_of(case, dtype, term):
+    for B, expected, bar in parts_of(case, dtype):
         rows, cols, a, b = expected.shape
         assert B.grid == (rows, cols)
         assert B.block_shape == (a, b)
         out = B.dense()
         assert out.dtype == dtype
-        assert_accurate(out, matrix(expected), matrix(bar))
+        assert_accurate(out, matrix(expected), matrix(bar) if case in DEEP else None)  # of few numbers it is luck
         assert not B.symmetric or torch.equal(out, out.T)
-    out, expected = H.dense(), dense(truth(case, dtype, term), inputs)
+    out, expected = H.dense(), dense(truth(case, dtype), make_deep(case, dtype))
     assert torch.equal(out, out.T)
     assert_accurate(out, expected)
     assert_accurate(H.diagonal(), expected.diagonal())
@@ -89,8 +91,9 @@ def test_blocks_and_norms(case, dtype):
     for B, expected, bar in parts_of(case, dtype):
         pairs = some_pairs(*B.grid)
         i, j = pairs.T
-        assert_accurate(B.blocks(pairs), expected[i, j], bar[i, j])
-        assert_accurate(B.block(*pairs.tolist()[0]), expected[i[0], j[0]])
+        out = B.blocks(pairs)
+        assert_accurate(out, expected[i, j], bar[i, j])
+        assert (B.block(*pairs[0].tolist()) - out[0]).norm() <= TOLERANCE[dtype] * out.norm()
         norms, bar = expected.flatten(2).norm(dim=2), bar.flatten(2).norm(dim=2)
         out = B.norms()
         assert_accurate(out, norms, bar)
@@ -140,12 +143,16 @@ def test_products(case, dtype, term):
         assert_product(B @ v[: B.shape[1]], matrix(expected), v[: B.shape[1]])
 
 
-@over_terms
+@pytest.mark.parametrize("term", TERMS[1:])
 @over_every
-def test_terms_without_blocks(case, dtype, term):
-    """Norms and diagonals of the Gauss-Newton and the residual term, of which either may vanish."""
-    for B, expected, _ in parts_of(case, dtype, term):
+def test_terms(case, dtype, term):
+    """Either may vanish, and then does so exactly."""
+    assert hessian(case, dtype, term).term == term
+    for B, expected, bar in parts_of(case, dtype, term):
+        pairs = some_pairs(*B.grid)
         squares = expected.flatten(2).square().sum(2)
+        assert_accurate(B.dense(), matrix(expected), matrix(bar))
+        assert_accurate(B.blocks(pairs), expected[tuple(pairs.T)], bar[tuple(pairs.T)])
         assert_accurate(B.norms(), squares.sqrt())
         if B.symmetric:
             assert_accurate(B.diagonal(), matrix(expected).diagonal())
@@ -158,7 +165,7 @@ def test_block_diagonal_tools(case, dtype):
         B, blocks = hessian(case, dtype)[str(number)], truth(case, dtype)[number, number]
         own = blocks[torch.arange(len(blocks)), torch.arange(len(blocks))]
         size = own.norm().item()
-        damping = size or 1.0  # H_ii need not be positive
+        damping = 2 * size or 1.0  # H_ii need not be positive
         values, vectors = B.eigh_blocks()
         assert ((vectors * values[:, None]) @ vectors.mT - own).norm() <= 10 * TOLERANCE[dtype] * size
         v = torch.linspace(-1, 1, B.shape[0], dtype=dtype)
@@ -166,6 +173,41 @@ def test_block_diagonal_tools(case, dtype):
         expected = torch.linalg.solve(own + damping * eye, v.double().view(len(own), -1)).flatten()
         out = B.solve_block_diagonal(v, damping)
         assert (out.double() - expected).norm() <= 10 * TOLERANCE[dtype] * expected.norm()
+
+
+WAYS = {  # how entries of Q_n come about, and how norms are found
+    "tangents, blocks": ("full", False, Form.BLOCKS),
+    "tangents, pairs of samples": ("full", False, Form.PAIRS),
+    "factors, pairs of samples": ("gauss_newton", True, Form.PAIRS),
+}
+FEW = {  # in several pieces, each of them
+    entries: {"_WORK": 10_000, "_TOGETHER": 3},
+    assemblies: {"_ENTRIES": 20_000},
+    gram: {"_ENTRIES": 100_000, "_SQUARES": 5000},
+    norms: {"_PAIRS": 150},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("case", "dtype"), EVERY[6::5], ids=name)
+def test_all_ways_in_pieces(case, dtype, way, monkeypatch):
+    term, factors, form = WAYS[way]
+    for module, sizes in FEW.items():
+        for constant, size in sizes.items():
+            monkeypatch.setattr(module, constant, size)
+    monkeypatch.setattr(entries.Entries, "_few_classes", property(lambda e: factors and e.col < e.samples.network.last))
+    for choice in ("form_of_squares", "form_of_all", "form_of_ratio"):
+        monkeypatch.setattr(cost, choice, lambda part, *_: Form.BLOCKS if part.replicated else form)
+    H, expected = make_deep(case, dtype).hessian(), truth(case, dtype, term)
+    H = H if term == "full" else H.gauss_newton()
+    first, last = case.layers[0], case.layers[-1]
+    for row, col in {(first, first), (first, 1), (last, first)}:
+        B, part = H[str(row), str(col)], expected[row, col]
+        assert_accurate(B.dense(), matrix(part))
+        assert_accurate(B.norms(), part.flatten(2).norm(dim=2))
+        if B.symmetric:
+            assert_accurate(B.diagonal(), matrix(part).diagonal())
+            assert_ratio(B.ratio(), part.flatten(2).square().sum(2), 3 * TOLERANCE[dtype])
 
 
 @over_shallow
@@ -211,7 +253,7 @@ class Registered(nn.Module):
         layers = [step for step in steps if isinstance(step, nn.Linear)]
         for number in order:
             self.add_module(f"fc{number}", layers[number])
-        self.activations = [step for step in steps if not isinstance(step, nn.Linear)]
+        self.activations = nn.ModuleList(step for step in steps if not isinstance(step, nn.Linear))
 
     def forward(self, x):
         for number, activation in enumerate(self.activations):
@@ -233,13 +275,11 @@ def test_parameters_lie_where_the_model_registers_them(order):
     assert_accurate(H["fc2", "fc0"].dense(), matrix(truth(case, torch.float64)[2, 0]))
 
 
-@over_every
+@pytest.mark.parametrize(("case", "dtype"), EVERY[2::3], ids=name)
 def test_batches(case, dtype):
     inputs = make_deep(case, dtype)
-    sizes = [1, 2, 5, 9, *[16] * 3][: case.N] if case.N > 2 else [1] * case.N
-    sizes = [size for k, size in enumerate(sizes) if sum(sizes[: k + 1]) <= case.N]
-    sizes += [case.N - sum(sizes)] * (sum(sizes) < case.N)
-    batches = list(zip(inputs.x.split(sizes), inputs.y.split(sizes), strict=True))
+    size = 1 + case.N // 3
+    batches = list(zip(inputs.x.split(size), inputs.y.split(size), strict=True))
     H, whole = replace(inputs, x=batches, y=None).hessian(), hessian(case, dtype)
     assert_accurate(H.dense(), dense(truth(case, dtype), inputs))
     for B, expected, _ in parts_of(case, dtype):
@@ -261,15 +301,14 @@ def test_positions_are_samples():
     assert torch.equal(H.dense(), hessian(case, torch.float64).dense())
 
 
-@over_dtypes
-@pytest.mark.parametrize("case", [SHALLOW[4], *DEEP[9::3]], ids=name)
-def test_same_bits_on_every_call(case, dtype, set_threads):
-    for count in (1, 2):
-        set_threads(count)
-        assert_same_bits(*(everything(make_deep(case, dtype).hessian()) for _ in range(2)))
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("case", "dtype"), [(SHALLOW[5], torch.float64), (DEEP[7], torch.float32)], ids=name)
+def test_same_bits_on_every_call(case, dtype, threads, set_threads):
+    set_threads(threads)
+    assert_same_bits(*(everything(make_deep(case, dtype).hessian()) for _ in range(2)))
 
 
-@pytest.mark.parametrize("case", SHALLOW[3:], ids=name)
+@pytest.mark.parametrize("case", SHALLOW[3:6], ids=name)
 def test_in_other_hands(case):
     """Pickled, in another dtype, as a linear operator."""
     H = hessian(case, torch.float64)
@@ -292,13 +331,14 @@ def with_bias(inputs, layer, units, value):
     return replace(inputs, biases=tuple(biases))
 
 
-@over_dtypes
-@pytest.mark.parametrize("layer", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("layer", "dtype"), [(0, torch.float32), (1, torch.float64), (2, torch.float32), (4, torch.float64)]
+)
 def test_units_that_are_off_add_nothing(layer, dtype):
-    """Whatever their outgoing weights are: sums of those may overflow."""
+    """Whatever their outgoing weights are."""
     inputs = with_bias(make_deep(DEEP[17], dtype), layer, slice(0, 1), -1000)
     found = []
-    for value in (0.0, torch.finfo(dtype).max):
+    for value in (0.0, torch.finfo(dtype).max / 100):
         weights = list(inputs.weights)
         weights[layer + 1] = weights[layer + 1].clone()
         weights[layer + 1][::2, 0], weights[layer + 1][1::2, 0] = value, -value
@@ -313,8 +353,7 @@ def test_units_that_are_off_add_nothing(layer, dtype):
     assert H[str(layer)].ratio() == expected[str(layer)].ratio()
 
 
-@over_dtypes
-@pytest.mark.parametrize("layer", [0, 2, 4])
+@pytest.mark.parametrize(("layer", "dtype"), [(0, DTYPES[0]), (3, DTYPES[1])])
 def test_a_dead_layer(layer, dtype):
     """Nothing before it moves the loss, and what comes after it sees its biases alone."""
     inputs = with_bias(make_deep(DEEP[17], dtype), layer, slice(None), -1000)
@@ -326,8 +365,8 @@ def test_a_dead_layer(layer, dtype):
             assert_accurate(B.dense(), matrix(expected[row, col]))
             assert_accurate(B.norms(), expected[row, col].flatten(2).norm(dim=2))
             assert min(row, col) > layer or not B.dense().any()
-    assert H["0"].ratio().diagonal == 0
-    assert H[str(layer + 1)].ratio().diagonal > 0
+    assert H[str(layer)].ratio().diagonal == 0
+    assert H[H.layers[-1]].ratio().diagonal > 0
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -353,13 +392,19 @@ def test_the_good_arguments_are_good():
         {"activations": nn.ReLU()},
         {"activations": ["relu", nn.ReLU()]},
         {"activations": ("relu", "relu"), "loss": nn.CrossEntropyLoss()},
-        {"x": [(GOOD.x, GOOD.y)], "y": None},
     ):
         assert torch.equal(feed_forward(**same).dense(), expected)
     assert feed_forward(biases=None).shape == (6 + 12 + 12,) * 2
     assert feed_forward(biases=(None, GOOD.biases[1], None)).shape == (6 + 12 + 4 + 12,) * 2
-    one = hessext.feed_forward(GOOD.weights[:1], GOOD.x)
-    assert torch.equal(one.dense(), hessext.linear(GOOD.weights[0], GOOD.x).dense())
+
+
+def test_one_and_two_layers_are_linear_and_one_hidden():
+    W, b = GOOD.weights, GOOD.biases
+    alone, linear = hessext.feed_forward(W[:1], GOOD.x), hessext.linear(W[0], GOOD.x)
+    assert_same_bits(everything(alone), everything(linear))
+    two = hessext.feed_forward(W[:2], GOOD.x, GOOD.y, biases=b[:2], activations="gelu")
+    hidden = {"hidden_bias": b[0], "output_bias": b[1], "activation": "gelu"}
+    assert_same_bits(everything(two), everything(hessext.one_hidden(*W[:2], GOOD.x, GOOD.y, **hidden)))
 
 
 W, B = GOOD.weights, GOOD.biases
