@@ -20,7 +20,8 @@ from hessext._random import generator
 from hessext.model.losses import Loss, OutputDerivatives
 from hessext.model.network import Affine
 
-_WORK = 64 << 20  # bytes of logits or of curvature formed at once
+_WORK = 64 << 20  # bytes of logits formed at once
+_BLOCKS = 256 << 20  # bytes of curvature formed at once
 
 
 class Outputs:
@@ -32,7 +33,7 @@ class Outputs:
     def gradient(self, a: Tensor, y: Tensor) -> Tensor:
         """r or V^T r (N, D) at outputs a (N, D)."""
         pieces = []
-        for rows in self._pieces(a, 1):
+        for rows in self._pieces(a):
             residual = self._derivatives(a[rows], y[rows]).residual()
             pieces.append(residual if self.head is None else residual @ self.head[0])
         return torch.cat(pieces)
@@ -42,7 +43,7 @@ class Outputs:
         if M is not None:
             return torch.bmm(M, v.permute(1, 2, 0)).permute(2, 0, 1)
         result = torch.empty_like(v)
-        for rows in self._pieces(a, 1):
+        for rows in self._pieces(a):
             output = self._derivatives(a[rows], y[rows])
             for into, vector in zip(result[:, rows], v[:, rows], strict=True):
                 into.copy_(self._through_logits(output, vector))
@@ -73,27 +74,33 @@ class Outputs:
         return C * d * d / 2 + rows * d * d < 2 * rows * C * d
 
     def quadratic(self, a: Tensor, y: Tensor) -> Tensor:
-        """M_n (N, d, d), formed over the classes for d (d + 1) / 2 entries each."""
-        V, _ = self.head
-        (C, d), N = V.shape, len(a)
+        """M_n (N, d, d), an assembly over the classes whose features are the rows of V.
+
+        With t the most probable class, u = sum_{c != t} p_c (V_c - V_t) and 1 - p_t the sum of the others,
+            M = sum_{c != t} p_c V_c V_c^T - u V_t^T - V_t u^T - (1 - p_t) V_t V_t^T - u u^T
+        for V up to a common shift; every summand is small where one class dominates.
+        """
+        V = self.head[0] - self.head[0].mean(0)
+        (_, d), N = V.shape, len(a)
         require(N * d * d * a.element_size(), f"the curvature at the head's inputs of {N} samples", a.device)
         M = a.new_empty(N, d, d)
-        pairs = torch.triu_indices(d, d, device=a.device).T.contiguous()
-        i, j = pairs.unbind(1)
-        for rows in self._pieces(a, d * d / C):
+        for rows in self._pieces(a, most=_BLOCKS // (d * d * a.element_size())):
             o = self._derivatives(a[rows], y[rows])
-            some = a[rows]
-            shift = _ops.softmax_shift(o.probs, o.top, V)
-            closed = Curvature(Kind.HIDDEN, d, d, True, C, True, o.scale, o.probs, o.top, o.rest, V)
-            entries = _ops.curvature_entries(pairs, *closed._replace(shift=shift, slope=torch.ones_like(some)))
-            M[rows, i, j] = entries.T
-            M[rows, j, i] = entries.T
+            top = V[o.top]
+            u = _ops.softmax_shift(o.probs, o.top, V)
+            q = o.probs.scatter_(1, o.top[:, None], 0).mul_(o.scale[:, None])
+            number = torch.arange(len(q), device=a.device)
+            given = Curvature(Kind.GIVEN, len(q), len(q), True, entries=q)
+            pairs = torch.stack([number, number], 1)
+            M[rows] = _ops.blocks(pairs, False, V, False, V, False, True, *given)
+            left = torch.stack([-u - top, -u - o.rest[:, None] * top], 2)
+            M[rows] += (o.scale[:, None, None] * left) @ torch.stack([u, top], 1)
         return M
 
-    def _pieces(self, a: Tensor, times: float) -> list[slice]:
-        """Samples whose logits, or so many times as much, fit into the memory of this module."""
+    def _pieces(self, a: Tensor, most: int = 1 << 62) -> list[slice]:
+        """Samples whose logits fit into the memory of this module, `most` at a time."""
         C = a.shape[1] if self.head is None else len(self.head[0])
-        step = max(1, int(_WORK / (C * max(1, times) * a.element_size())))
+        step = max(1, min(most, _WORK // (C * a.element_size())))
         return [slice(n, min(n + step, len(a))) for n in range(0, len(a), step)]
 
     def _derivatives(self, a: Tensor, y: Tensor) -> OutputDerivatives:

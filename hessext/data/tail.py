@@ -104,7 +104,7 @@ def second_derivatives() -> Iterator[None]:
 
 
 def _check_differentiable(g: Tensor | None) -> None:
-    """Raise where a part of g says by a node that it is no function of anything: autograd would take it for constant."""
+    """Raise where g has a part that may be differentiated once: autograd would take it for constant."""
     nodes = [] if g is None or g.grad_fn is None else [g.grad_fn]
     seen = set(nodes)
     while nodes:
