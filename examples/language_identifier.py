@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from cld3 import Identifier, download, sentences, sources
-from report import ROOT, Report
+from report import COLUMNS, EXPLAINED, OUT, Report, cells
 from torch import Tensor
 
 import hessext
@@ -91,19 +91,17 @@ def parts(name: str, H: hessext.Hessian) -> list[list[object]]:
     for (row, column), square in squares.items():
         share = f"{square / sum(squares.values()):.1%}"
         if row == column:
-            B, dominance = H[row], H[row].row_norms().dominance.median().item()
-            rows.append([name, row, B.grid[0], B.block_shape[0], *B.ratio(), dominance, share])
+            rows.append([name, row, *cells(H[row]), share])
         else:
-            rows.append([name, f"{row} x {column}", *[None] * 6, share])
+            rows.append([name, f"{row} x {column}", *[None] * len(COLUMNS), share])
     return rows
 
 
 def main() -> int:
     """Run everything; the exit status is 1 if a block disagrees with autograd."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    out = ROOT / "out" / "real"
-    parser.add_argument("--source", type=Path, default=out, help="folder of the source distribution (%(default)s)")
-    parser.add_argument("--out", type=Path, default=out / "language_identifier.md", help="(%(default)s)")
+    parser.add_argument("--source", type=Path, default=OUT, help="folder of the source distribution (%(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT / "language_identifier.md", help="(%(default)s)")
     args = parser.parse_args()
 
     report = Report("The language identifier CLD3")
@@ -127,13 +125,8 @@ def main() -> int:
         H = hessext.one_hidden(x=x, y=y, **weights)
         rows += parts(name, H)
         checks.append(hessext.autograd.check(H, samples=8))
-    columns = ["weights", "part", "blocks", "of size", "diagonal", "off-diagonal", "ratio", "dominance", "share"]
-    report.table(columns, rows)
-    report.say(
-        "Diagonal and off-diagonal are means of squared Frobenius norms of blocks, and ratio is theirs. Dominance is "
-        "the norm of a diagonal block over the mean norm of the others in its row, here the median over the rows. "
-        "Share is the part's share of the squared norm of the whole Hessian."
-    )
+    report.table(["weights", "part", *COLUMNS, "share"], rows)
+    report.say(f"{EXPLAINED} Share is the part's share of the squared norm of the whole Hessian.")
 
     found = {name: over_classes(weights, x) for name, weights in models.items()}
     report.say("Ratios of both layers where the softmax chooses from C of the languages:")

@@ -14,6 +14,22 @@ import hessext
 from hessext import _files
 
 ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "out" / "real"
+COLUMNS = ("blocks", "of size", "diagonal", "off-diagonal", "ratio", "dominance")
+EXPLAINED = (
+    "Diagonal and off-diagonal are means of squared Frobenius norms of blocks, and ratio is theirs. Dominance is the "
+    "norm of a diagonal block over the mean norm of the others in its row, here the median over the rows that are not 0."
+)
+
+
+def cells(B: hessext.BlockMatrix) -> list[object]:
+    """What COLUMNS say of a layer."""
+    return [B.grid[0], B.block_shape[0], *B.ratio(), B.row_norms().dominance.nanmedian().item()]
+
+
+def peak() -> float:
+    """GiB that the process has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "linux" else 30))
 
 
 class Report:
@@ -37,10 +53,9 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Say what it ran on and how long it took, and write the file."""
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "linux" else 30))
         seconds, threads = time.perf_counter() - self._start, torch.get_num_threads()
         self.say(
-            f"{seconds:.0f} s in all on {threads} thread{'s' * (threads > 1)}, {memory:.1f} GiB at most; "
+            f"{seconds:.0f} s in all on {threads} thread{'s' * (threads > 1)}, {peak():.1f} GiB at most; "
             f"hessext {hessext.__version__}, torch {torch.__version__}."
         )
         path.parent.mkdir(parents=True, exist_ok=True)
