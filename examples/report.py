@@ -18,7 +18,7 @@ OUT = ROOT / "out" / "real"
 COLUMNS = ("blocks", "of size", "diagonal", "off-diagonal", "ratio", "dominance")
 EXPLAINED = (
     "Diagonal and off-diagonal are means of squared Frobenius norms of blocks, and ratio is theirs. Dominance is the "
-    "norm of a diagonal block over the mean norm of the others in its row, here the median over the rows that are not 0."
+    "norm of a diagonal block over the mean norm of the others in its row, here the median over rows that are not 0."
 )
 
 
