@@ -1,4 +1,4 @@
-"""Exact Hessian blocks of linear models and one-hidden-layer networks, from closed forms."""
+"""Exact Hessian blocks of feed-forward networks and of single layers of any network, from closed forms."""
 
 import torch  # noqa: F401  # first: the core takes the OpenMP runtime (libgomp.so.1) that torch has loaded
 

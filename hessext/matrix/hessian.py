@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class Hessian:
-    """The exact Hessian of a loss in all parameters of a linear model or a one-hidden-layer network.
+    """The exact Hessian of a loss in all parameters of a feed-forward network, or of one linear layer of any network.
 
-    Made by `linear`, `one_hidden` or `hessian`. H["hidden"] is one layer's BlockMatrix, H["hidden", "output"] a
-    cross-layer part. Dense matrices and vectors run over the parameters in torch's order: hidden weight (row-major),
-    hidden bias, output weight, output bias. H = Gauss-Newton + residual; `term` says which of them this object is.
+    Made by `linear`, `one_hidden`, `feed_forward`, `hessian`, `layer` or `head`. H["hidden"] is one layer's
+    BlockMatrix, H["hidden", "output"] a cross-layer part. Dense matrices and vectors run over the parameters in torch's
+    order: the weight (row-major) and the bias of each layer, one layer after the other. H = Gauss-Newton + residual;
+    `term` says which of them this object is.
     """
 
     def __init__(self, data: Data, term: Term = "full") -> None:
@@ -36,7 +37,7 @@ class Hessian:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """("hidden", "output"), ("output",), or the parameter names of the model given to `hessian`."""
+        """Names of the layers, such as ("hidden", "output"), or of the parameters of a model."""
         network = self._data.network
         return tuple(network.parameters if network.by_parameter else (group.name for group in network.whole))
 
@@ -70,7 +71,7 @@ class Hessian:
     def residual(self) -> Hessian:
         """The residual term: sum_n sum_c (d l_n / d f_c) d2 f_c / d parameters2.
 
-        For piecewise linear activations it lives in the cross-layer blocks only: the first terms of (11) and (18).
+        For piecewise linear activations it lives in the cross-layer blocks only, such as the first terms of (11), (18).
         """
         return self._restricted("residual")
 
