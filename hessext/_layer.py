@@ -14,8 +14,9 @@ from ._api import output_layer
 from ._memory import require
 from ._tensors import version
 from .data.places import Places
+from .data.question import Question
 from .data.runs import same_random_numbers
-from .data.tails import Question, Tails
+from .data.tails import Tails
 from .matrix.hessian import Hessian
 from .matrix.layers import LayerHessians
 from .model import losses

@@ -24,13 +24,23 @@ WITHOUT_EXAMPLE = {
 }
 
 
+class FeedForward(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 12), torch.nn.Linear(12, 8)
+
+    def forward(self, x):
+        return x + self.down(torch.nn.functional.gelu(self.up(x)))
+
+
 class LanguageModel(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.tokens, self.lm_head = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 20)
+        self.blocks = torch.nn.Sequential(FeedForward(), FeedForward())
 
     def forward(self, tokens):
-        return self.lm_head(self.tokens(tokens).tanh())
+        return self.lm_head(self.blocks(self.tokens(tokens)).tanh())
 
 
 def given(page):

@@ -323,3 +323,13 @@ def test_several_layers_are_not_one_matrix():
             what()
     assert len(H.diagonal()) == H.shape[0]
     torch.testing.assert_close(H.trace(), sum(H[name].trace() for name in LAST[:2]))
+
+
+def test_products():
+    """With a vector and a matrix, of a part and of the whole, in every term."""
+    model, x, y = Convolutional(), images(5), torch.arange(5) % 4
+    H = hessext.layer(model, "fc2", [(x[:2], y[:2]), (x[2:], y[2:])])
+    v = torch.randn(H.shape[1], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for some in (H, H.gauss_newton(), H.residual()):
+        torch.testing.assert_close(some @ v, some.dense() @ v)
+        torch.testing.assert_close(some["fc2"] @ v[:, 0], some["fc2"].dense() @ v[:, 0])

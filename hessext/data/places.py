@@ -13,8 +13,9 @@ from hessext._tensors import own_precision
 from hessext.model.linear import LinearLayer
 from hessext.model.network import Layer, Network
 
+from .question import Question
 from .samples import Data
-from .tails import Question, Tails
+from .tails import Tails
 
 _SLAB = 256 << 20  # bytes of whole rows of S in hand
 

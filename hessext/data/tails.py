@@ -4,54 +4,27 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hessext import _checks
 from hessext._memory import require
 from hessext._tensors import Watch
 from hessext.model import targets
 from hessext.model.linear import LinearLayer, is_linear
-from hessext.model.losses import BinaryCrossEntropy, Loss
+from hessext.model.losses import BinaryCrossEntropy
 
 from .outputs import Outputs
-from .runs import Forward, Record, Runner, check_calls, head_rows, plain_autograd
+from .question import Piece, Question, targets_of, tensors_in
+from .runs import Record, Runner, check_calls, head_rows, plain_autograd
 from .tail import SavedBytes, Tail
 
 _WORK = 256 << 20  # bytes of vectors at the outputs that are worked on at once
 _FEW = 16  # rows of S_n that do not stand for all of them
 _PROPOSED = 12  # linear layers that are tried for a message, the last ones called
-
-
-@dataclass(eq=False)
-class Question:
-    """What is asked: all that the layers' inputs and curvature are computed from."""
-
-    model: nn.Module
-    layers: list[LinearLayer]
-    argument: str  # that names the layers
-    loss: Loss
-    forward: Forward | None
-    memory: int
-    dtype: torch.dtype | None = None  # None: that of the layers, but float32 at least
-    device: torch.device | None = None  # None: where the model is
-
-
-@dataclass(eq=False)
-class Piece:
-    """One batch, the rows of the head's outputs that are its logits, its targets, and what is kept of its tail."""
-
-    batch: Any
-    rows: Tensor | None  # (M,); None without a head
-    y: Tensor | None
-    classes: int
-    places: list[slice]  # of each layer, among those of all batches
-    tail: Tail | None = None
-    quadratic: Tensor | None = None  # M_n of `Outputs`
 
 
 class Tails:
@@ -78,7 +51,7 @@ class Tails:
         self._graphs = self._kept = 0
         with plain_autograd(self.device):
             self._read(batches)
-        self._data = Watch(**dict(_tensors("batches", [piece.batch for piece in self.pieces])))
+        self._data = Watch(**dict(tensors_in("batches", [piece.batch for piece in self.pieces])))
 
     def __reduce__(self) -> tuple:
         """Pickle what is asked, the model and the batches among it: everything is collected again."""
@@ -118,7 +91,10 @@ class Tails:
             with saved:
                 record, rows = self._record_first(batch) if k == 0 else self._record_whole(batch)
                 features = features or [[] for _ in self.layers]
-                y = self._checked_targets(k, record)
+                y = targets_of(record, k, self.loss)
+                if y is None and self.layers:
+                    name = self.layers[0].name
+                    raise ValueError(f"batch {k}: expected targets: the Hessian of {name!r} depends on them")
                 C = record.logits.shape[-1]
                 like = record.logits.detach().reshape(-1, C)
                 divisor += float(self.loss.divisor(y, like))
@@ -176,27 +152,6 @@ class Tails:
         weight, bias = self.head.weight, self.head.bias
         return tuple(None if t is None else t.to(self.device, self.dtype) for t in (weight, bias))
 
-    def _checked_targets(self, k: int, record: Record) -> Tensor | None:
-        """Targets of all logits' rows in one axis."""
-        logits, y = record.logits.detach(), record.targets
-        if isinstance(y, Tensor):
-            y = y.to(logits.device, logits.dtype if y.is_floating_point() else y.dtype)
-        try:
-            _checks.finite("model: logits", logits)
-            y = targets.checked_targets(y, logits.shape[:-1], logits.shape[-1], self._summed, logits)
-        except (TypeError, ValueError) as error:
-            raise (TypeError if isinstance(error, TypeError) else ValueError)(f"batch {k}: {error}") from None
-        if y is None and self.layers:
-            raise ValueError(f"batch {k}: expected targets: the Hessian of {self.layers[0].name!r} depends on them")
-        if y is None:
-            return None
-        per_class = y.is_floating_point() and self.loss.kind != "binary_cross_entropy"
-        return y.reshape(-1, logits.shape[-1]) if per_class else y.reshape(-1)
-
-    @property
-    def _summed(self) -> Loss:
-        return replace(self.loss, reduction="sum")
-
     def _count_kept(self, numbers: Iterable[int]) -> None:
         """Refuse inputs of the layers that do not fit into `memory`, or, put together, into what is free."""
         self._kept += sum(numbers) * self.dtype.itemsize
@@ -251,7 +206,7 @@ class Tails:
         once = [other for other in called if sum(other.module is one.module for one in called) == 1][-_PROPOSED:]
         record = self.runner.record(batch, once, self.head, self.question.argument, whole=True)
         rows = None if self.head is None else head_rows(record)
-        piece = Piece(batch, rows, self._checked_targets(k, record), 0, [])
+        piece = Piece(batch, rows, targets_of(record, k, self.loss), 0, [])
         piece.tail = self._tail(piece, record)
         names = [repr(other.name) for n, other in enumerate(once) if piece.tail.keeps_apart(n, self._coupling(piece))]
         names += [repr(self.head.name)] if self.head else []
@@ -354,15 +309,3 @@ def _unit(places: int, K: int, i: int, like: Tensor) -> Tensor:
     e = like.new_zeros(places, K)
     e[:, i] = 1
     return e
-
-
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in dicts, lists and tuples, with what they are called by."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, one in value.items():
-            yield from _tensors(f"{name}[{key!r}]", one)
-    elif isinstance(value, list | tuple):
-        for key, one in enumerate(value):
-            yield from _tensors(f"{name}[{key}]", one)
