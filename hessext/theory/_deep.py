@@ -57,9 +57,9 @@ def deep_mse(
     ratio is therefore about p / (T/F + 2): what decides is T/F, an effective rank, and the layer's own width is absent.
     See effective_ranks. The expectation over angles and lengths is a mean over random draws of two samples' way up.
 
-    One hidden layer: exact, as hidden_mse. More of them: the weights of the backward pass are taken as independent of
-    its masks, which is exact as the widths grow. In simulations of 2 to 5 hidden layers of 8 to 64 units no difference
-    was found beyond their errors, 1 to 5 %.
+    One hidden layer: its norms are exact, as hidden_mse. More of them: the weights of the backward pass are taken as
+    independent of its masks, which is exact as the widths grow. In 8,000 to 100,000 simulated networks of 2 to 5 hidden
+    layers the norms differed from this by up to 7 % and ratios by up to 3 % at 8 units, by 3 % and 1 % at 16 and 32.
 
     Args:
         gamma: limit of d / N, both of which are infinite then; None with N and d.
@@ -102,7 +102,7 @@ def deep_mse(
 def effective_ranks(widths: Sequence[int]) -> tuple[float, ...]:
     """r(S) = (E tr S_n)^2 / E||S_n||_F^2 of the curvature at each layer's outputs, first to last, as in deep_mse.
 
-    C at the network's outputs. Below, for wide layers, the ranks of everything downstream add like resistors:
+    C at the network's outputs. Below, for wide layers, the widths of everything downstream combine like resistors in parallel:
 
         1 / r_l = 1 / C + 2 (1 / K_l + ... + 1 / K_{L-1}) + O(1 / K^2)
 

@@ -81,7 +81,7 @@ def test_ranks_against_hessians(widths):
 
 
 @pytest.mark.parametrize("widths", [(300, 200, 100, 50), (1000, 30, 1000, 500), (64, 10)])
-def test_ranks_add_like_resistors(widths):
+def test_ranks_combine_like_resistors_in_parallel(widths):
     ranks = []
     for scale in (100, 10**6):
         *hidden, C = widths
