@@ -1,4 +1,4 @@
-"""The figures of the paper (arXiv 2505.02809), one call each: run(name). Needs matplotlib."""
+"""The figures of the paper (arXiv 2505.02809) and of its conjecture, one call each: run(name). Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from hessext import _files, plot
 
-from . import _classes, _clustered, _collobert, _forces, _initialization, _ratios, _snapshots, _spectra
+from . import _classes, _clustered, _collobert, _fanout, _forces, _initialization, _ratios, _snapshots, _spectra
 from ._frame import Drawing, Figure, Run
 from ._parameters import completed
 
-_MODULES = (_classes, _clustered, _collobert, _forces, _initialization, _ratios, _snapshots, _spectra)
+_MODULES = (_classes, _clustered, _collobert, _fanout, _forces, _initialization, _ratios, _snapshots, _spectra)
 _ALL = {figure.name: figure for module in _MODULES for figure in module.FIGURES}
 NAMES = tuple(sorted(_ALL, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))
 FIGURES = {name: _ALL[name] for name in NAMES}

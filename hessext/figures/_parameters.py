@@ -24,6 +24,8 @@ PARAMETERS = {
     "samples": Parameter(int, "N"),
     "features": Parameter(int, "d"),
     "hidden": Parameter(int, "m, hidden units"),
+    "layers": Parameter(int, "of a network, the last one counted", least=2),
+    "networks": Parameter(int, "of random depth and widths", least=2),
     "clusters": Parameter(int, "k, clusters of the data"),
     "draws": Parameter(int, "random draws of each point", least=2),
     "steps": Parameter(int, "of training"),

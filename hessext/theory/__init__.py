@@ -7,6 +7,7 @@ number of classes, m that of hidden neurons. Squared Frobenius norms of (d, d) b
 """
 
 from ._averages import hidden_ce, output_ce
+from ._deep import deep_mse, effective_ranks
 from ._given_weights import given_weights
 from ._laws import hidden_spectrum, linear_spectrum, marchenko_pastur
 from ._limits import F, cross_ce, fourth_moment, h0, h1, hidden_ce_limit, output_ce_limit
@@ -27,6 +28,8 @@ __all__ = [
     "Spectrum",
     "cross_ce",
     "cross_mse",
+    "deep_mse",
+    "effective_ranks",
     "fourth_moment",
     "given_weights",
     "h0",

@@ -53,9 +53,9 @@ def hidden_ce(
     gamma, N, d = _arguments.aspect_ratio(gamma, N, d)
     squares = _draws(Hidden, m, C, N, d, draws, points, seed)
     if N is not None:
-        return _estimate(squares)
+        return estimate(squares)
     moments = replica_moments(m, C)
-    return _estimate(squares + gamma * np.array([moments.D2, moments.O2]))
+    return estimate(squares + gamma * np.array([moments.D2, moments.O2]))
 
 
 def output_ce(
@@ -92,9 +92,9 @@ def output_ce(
     N = None if N is None else _arguments.count("N", N)
     squares = _draws(Output, m, C, N, d, draws, points, seed)
     if N is None or d is not None:
-        return _estimate(squares)
+        return estimate(squares)
     moments = replica_moments(m, C)
-    return _estimate((1 - 1 / N) * squares + np.array([moments.U1n, moments.U2n]) / N)
+    return estimate((1 - 1 / N) * squares + np.array([moments.U1n, moments.U2n]) / N)
 
 
 def _draws(layer: type, m: int, C: int, N: int | None, d: int | None, draws: int, points: int, seed: int) -> np.ndarray:
@@ -112,9 +112,9 @@ def _draws(layer: type, m: int, C: int, N: int | None, d: int | None, draws: int
     return squares
 
 
-def _estimate(squares: np.ndarray) -> Estimate:
+def estimate(squares: np.ndarray) -> Estimate:
     """Mean of (draws, 2) squares; the error of the ratio to first order."""
     value = BlockRatio.of(*squares.mean(0).tolist())
     on, off = squares.T
-    deviations = (on, off, (off - value.ratio * on) / value.diagonal)
+    deviations = (on, off, (off - value.ratio * on) / (value.diagonal or math.nan))
     return Estimate(value, BlockRatio(*(float(x.std(ddof=1)) / math.sqrt(len(squares)) for x in deviations)))

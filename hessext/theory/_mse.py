@@ -39,7 +39,7 @@ def hidden_mse(gamma: float | None, m: int, C: int, *, N: int | None = None, d: 
     m, C = _arguments.count("m", m), _arguments.count("C", C)
     on, off = 0.25 + gamma / 2, 1 / 16 + gamma / 4
     if N is not None:
-        u, weights = _angles(d)
+        u, weights = angles(d)
         bend = d * float(weights @ (u**2 * np.sin(u) ** 2))
         on = (1 - 1 / N) / 4 + (d + 2) / (2 * N)
         off = (1 - 1 / N) * (1 / 16 + bend / (4 * math.pi**2)) + (d + 2) / (4 * N)
@@ -72,7 +72,7 @@ def output_mse(m: int, *, N: int | None = None, d: int | None = None) -> BlockRa
     first, second = m / 4 + m * (m - 1) / (4 * math.pi**2), 0.0
     if N is not None or d is not None:
         _, N, d = _arguments.aspect_ratio(None, N, d)
-        u, weights = _angles(d)
+        u, weights = angles(d)
         # E[a_i a_j | W] = |w_i| |w_j| (cos u + (pi/2 + u) sin u) / (2 pi); odd powers of u average to 0
         kernel = np.cos(u) ** 2 + u * np.sin(2 * u) + (math.pi**2 / 4 + u**2) * np.sin(u) ** 2
         first = m * (1 + 2 / d) / 4 + m * (m - 1) * float(weights @ kernel) / (4 * math.pi**2)
@@ -121,7 +121,7 @@ def given_weights_mse(W: np.ndarray, V: np.ndarray, N: int) -> tuple[BlockRatio,
     return BlockRatio.of(np.trace(hidden) / m, off), BlockRatio.of(output, 0.0)
 
 
-def _angles(d: int) -> tuple[np.ndarray, np.ndarray]:
+def angles(d: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes u > 0 and weights of the density ~ cos^{d-2} u, for even functions of u."""
     if d == 1:  # parallel or antiparallel
         return np.array([math.pi / 2]), np.ones(1)

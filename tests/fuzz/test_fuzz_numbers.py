@@ -87,6 +87,7 @@ KINDS = {  # name of a parameter: a good value, and any
     **dict.fromkeys(("gamma", "s2", "variance", "powers"), (0.5, POSITIVE)),
     **dict.fromkeys(("t", "s"), (0.25, POSITIVE)),
     **dict.fromkeys(("m", "C", "N", "d"), (3, COUNT)),
+    "widths": ([4, 3], st.one_of(anything, st.lists(COUNT, max_size=4))),
     "draws": (2, st.sampled_from([0, 2, 3, 2.0, "2", 2**62])),
     "points": (64, st.sampled_from([0, 1, 2, 3, 4.0, 8, 2**62, "2"])),
     "block": ("diagonal", st.sampled_from(["diagonal", "off_diagonal", "", None, 3, []])),

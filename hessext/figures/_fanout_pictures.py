@@ -1,0 +1,100 @@
+"""Pictures of the figure `fanout`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._fanout_statistics import Comparison, Rows
+from ._frame import COLORS, LOSSES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LABELS = {
+    "own": "own width $K_l$",
+    "next": "next width $K_{l+1}$",
+    "classes": "$C$",
+    "layers": "depth $L$",
+    "rank": "$r(S_{l+1})$",
+    "pair_rank": "$r(S_{l+1})$ over pairs",
+}
+_RATIO = r"mean $\|H_{ij}\|_F^2$ / mean $\|H_{ii}\|_F^2$"
+_MARKERS = "os^Dv<>"
+
+
+def _figure(width: float, height: float) -> Figure:
+    import matplotlib.figure
+
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def scatter(moments: Sequence[Sequence[Comparison]]) -> Figure:
+    """A row of panels for each moment: every layer's ratio over each explanation, a colour for each loss."""
+    names = [name for name in _LABELS if name != "layers"]
+    picture = _figure(4 * len(names), 3.8 * len(moments))
+    for axes, comparisons in zip(picture.subplots(len(moments), len(names), sharey="row"), moments, strict=True):
+        for ax, name in zip(axes, names, strict=True):
+            for comparison, color in zip(comparisons, COLORS, strict=False):
+                label = f"{LOSSES[comparison.loss]}, correlation {comparison.found[name].value:.2f}"
+                x, y, error = ([row.get(key, 0) for row in comparison.rows] for key in (name, "ratio", "ratio_error"))
+                ax.errorbar(x, y, error, fmt="o", color=color, markersize=3, alpha=0.6, linewidth=0.8, label=label)
+            ax.set(xscale="log", yscale="log", xlabel=_LABELS[name])
+            if name == "pair_rank":
+                r = np.geomspace(*ax.get_xlim(), 100)
+                ax.fill_between(r, 0.25 / (r + 2), 0.5 / (r + 2), color="#000000", alpha=0.12, label="theory")
+            ax.grid(alpha=0.3)
+            ax.legend(fontsize="small")
+        axes[0].set_ylabel(f"{comparisons[0].when.split(', ')[1]}\n{_RATIO}")
+    return picture
+
+
+def by_shape(rows: Rows) -> Figure:
+    """Under MSE at initialization: layers of wide networks, of networks with one narrow layer, and all over theory."""
+    picture = _figure(16, 4.6)
+    left, middle, right = picture.subplots(1, 3)
+    _lines(left, [row for row in rows if row["kind"] == "uniform"], "layers of the same width")
+    _lines(middle, [row for row in rows if row["kind"] == "bottleneck"], "one narrow layer")
+    known = [row for row in rows if row["ratio"] > 0]
+    expected, ratio, error = (np.array([row[key] for row in known]) for key in ("theory", "ratio", "ratio_error"))
+    right.errorbar(expected, ratio / expected, error / expected, fmt="o", color=COLORS[0], markersize=3, alpha=0.7)
+    right.axhline(1, color="#000000", linewidth=0.8)
+    right.set(xscale="log", xlabel="off/diag, theory", ylabel="measured / theory", title="all networks")
+    right.grid(alpha=0.3)
+    return picture
+
+
+def _lines(ax: Axes, rows: Rows, title: str) -> None:
+    """Ratio over the layer, a line for each network; dashed: the theory."""
+    for number, (widths, layers) in enumerate(groupby(rows, key=lambda row: row["widths"])):
+        layers, color = list(layers), COLORS[number % len(COLORS)]
+        columns = ("layer", "ratio", "ratio_error", "theory")
+        layer, ratio, error, expected = ([row[key] for row in layers] for key in columns)
+        ax.errorbar(layer, ratio, error, fmt=_MARKERS[number % len(_MARKERS)], color=color, label=widths)
+        ax.plot(layer, expected, "x--", color=color, linewidth=1)
+    ax.set(yscale="log", xlabel="layer $l$", ylabel=_RATIO, title=f"{title}; dashed: theory")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+
+
+def along_training(comparisons: Sequence[Sequence[Comparison]]) -> Figure:
+    """For each loss the correlation with each explanation over the steps of training."""
+    picture = _figure(6.5 * len(comparisons), 4.6)
+    for ax, moments in zip(picture.subplots(1, len(comparisons), sharey=True), comparisons, strict=True):
+        steps = [comparison.step for comparison in moments]
+        for number, (name, label) in enumerate(_LABELS.items()):
+            found = np.array([comparison.found[name] for comparison in moments])
+            style = "-" if "rank" in name else ":"
+            color = COLORS[number % len(COLORS)]
+            ax.errorbar(steps, *found.T, fmt=_MARKERS[number] + style, color=color, markersize=4, label=label)
+        ax.set_xscale("symlog", linthresh=max(1, steps[-1] // 100))
+        ax.set(title=LOSSES[moments[0].loss], xlabel="step", ylim=(-1.05, 1.05))
+        ax.grid(alpha=0.3)
+    picture.axes[0].set_ylabel("correlation of log(off/diag) with the log of")
+    picture.axes[-1].legend(fontsize="small")
+    return picture
