@@ -24,7 +24,16 @@ EXPLAINED = (
 
 def cells(B: hessext.BlockMatrix) -> list[object]:
     """What COLUMNS say of a layer."""
-    return [B.grid[0], B.block_shape[0], *B.ratio(), B.row_norms().dominance.nanmedian().item()]
+    return [B.grid[0], B.block_shape[0], *cells_of_norms(B.norms())]
+
+
+def cells_of_norms(norms: torch.Tensor) -> list[float]:
+    """Ratio and dominance of the norms of all blocks of a layer, which are then computed once for both."""
+    own, others = norms.diagonal().to(torch.float64, copy=True), norms.to(torch.float64, copy=True).fill_diagonal_(0)
+    count = max(1, len(norms) - 1)
+    diagonal, off_diagonal = own.square().mean().item(), others.square().mean().item() * len(norms) / count
+    dominance = own / (others.sum(1) / count)
+    return [*hessext.BlockRatio.of(diagonal, off_diagonal), dominance.nanmedian().item()]
 
 
 def peak() -> float:

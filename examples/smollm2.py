@@ -18,7 +18,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from report import COLUMNS, EXPLAINED, OUT, Report, cells, peak
+from report import COLUMNS, EXPLAINED, OUT, Report, cells_of_norms, peak
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -101,14 +101,9 @@ def cells_of_head(B: hessext.BlockMatrix, rows: int = 64, others: int = 512) -> 
     return [B.grid[0], B.block_shape[0], *B.ratio(), dominance.median().item()]
 
 
-def cells_by_head(B: hessext.BlockMatrix, heads: int) -> list[object]:
-    """As `cells`, where a block is one of q_proj's heads and not a row."""
-    squares = B.norms().double().square().view(heads, -1, heads, B.grid[0] // heads).sum((1, 3))
-    diagonal = squares.diagonal()
-    others = squares[~torch.eye(heads, dtype=torch.bool)].view(heads, -1)
-    ratio = hessext.BlockRatio(diagonal.mean().item(), others.mean().item(), (others.mean() / diagonal.mean()).item())
-    dominance = diagonal.sqrt() / others.sqrt().mean(1)
-    return [heads, B.shape[0] // heads, *ratio, dominance.median().item()]
+def by_head(norms: Tensor, heads: int) -> Tensor:
+    """Norms of blocks that are q_proj's heads and not its rows."""
+    return norms.double().square().view(heads, -1, heads, len(norms) // heads).sum((1, 3)).sqrt()
 
 
 def main() -> int:
@@ -148,9 +143,12 @@ def main() -> int:
     H = hessext.layer(model, names, batches, forward=run, memory=int(args.memory * 2**30))
     add("what follows is shared", [None] * len(COLUMNS))
     for name in names:
-        add(name.removeprefix(f"{block}."), cells(H[name]))
+        B = H[name]
+        norms = B.norms()
+        add(name.removeprefix(f"{block}."), [B.grid[0], B.block_shape[0], *cells_of_norms(norms)])
         if name.endswith("q_proj"):
-            add("self_attn.q_proj, by head", cells_by_head(H[name], model.config.num_attention_heads))
+            heads = model.config.num_attention_heads
+            add("self_attn.q_proj, by head", [heads, B.shape[0] // heads, *cells_of_norms(by_head(norms, heads))])
     report.table(["layer", *COLUMNS, "seconds"], rows)
     beyond = peak() - 4 * model.num_parameters() / 2**30
     report.say(f"{EXPLAINED} {sum(row[-1] for row in rows):.0f} s in all, at most {beyond:.1f} GiB beyond the model.")
