@@ -79,6 +79,15 @@ def stated(comparison: Comparison) -> Iterator[str]:
     yield f"{comparison.when}, {len(rows)} hidden layers: log(off/diag) correlates with the log of {text}."
     rest = ", ".join(f"{EXPLANATIONS[name]} {correlation(rows, name, 'rank')}" for name in _WIDTHS)
     yield f"{comparison.when}: with r(S_{{l+1}}) regressed out of both, there remain {rest}."
+    last = [row for row in rows if row["layer"] == row["layers"] - 1]
+    others = [row for row in rows if row["layer"] < row["layers"] - 1]
+    if last and others:
+        yield (
+            f"{comparison.when}: in the {len(last)} last hidden layers, whose next layer is the output, next width "
+            f"K_{{l+1}} = C has {correlation(last, 'next')}; in the {len(others)} others it has "
+            f"{correlation(others, 'next')}, C {correlation(others, 'classes')} and r(S_{{l+1}}) "
+            f"{correlation(others, 'rank')}."
+        )
     low, middle, high = np.quantile([row["ratio"] * (row["pair_rank"] + 2) for row in rows], [0.05, 0.5, 0.95])
     yield (
         f"{comparison.when}: off/diag times (r + 2), r over pairs, is {middle:.2f} in the middle and {low:.2f} to "
@@ -110,6 +119,6 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
             text if best in _WIDTHS else f"{text}, of the sizes {EXPLANATIONS[width]} ({comparison.found[width]})"
         )
     return (
-        f"Beside the conjecture: {'; '.join(texts)}. In the last hidden layer the next layer is the output, and under "
-        "MSE r(S_{l+1}) is C itself: there the conjecture holds, with the next layer's width as the fan-out."
+        f"Beside the conjecture: {'; '.join(texts)}. Under MSE r(S_{{l+1}}) of the last hidden layer is C: there "
+        "fan-out, as the next layer's width, and rank are the same."
     )

@@ -102,11 +102,11 @@ def deep_mse(
 def effective_ranks(widths: Sequence[int]) -> tuple[float, ...]:
     """r(S) = (E tr S_n)^2 / E||S_n||_F^2 of the curvature at each layer's outputs, first to last, as in deep_mse.
 
-    C at the network's outputs. Below, for wide layers, the widths of everything downstream combine like resistors in parallel:
+    C at the network's outputs. In wide hidden layers the widths downstream combine like resistors in parallel,
 
         1 / r_l = 1 / C + 2 (1 / K_l + ... + 1 / K_{L-1}) + O(1 / K^2)
 
-    so that no layer's curvature has a rank beyond C, nor beyond half the width of the narrowest layer after it.
+    so that a rank is below C, and below half the smallest of these widths.
 
     Args:
         widths: outputs of each layer, 1 to 100 layers; the number of the network's outputs C comes last.
