@@ -72,13 +72,14 @@ def correlation(rows: Rows, name: str, given: str | None = None) -> Correlation:
 
 
 def stated(comparison: Comparison) -> Iterator[str]:
-    """The correlations, the strongest first, and those of the sizes that are left once r(S_{l+1}) is known."""
+    """The correlations, the strongest first, and those of the sizes that are left once a rank is known."""
     rows, found = comparison.rows, comparison.found
     order = sorted(found, key=lambda name: -abs(np.nan_to_num(found[name].value)))
     text = ", ".join(f"{EXPLANATIONS[name]} {found[name]}" for name in order)
     yield f"{comparison.when}, {len(rows)} hidden layers: log(off/diag) correlates with the log of {text}."
-    rest = ", ".join(f"{EXPLANATIONS[name]} {correlation(rows, name, 'rank')}" for name in _WIDTHS)
-    yield f"{comparison.when}: with r(S_{{l+1}}) regressed out of both, there remain {rest}."
+    for rank in _RANKS:
+        rest = ", ".join(f"{EXPLANATIONS[name]} {correlation(rows, name, rank)}" for name in _WIDTHS)
+        yield f"{comparison.when}: with {EXPLANATIONS[rank]} regressed out of both, there remain {rest}."
     last = [row for row in rows if row["layer"] == row["layers"] - 1]
     others = [row for row in rows if row["layer"] < row["layers"] - 1]
     if last and others:
