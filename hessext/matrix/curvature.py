@@ -54,6 +54,15 @@ class Assembly(NamedTuple):
         """The operators' last arguments."""
         return *self.sides, *self.curvature
 
+    def split(self, most: int) -> Iterator[Assembly]:
+        """The same for at most so many pairs at a time."""
+        for first in range(0, len(self.pairs), most):
+            some = slice(first, first + most)
+            where = some if isinstance(self.where, slice) else self.where[some]
+            entries = self.curvature.entries
+            curvature = self.curvature if entries is None else self.curvature._replace(entries=entries[some])
+            yield Assembly(where, self.pairs[some], self.sides, curvature)
+
     def entries(self) -> Tensor:
         """Q_n[i, j] (P, N) of the pairs, without what the residual adds between layers."""
         given = self.curvature.entries

@@ -78,11 +78,6 @@ class FeatureProducts:
         return (squares + self.power**-2 if self._ones else squares).sqrt_()
 
 
-def chunks(pairs: Tensor, samples: int) -> tuple[Tensor, ...]:
-    """Pairs in pieces whose entries q (P, N) stay within the memory of this module."""
-    return pairs.split(max(1, _ENTRIES // (32 * samples)))
-
-
 def _scaled(q: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
     """Divide q by its power of two in place, or each row by its own with dim=1; return both."""
     power = power_of_two(q, dim)
@@ -125,11 +120,16 @@ class PairSquares:
         self._assemblies, self._blocks = Assemblies(part), blocks
         self._least = _CANCELLED[part.dtype]
         self._weights = None if part.residual_far else _PairWeights(self._assemblies.sides)
+        self._most = max(1, _ENTRIES // (32 * len(part.samples)))  # pairs whose q (P, N) are worked on at once
+
+    def _calls(self, pairs: Tensor) -> Iterator[Assembly]:
+        for call in self._assemblies(pairs):
+            yield from call.split(self._most)
 
     def sums(self, pairs: Tensor) -> tuple[float, float]:
         """The sums over the diagonal and over the other blocks of some pairs of one layer."""
         diagonal = off_diagonal = 0.0
-        for call in self._assemblies(pairs):
+        for call in self._calls(pairs):
             q, on = call.entries().double(), call.pairs[:, 0] == call.pairs[:, 1]
             if on.any():
                 diagonal += self._sum(call.pairs[on], q[on])
@@ -152,7 +152,7 @@ class PairSquares:
     def each(self, pairs: Tensor) -> Tensor:
         """The squared norms (P,) float64."""
         result = torch.empty(len(pairs), dtype=torch.float64, device=pairs.device)
-        for call in self._assemblies(pairs):
+        for call in self._calls(pairs):
             total, bound = self._each(call, self._weights or _PairWeights(call.sides))
             if (poor := total < self._least * bound**2).any():
                 total[poor] = self._blocks(pairs[call.where][poor])

@@ -115,10 +115,9 @@ def pair_sums(part: Part, sums: Callable[[Tensor], tuple[float, float]]) -> tupl
     """Sums over the diagonal and over all other blocks, of what gives them for some pairs i <= j."""
     count = part.grid[0]
     diagonal = off_diagonal = 0.0
-    for _, some in _grid_pairs(count, count, True, part.device):
-        for pairs in gram.chunks(some, len(part.samples)):
-            on, off = sums(pairs)
-            diagonal, off_diagonal = diagonal + on, off_diagonal + 2 * off
+    for _, pairs in _grid_pairs(count, count, True, part.device):
+        on, off = sums(pairs)
+        diagonal, off_diagonal = diagonal + on, off_diagonal + 2 * off
     return diagonal, off_diagonal
 
 
@@ -133,8 +132,7 @@ def _squares(part: Part, form: Form) -> Callable[[Tensor], Tensor]:
     """What gives squared norms (P,) float64 of pairs (P, 2) in one of the two forms that take them one by one."""
     if form is Form.BLOCKS:
         return block_squares(part)
-    pair_squares = gram.PairSquares(part, block_squares(part))
-    return lambda some: torch.cat([pair_squares.each(p) for p in gram.chunks(some, len(part.samples))])
+    return gram.PairSquares(part, block_squares(part)).each
 
 
 def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
