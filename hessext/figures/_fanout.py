@@ -91,7 +91,7 @@ FIGURES = [
         draw=_draw,
         defaults={
             "layers": [2, 3, 4, 5, 6],
-            "hidden": [8, 16, 32, 64, 128],
+            "hidden": [8, 16, 32, 64],
             "classes": [2, 5, 10, 30, 100, 300, 1000],
             "networks": 40,
             "samples": 128,
