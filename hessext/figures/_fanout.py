@@ -96,7 +96,7 @@ FIGURES = [
             "networks": 40,
             "samples": 128,
             "features": 64,
-            "draws": 10,
+            "draws": 30,
             "steps": 300,
             "learning_rate": 1e-3,
         },
