@@ -15,7 +15,7 @@ from ._memory import require
 from ._tensors import version
 from .data.places import Places
 from .data.question import Question
-from .data.runs import same_random_numbers
+from .data.runs import default_forward, described, input_of, same_random_numbers
 from .data.tails import Tails
 from .matrix.hessian import Hessian
 from .matrix.layers import LayerHessians
@@ -178,12 +178,12 @@ def _run(
     calls: list[tuple[Tensor, Tensor, int]] = []
 
     def keep(_: nn.Module, args: tuple, kwargs: dict, logits: Tensor) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))  # may be changed in place when the model goes on
+        x = input_of(args, kwargs)  # may be changed in place when the model goes on
         calls.append((x.detach().to(dtype, copy=True), logits, version(logits)))
 
     handle = layer.register_forward_hook(keep, with_kwargs=True)
     try:
-        result = _pair(model, batch) if forward is None else forward(model, batch)
+        result = default_forward(model, batch, "its targets") if forward is None else forward(model, batch)
     finally:
         handle.remove()
     if len(calls) != 1:
@@ -198,23 +198,10 @@ def _run(
             raise ValueError(
                 "module: expected a layer whose outputs are what model(x) returns, the logits (hessext.layer takes "
                 "others), or forward=, which runs the model on a batch and returns its targets; got "
-                f"{_described(result)}"
+                f"{described(result)}"
             )
     if y is not None and not isinstance(y, Tensor):
         raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}")
     if y is not None and (y.is_meta or y.layout != torch.strided):
         raise TypeError(f"batches: expected targets that are a dense tensor with values; got {y.layout} on {y.device}")
     return x, y
-
-
-def _pair(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise TypeError(
-            "batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns its targets; "
-            f"got {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-        )
-    return model(batch[0]), batch[1]
-
-
-def _described(result: Any) -> str:
-    return f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__

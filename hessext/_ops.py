@@ -43,9 +43,9 @@ class Curvature(NamedTuple):
     weight: Tensor | None = None  # V (C, m)
     gram: Tensor | None = None  # V^T V (m, m), without p
     shift: Tensor | None = None  # sum_c p_c (V_c - V_top) (N, m)
-    slope: Tensor | None = None  # act'(z) (N, m)
+    slope: Tensor | None = None  # act'(z) (N, m), of the first layer
     bend: Tensor | None = None  # act''(z) (V^T r) (N, m), residual term
-    residual: Tensor | None = None  # r = d loss / d f (N, C), residual term
+    residual: Tensor | None = None  # d loss / d z of the second of two neighbouring layers (N, cols), residual term
     entries: Tensor | None = None  # GIVEN: Q_n[i, j] (P, N) of the listed pairs, or of all, row by row
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hessext.data.places import Places
 from hessext.data.runs import Runner, plain_autograd
+from hessext.model import targets
 
 from ._loss import scalar_loss
 from ._truth import Truth
@@ -36,12 +37,12 @@ class LayerTruth(Truth):
         question = self._places.question
         self._runner = Runner(question.model, question.forward, dtype, question.device)
         self._sum = replace(question.loss, reduction="sum")
-        largest, targets = [], []
+        largest, found = [], []
         for f, y in self._runs(dict(self.parameters)):
             largest.append(f.abs().max())
-            targets.append(y)
+            found.append(y)
             classes = f.shape[1]
-        y = torch.cat(targets)
+        y = torch.cat(found)
         self._divisor = float(question.loss.divisor(y, y.new_empty((), dtype=dtype).expand(len(y), classes)))
         self.logits: Callable[[Any], Tensor] = lambda _: torch.stack(largest)
 
@@ -51,8 +52,7 @@ class LayerTruth(Truth):
         for batch in self._places.batches:
             logits, y = self._runner.with_layer(batch, layer, named[0], named[1])
             C = logits.shape[-1]
-            per_class = y.is_floating_point() and self._sum.kind != "binary_cross_entropy"
-            yield logits.reshape(-1, C), y.to(logits.device).reshape(*(-1, C) if per_class else (-1,))
+            yield logits.reshape(-1, C), targets.flattened(y.to(logits.device), C, self._sum)
 
     def rows(self, indices: Tensor, chunk_size: int | None, out: Tensor) -> None:
         """Writes rows `indices` (R,) of the Hessian into out (R, P), one product after the other, batch by batch."""

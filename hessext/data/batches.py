@@ -41,13 +41,10 @@ class Batches(Data):
                 "x: expected batches that can be read again, as those of a list or a DataLoader; got a "
                 f"{type(self.source).__name__}, which ends after one pass"
             )
-        if isinstance(self.loss, BinaryCrossEntropy):
-            for name in ("weight", "pos_weight"):
-                t = getattr(self.loss, name)
-                if t is not None and t.numel() != 1:
-                    raise ValueError(f"loss.{name}: expected one number with batches; got shape {tuple(t.shape)}")
-                if t is not None:  # without the axes of a batch
-                    self.loss = replace(self.loss, **{name: t.reshape(())})
+        targets.check_single_weights(self.loss, " with batches")
+        if isinstance(self.loss, BinaryCrossEntropy):  # without the axes of a batch
+            weights = {"weight": self.loss.weight, "pos_weight": self.loss.pos_weight}
+            self.loss = replace(self.loss, **{k: t if t is None else t.reshape(()) for k, t in weights.items()})
         next(self._read())  # its errors are better raised now
 
     def __getstate__(self) -> dict[str, Any]:

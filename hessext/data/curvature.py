@@ -10,6 +10,7 @@ Neither is kept for all samples. There are two ways to some of their rows:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 _WORK = 16 << 20  # bytes of the widest tangents in hand
 _TOGETHER = 64  # samples of one unit at least, where there are so many
 _FACTOR = 512 << 20  # bytes of a layer's factors, which are kept
+
+
+def rows_in_turn(pairs: Tensor, few: int) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]:
+    """The rows of pairs (P, 2), a few at a time: the rows, which pairs are theirs, and these pairs' places in them."""
+    units, at = pairs[:, 0].unique(return_inverse=True)
+    for first in range(0, len(units), few):
+        here = ((at >= first) & (at < first + few)).nonzero()[:, 0]
+        yield units[first : first + few], here, (at[here] - first, pairs[here, 1])
 
 
 def tangent(samples: Samples, row: int, unit: int, layer: int) -> Tensor:
@@ -107,17 +116,15 @@ class Entries:
             out[:, some] = entries * scale[some]
 
     def _fill_by_tangents(self, pairs: Tensor, out: Tensor) -> None:
-        samples, units, at = self.samples, *pairs[:, 0].unique(return_inverse=True)
+        samples = self.samples
         widest = max(len(layer.weight) for layer in samples.network.layers[self.row :])
         columns = max(1, _WORK // (widest * out.element_size()))  # of units and samples together
         few = max(1, columns // min(len(samples), _TOGETHER))
-        for first in range(0, len(units), few):
-            some = units[first : first + few]
-            here = ((at >= first) & (at < first + few)).nonzero()[:, 0]
-            step = max(1, columns // len(some))
+        for units, here, places in rows_in_turn(pairs, few):
+            step = max(1, columns // len(units))
             for n in range(0, len(samples), step):
-                rows = self._rows_by_tangents(some, slice(n, min(n + step, len(samples))))
-                out[here, n : n + step] = rows[at[here] - first, pairs[here, 1]]
+                rows = self._rows_by_tangents(units, slice(n, min(n + step, len(samples))))
+                out[here, n : n + step] = rows[places]
 
     def _rows_by_tangents(self, units: Tensor, some: slice) -> Tensor:
         """Rows of Q_n for some units and samples, (units, K_col, n), without the bend of layer `row` itself.
@@ -137,7 +144,7 @@ class Entries:
                 z = F.linear(samples.slope(k - 1).index_select(0, sample).mul_(z), layers[k].weight)
             if k in bends:
                 moved[k] = z
-        g = samples.output_curvature(z, sample) if top == last else samples.bend(top).index_select(0, sample).mul_(z)
+        g = samples.output.product_(z, sample) if top == last else samples.bend(top).index_select(0, sample).mul_(z)
         for k in range(top - 1, self.col - 1, -1):
             g = (g @ layers[k + 1].weight).mul_(samples.slope(k).index_select(0, sample))
             if k in moved:

@@ -108,10 +108,6 @@ class Outputs:
         return self.loss.output(lambda: a.clone() if self.head is None else F.linear(a, *self.head), y, like)
 
     def _through_logits(self, output: OutputDerivatives, v: Tensor) -> Tensor:
-        f = v.contiguous() if self.head is None else v @ self.head[0].T
-        if output.probs is None:
-            f = output.scale[:, None] * f
-        else:
-            f = f.clone() if f.data_ptr() == v.data_ptr() else f
-            _ops.softmax_product_(f, output.probs, output.scale, output.top)
-        return f if self.head is None else f @ self.head[0]
+        if self.head is None:
+            return output.product_(v.clone())
+        return output.product_(v @ self.head[0].T) @ self.head[0]

@@ -13,6 +13,7 @@ from hessext._tensors import own_precision
 from hessext.model.linear import LinearLayer
 from hessext.model.network import Layer, Network
 
+from .curvature import rows_in_turn
 from .question import Question
 from .samples import Data
 from .tails import Tails
@@ -22,8 +23,6 @@ _SLAB = 256 << 20  # bytes of whole rows of S in hand
 
 class Places(Data):
     """H = sum_n S_n (x) a_n a_n^T over the places n of one layer, THEORY (h); S_n is formed in rows by `Tails`."""
-
-    chain = False
 
     def __init__(self, tails: Tails, number: int) -> None:
         self._tails, self._number = tails, number
@@ -83,22 +82,15 @@ class Places(Data):
         """Inputs a_n (N, cols) at all places."""
         return self._tails.features[self._number]
 
-    def curvature_rows(self, row: int, col: int, index: Tensor, term: str) -> Tensor:
-        """S_n[i, j] for the rows i in `index`, (I, K, N)."""
-        return self._tails.rows(self._number, index, term)
-
     def curvature_product(self, layer: int, term: str, v: Tensor) -> Tensor:
         """S_n v_n (N, K) of vectors v (N, K)."""
         return self._tails.product(self._number, v, term)
 
     def curvature_entries(self, row: int, col: int, pairs: Tensor, term: str) -> Tensor:
         """S_n[i, j] (P, N) of pairs (P, 2)."""
-        units, at = pairs[:, 0].unique(return_inverse=True)
         like = self.network.like
         out = like.new_empty(len(pairs), len(self))
         few = max(1, _SLAB // (like.shape[0] * len(self) * like.element_size()))
-        for first in range(0, len(units), few):
-            here = ((at >= first) & (at < first + few)).nonzero()[:, 0]
-            rows = self.curvature_rows(row, col, units[first : first + few], term)
-            out[here] = rows[at[here] - first, pairs[here, 1]]
+        for units, here, places in rows_in_turn(pairs, few):
+            out[here] = self._tails.rows(self._number, units, term)[places]
         return out

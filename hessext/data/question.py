@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hessext import _checks
 from hessext.model.linear import LinearLayer
 from hessext.model.losses import Loss
-from hessext.model.targets import checked_targets
+from hessext.model.targets import checked_targets, flattened
 
 from .runs import Forward, Record
 from .tail import Tail
@@ -39,7 +39,6 @@ class Piece:
     batch: Any
     rows: Tensor | None  # (M,); None without a head
     y: Tensor | None
-    classes: int
     places: list[slice]  # of each layer, among those of all batches
     tail: Tail | None = None
     quadratic: Tensor | None = None  # M_n of `Outputs`
@@ -55,10 +54,7 @@ def targets_of(record: Record, k: int, loss: Loss) -> Tensor | None:
         y = checked_targets(y, logits.shape[:-1], logits.shape[-1], replace(loss, reduction="sum"), logits)
     except (TypeError, ValueError) as error:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(f"batch {k}: {error}") from None
-    if y is None:
-        return None
-    per_class = y.is_floating_point() and loss.kind != "binary_cross_entropy"
-    return y.reshape(-1, logits.shape[-1]) if per_class else y.reshape(-1)
+    return None if y is None else flattened(y, logits.shape[-1], loss)
 
 
 def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

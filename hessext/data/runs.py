@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessext._tensors import Watch
-from hessext.model.linear import LinearLayer, check_modes, check_tail, is_linear
+from hessext.model.linear import LinearLayer, check_modes, check_tail
 
 Forward = Callable[[nn.Module, Any], Any]  # (model, batch) -> (logits, targets)
+Calls = list[tuple[str, nn.Module]]  # names and modules in the order in which their calls end
 
 
 class _Enough(BaseException):
@@ -32,18 +33,6 @@ class _Holder(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         return self._forward(self.model, batch)
-
-
-@dataclass
-class Calls:
-    """What a first pass shows: modules in the order in which their calls end, and the last linear layer among them."""
-
-    order: list[tuple[str, nn.Module]] = field(default_factory=list)
-
-    @property
-    def last_linear(self) -> LinearLayer | None:
-        """The linear layer whose call ends last: the head, if its outputs are the logits."""
-        return next((LinearLayer(*call) for call in reversed(self.order) if is_linear(call[1])), None)
 
 
 @dataclass
@@ -70,7 +59,7 @@ class Runner:
         device: torch.device | None = None,
     ) -> None:
         self.model, self.dtype, self.device = model, dtype, device
-        self._holder = _Holder(model, forward or _default_forward)
+        self._holder = _Holder(model, forward or default_forward)
         self.watch = Watch(**dict([*model.named_parameters(), *model.named_buffers()]))
         self._moved_once = {p: self._moved(p) for p in model.parameters()}
         self._names = {f"model.{name}": p for name, p in model.named_parameters(remove_duplicate=False)}
@@ -108,18 +97,18 @@ class Runner:
         with plain_autograd(self._at, torch.is_grad_enabled()), _without_fused_kernels(), same_random_numbers(self._at):
             result = functional_call(self._holder, tensors, (self.moved(batch),))
         if not isinstance(result, tuple | list) or len(result) != 2:
-            raise TypeError(f"forward: expected a function that returns logits and targets; got {_described(result)}")
+            raise TypeError(f"forward: expected a function that returns logits and targets; got {described(result)}")
         logits, y = result
         logits = getattr(logits, "logits", logits)  # as models of transformers return them
         if not isinstance(logits, Tensor) or logits.ndim < 2 or not logits.is_floating_point():
-            raise TypeError(f"model: expected logits (..., C) of at least two axes; got {_described(logits)}")
+            raise TypeError(f"model: expected logits (..., C) of at least two axes; got {described(logits)}")
         return logits, y
 
     def with_layer(self, batch: Any, layer: LinearLayer, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Any]:
         """The same with a layer that computes weight @ x + bias, and no other use of its parameters changed."""
 
         def hook(_: nn.Module, args: tuple, kwargs: dict, __: Tensor) -> Tensor:
-            return F.linear(args[0] if args else next(iter(kwargs.values())), weight, bias)
+            return F.linear(input_of(args, kwargs), weight, bias)
 
         handle = layer.module.register_forward_hook(hook, with_kwargs=True)
         try:
@@ -129,12 +118,13 @@ class Runner:
 
     def look(self, batch: Any) -> Calls:
         """Run without gradients, and note which modules are called."""
-        calls, names = Calls(), {}
+        calls: Calls = []
+        names = {}
         for name, module in self.model.named_modules():
             names[module] = name
         with ExitStack() as hooks, torch.no_grad():
             for module in names:
-                handle = module.register_forward_hook(lambda m, *_: calls.order.append((names[m], m)))
+                handle = module.register_forward_hook(lambda m, *_: calls.append((names[m], m)))
                 hooks.callback(handle.remove)
             self(batch)
         return calls
@@ -154,7 +144,7 @@ class Runner:
 
         def note(number: int) -> Callable:
             def hook(module: nn.Module, args: tuple, kwargs: dict, z: Tensor) -> Tensor:
-                x = args[0] if args else next(iter(kwargs.values()))
+                x = input_of(args, kwargs)
                 features[number].append(x.detach().clone().reshape(-1, x.shape[-1]))
                 leaf = torch.zeros_like(z, requires_grad=True)
                 leaves[number].append(leaf)
@@ -164,8 +154,7 @@ class Runner:
             return hook
 
         def before_head(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            a = args[0] if args else next(iter(kwargs.values()))
-            head_inputs.append(a.clone())  # the model may change its own in place
+            head_inputs.append(input_of(args, kwargs).clone())  # the model may change its own in place
             if not whole:
                 raise _Enough
 
@@ -194,15 +183,22 @@ class Runner:
         return Record(*flat, logits, y, parameters, head_inputs, head_outputs)
 
 
-def _described(result: Any) -> str:
+def input_of(args: tuple, kwargs: dict) -> Tensor:
+    """What a layer is called with, by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def described(result: Any) -> str:
+    """What came in place of a tensor or of another one, for messages."""
     return f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
 
 
-def _default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+def default_forward(model: nn.Module, batch: Any, returns: str = "logits and targets") -> tuple[Any, Any]:
+    """Run the model on a pair (x, y); `returns` says what a function for other batches does."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise TypeError(
-            "batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns logits and "
-            f"targets; got {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+            f"batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns {returns}; got "
+            f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
         )
     return model(batch[0]), batch[1]
 
@@ -252,9 +248,9 @@ def _random_states(device: torch.device) -> list[Tensor]:
 
 def check_calls(calls: Calls, layers: list[LinearLayer]) -> None:
     """Refuse hooks that act after the first of the layers."""
-    modules = [module for _, module in calls.order]
+    modules = [module for _, module in calls]
     first = min((modules.index(layer.module) for layer in layers if layer.module in modules), default=0)
-    check_tail(list(dict(calls.order[first:]).items()))
+    check_tail(list(dict(calls[first:]).items()))
 
 
 def head_rows(record: Record) -> Tensor | None:

@@ -44,7 +44,6 @@ class Data(ABC):
     network: Network
     loss: Loss
 
-    chain = True  # whether the layers follow one another; else each is one of a network that is not
     results = 1  # tensors of a result's size that `sum` needs
 
     @property
@@ -220,15 +219,6 @@ class Samples(Data):
         return self.gradient(layer + 1) @ self.network.layers[layer + 1].weight
 
     # -------------------------------------------------------------------------------------------------- curvature
-
-    def output_curvature(self, v: Tensor, sample: Tensor | slice) -> Tensor:
-        """B_n v_n of rows v, each of its own sample, in place where there is a softmax."""
-        output = self.output
-        if output.probs is None:
-            return output.scale[sample, None] * v
-        v = v.contiguous()
-        _ops.softmax_product_(v, output.probs[sample], output.scale[sample], output.top[sample])
-        return v
 
     @_once_per_layer
     def factor(self, layer: int) -> Tensor:

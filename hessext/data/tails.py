@@ -15,7 +15,6 @@ from hessext._memory import require
 from hessext._tensors import Watch
 from hessext.model import targets
 from hessext.model.linear import LinearLayer, is_linear
-from hessext.model.losses import BinaryCrossEntropy
 
 from .outputs import Outputs
 from .question import Piece, Question, targets_of, tensors_in
@@ -38,11 +37,7 @@ class Tails:
         self.runner = Runner(
             question.model, question.forward, None if self.dtype == own else self.dtype, question.device
         )
-        if isinstance(self.loss, BinaryCrossEntropy):
-            for name in ("weight", "pos_weight"):
-                t = getattr(self.loss, name)
-                if t is not None and t.numel() != 1:
-                    raise ValueError(f"loss.{name}: expected one number; got shape {tuple(t.shape)}")
+        targets.check_single_weights(self.loss)
         self.layers = question.layers  # those with a tail
         self.head: LinearLayer | None = None
         self.pieces: list[Piece] = []
@@ -100,7 +95,7 @@ class Tails:
                 divisor += float(self.loss.divisor(y, like))
                 starts = [sum(map(len, some)) for some in features]
                 places = [slice(n, n + len(x)) for n, x in zip(starts, record.features, strict=True)]
-                piece = Piece(batch, rows, y, C, places)
+                piece = Piece(batch, rows, y, places)
                 self.pieces.append(piece)
                 for found, x in zip(features, record.features, strict=True):
                     found.append(x.to(self.dtype))
@@ -127,7 +122,7 @@ class Tails:
         """Record the first batch, and find out whether the last linear layer gives the logits."""
         calls = self.runner.look(batch)
         check_calls(calls, self.layers)
-        self._called = [LinearLayer(*call) for call in calls.order if is_linear(call[1])]
+        self._called = [LinearLayer(*call) for call in calls if is_linear(call[1])]
         candidate = self._called[-1] if self._called else None
         if candidate is not None:
             others = [layer for layer in self.layers if layer.module is not candidate.module]
@@ -206,7 +201,7 @@ class Tails:
         once = [other for other in called if sum(other.module is one.module for one in called) == 1][-_PROPOSED:]
         record = self.runner.record(batch, once, self.head, self.question.argument, whole=True)
         rows = None if self.head is None else head_rows(record)
-        piece = Piece(batch, rows, targets_of(record, k, self.loss), 0, [])
+        piece = Piece(batch, rows, targets_of(record, k, self.loss), [])
         piece.tail = self._tail(piece, record)
         names = [repr(other.name) for n, other in enumerate(once) if piece.tail.keeps_apart(n, self._coupling(piece))]
         names += [repr(self.head.name)] if self.head else []

@@ -68,12 +68,11 @@ def _blocks(part: Part, pairs: int) -> float:
 
 def _pairs(part: Part, pairs: float) -> float:
     """One product of samples for each block, in float64; blocks between layers have two terms and their product."""
-    terms = 1 if part.within else 3
     if part.residual_far:  # twice the samples, and weights of its own for each row
-        return (
-            4 * _IN_FLOAT64[part.dtype] * (_sample_pairs(part, pairs) + part.upright.grid[0] * _sample_pairs(part, 0))
-        )
-    return _IN_FLOAT64[part.dtype] * _sample_pairs(part, terms * pairs)
+        products = 4 * (_sample_pairs(part, pairs) + part.upright.grid[0] * _sample_pairs(part, 0))
+    else:
+        products = _sample_pairs(part, (1 if part.within else 3) * pairs)
+    return _IN_FLOAT64[part.dtype] * products
 
 
 def _class_pairs(part: Part) -> float:

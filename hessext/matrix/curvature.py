@@ -15,6 +15,7 @@ g_k[j] phi_n (d a_{k-1} / d z_l[i])^T, whose last factor is act'(z_l[i]) e_i whe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -110,14 +111,9 @@ class Assemblies:
         (rows, cols), device = self._upright.grid, self.part.device
         most = max(1, _ENTRIES // (len(self._samples) * self.part.dtype.itemsize))
         if pairs is None:
-            step = 1 if self.part.residual_far else max(1, most // cols)
-            for first in range(0, rows, step):
-                block = torch.arange(first, min(rows, first + step), device=device)
-                some = torch.cartesian_prod(block, torch.arange(first if self.part.within else 0, cols, device=device))
-                if self.part.within:
-                    some = some[some[:, 0] <= some[:, 1]]
-                for piece in some.split(most):
-                    yield slice(None), piece
+            together = cols if self.part.residual_far else most
+            for _, some in grid_pairs(rows, cols, self.part.within, together, device):
+                yield from ((slice(None), piece) for piece in some.split(most))
             return
         order = pairs[:, 0].argsort(stable=True)
         counts = pairs[:, 0].unique(return_counts=True)[1].tolist() if self.part.residual_far else [len(pairs)]
@@ -127,13 +123,28 @@ class Assemblies:
 
     def _with_residual(self, i: int, j: Tensor, entries: Tensor) -> tuple[Sides, Tensor]:
         """Blocks (i, j) as sums over twice as many samples: Q_n[i, j] phi_n psi_n^T, and what the residual adds."""
-        left, left_ones, right, right_ones, _ = self.sides
+        left, right = self._doubled
         row, col = self._layers
-        along = tangent(self._samples, row, i, col - 1)
-        if right_ones:
-            right, along = F.pad(right, (0, 1), value=1.0), F.pad(along, (0, 1))
-        sides = Sides(torch.cat([left, left]), left_ones, torch.cat([right, along]), False, False)
+        along = F.pad(tangent(self._samples, row, i, col - 1), (0, int(self.sides.right_ones)))
+        sides = Sides(left, self.sides.left_ones, torch.cat([right, along]), False, False)
         return sides, torch.cat([entries, self._samples.gradient(col).T[j]], 1)
+
+    @cached_property
+    def _doubled(self) -> tuple[Tensor, Tensor]:
+        """phi_n of all samples twice, and psi_n with its 1 as a feature like the others."""
+        left, _, right, right_ones, _ = self.sides
+        return torch.cat([left, left]), F.pad(right, (0, 1), value=1.0) if right_ones else right
+
+
+def grid_pairs(rows: int, cols: int, upper: bool, most: int, device: torch.device) -> Iterator[tuple[range, Tensor]]:
+    """All pairs of the grid, or those with i <= j, in pieces of whole rows: about `most` pairs, and which rows."""
+    i, more = 0, max(1, most // cols)
+    while i < rows:
+        some = range(i, min(rows, i + more))
+        block = torch.arange(some.start, some.stop, device=device)
+        pairs = torch.cartesian_prod(block, torch.arange(i if upper else 0, cols, device=device))
+        yield some, pairs[pairs[:, 0] <= pairs[:, 1]] if upper else pairs
+        i += more
 
 
 def _closed_form(samples: Samples, kind: Kind, term: str) -> Curvature:

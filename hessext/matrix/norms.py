@@ -13,7 +13,7 @@ from hessext._memory import require
 from . import cost, gram, softmax_gram
 from .assemble import diagonal_pairs
 from .cost import Form
-from .curvature import Assemblies
+from .curvature import Assemblies, grid_pairs
 from .part import Part
 from .results import BlockRatio, RowNorms
 
@@ -38,7 +38,7 @@ def block_norms(part: Part, pairs: Tensor | None) -> Tensor:
             result[first:, first:last] = norms.T
         return result
     squares = _squares(part, cost.form_of_squares(part, rows * cols))
-    for _, pairs in _grid_pairs(rows, cols, False, part.device):
+    for _, pairs in grid_pairs(rows, cols, False, _PAIRS, part.device):
         i, j = pairs.unbind(1)
         result[i, j] = squares(pairs).sqrt_().to(part.dtype)
     return result
@@ -83,7 +83,7 @@ def _norm_rows(part: Part) -> Iterator[tuple[int, Tensor]]:
         yield 0, squares.sqrt_()
         return
     squares = _squares(part, form)
-    for rows, pairs in _grid_pairs(count, count, True, part.device):
+    for rows, pairs in grid_pairs(count, count, True, _PAIRS, part.device):
         i, j = pairs.unbind(1)
         first, last = rows.start, rows.stop
         norms = torch.zeros(last - first, count - first, dtype=torch.float64, device=part.device)
@@ -115,7 +115,7 @@ def pair_sums(part: Part, sums: Callable[[Tensor], tuple[float, float]]) -> tupl
     """Sums over the diagonal and over all other blocks, of what gives them for some pairs i <= j."""
     count = part.grid[0]
     diagonal = off_diagonal = 0.0
-    for _, pairs in _grid_pairs(count, count, True, part.device):
+    for _, pairs in grid_pairs(count, count, True, _PAIRS, part.device):
         on, off = sums(pairs)
         diagonal, off_diagonal = diagonal + on, off_diagonal + 2 * off
     return diagonal, off_diagonal
@@ -156,14 +156,3 @@ def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
 def _first_square(part: Part) -> float:
     """||H_00||_F^2, where it stands for all diagonal blocks."""
     return block_squares(part)(torch.zeros(1, 2, dtype=torch.int64, device=part.device)).item()
-
-
-def _grid_pairs(rows: int, cols: int, upper: bool, device: torch.device) -> Iterator[tuple[range, Tensor]]:
-    """All pairs of the grid, or those with i <= j, in pieces of whole rows; the rows of each piece."""
-    i, more = 0, max(1, _PAIRS // cols)
-    while i < rows:
-        some = range(i, min(rows, i + more))
-        block = torch.arange(some.start, some.stop, device=device)
-        pairs = torch.cartesian_prod(block, torch.arange(i if upper else 0, cols, device=device))
-        yield some, pairs[pairs[:, 0] <= pairs[:, 1]] if upper else pairs
-        i += more

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hessext._ops import Kind
 from hessext.data.samples import Samples
 from hessext.model.network import Affine, Network, ParameterGroup
 
@@ -31,7 +32,7 @@ def product(samples: Samples, term: Term, direction: Direction, wanted: set[int]
     """
     samples.check_unchanged()
     network = samples.network
-    if not samples.chain:
+    if samples.kind(network.last, network.last) is Kind.GIVEN:  # one layer of a network that is not a chain
         ((layer, (weight, bias)),) = direction.items()
         x = samples.features(layer)
         v = samples.curvature_product(layer, term, _apply(x, weight, bias))
@@ -71,7 +72,7 @@ def _chunk(
         if layer < last and layer in Rz:
             Ra[layer + 1] = samples.slope(layer)[rows] * Rz[layer]
 
-    Rg = samples.output_curvature(Rz[last], rows) if gauss_newton else None
+    Rg = samples.output.product_(Rz[last], rows) if gauss_newton else None
     result: dict[int, list[Tensor]] = {}
     for layer in range(last, min(wanted) - 1, -1):
         W = weights[layer]

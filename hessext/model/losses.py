@@ -26,6 +26,14 @@ class OutputDerivatives:
     top: Tensor | None = None  # (N,) int64 most probable class of each sample
     rest: Tensor | None = None  # (N,) 1 - p_top, formed as the sum of the other probabilities
 
+    def product_(self, v: Tensor, sample: Tensor | slice = slice(None)) -> Tensor:
+        """d2 l_n / df2 v of rows v (R, C), each of its own sample, in place where there is a softmax."""
+        if self.probs is None:
+            return self.scale[sample, None] * v
+        v = v.contiguous()
+        _ops.softmax_product_(v, self.probs[sample], self.scale[sample], self.top[sample])
+        return v
+
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropy:

@@ -50,6 +50,22 @@ def checked_targets(y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss
     return y
 
 
+def flattened(y: Tensor, C: int, loss: Loss) -> Tensor:
+    """Return targets of samples in any number of axes with all samples in one: (N, C) of each class, else (N,)."""
+    per_class = y.is_floating_point() and loss.kind != "binary_cross_entropy"
+    return y.reshape(-1, C) if per_class else y.reshape(-1)
+
+
+def check_single_weights(loss: Loss, where: str = "") -> None:
+    """Refuse weights of binary cross-entropy that are given sample by sample."""
+    if loss.kind != "binary_cross_entropy":
+        return
+    for name in ("weight", "pos_weight"):
+        t = getattr(loss, name)
+        if t is not None and t.numel() != 1:
+            raise ValueError(f"loss.{name}: expected one number{where}; got shape {tuple(t.shape)}")
+
+
 def check_divisor(total: Tensor | float) -> None:
     """Refuse a mean over labels that weigh nothing."""
     if not total:
