@@ -124,13 +124,15 @@ struct Gram {
     i64 left_ld;
     const T* right;  // [depth, cols], row stride right_ld
     i64 right_ld;
-    const T* weight;   // W [rows, cols]
+    const T* weight;   // W [rows, cols]; null: no sums
     bool triangle;     // left = right, W symmetric: n < n' are counted twice, n > n' left out
     double* products;  // [rows, cols], its upper triangle with `triangle`; or null
+    double* on;        // what W weighs [rows, cols], its upper triangle with `triangle`, is added here: of sums[0],
+    double* off;       // and of sums[1], where there is one; or null
     // With products, left and right are divided by these powers of two: small probabilities do not underflow.
     const double* left_power;   // [rows]
     const double* right_power;  // [cols]
-    HESSEXT_FIELDS(depth, rows, cols, left, left_ld, right, right_ld, weight, triangle, products, left_power,
+    HESSEXT_FIELDS(depth, rows, cols, left, left_ld, right, right_ld, weight, triangle, products, on, off, left_power,
                    right_power)
 };
 

@@ -48,13 +48,14 @@ void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* lar
 
 // In T within a span of rows of left and right, in float64 across them.
 // sums[0] += sum W left^T right; or, with products (left and right are probabilities p <= 1/2, class-major):
-// products += p p'^T, sums[0] += sum W s s'^T with s = p (1 - p), sums[1] += sum W q q'^T with q = p^2.
+// products += p p'^T, sums[0] += sum W s s'^T with s = p (1 - p), sums[1] += sum W q q'^T with q = p^2. on and off get
+// left^T right, or s s'^T and -q q'^T.
 template <class T>
 void gram_sums(const Gram<T>& request, double* sums, const By& by) HESSEXT_BODY;
 
 // The terms of the top classes in the sums sum W sum_j s_nj s_n'j (added to sums[0]) and
 // sum W sum_{j != k} p_nj p_n'j p_nk p_n'k (added to sums[1]). gram_sums has those of the other classes: its first sum,
-// and minus its second. `products` is what it has added there.
+// and minus its second. `products` is what it has added there. The same terms without W are added to on and off.
 template <class T>
 void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums,
                const By& by) HESSEXT_BODY;

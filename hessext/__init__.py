@@ -17,7 +17,8 @@ from ._api import feed_forward, hessian, linear, one_hidden
 from ._layer import head, layer
 from .matrix.block_matrix import BlockMatrix
 from .matrix.hessian import Hessian
-from .matrix.results import BlockRatio, RowNorms
+from .matrix.kronecker import NearestKronecker
+from .matrix.results import Approximation, Approximations, BlockRatio, CurvatureParts, RowNorms
 from .sweeps.sweep import sweep
 
 __version__ = _core.__version__
@@ -30,9 +31,13 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "Approximation",
+    "Approximations",
     "BlockMatrix",
     "BlockRatio",
+    "CurvatureParts",
     "Hessian",
+    "NearestKronecker",
     "RowNorms",
     "autograd",
     "datasets",

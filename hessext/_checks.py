@@ -166,6 +166,34 @@ def pairs(pairs: Tensor | Sequence[tuple[int, int]], rows: int, cols: int, devic
     return pairs.to(device)
 
 
+def groups(value: int | Tensor | Sequence[int] | None, rows: int, device: torch.device) -> Tensor | None:
+    """Return the number of each row's group (rows,), of so many groups of equal size, or of each row's group."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor | Sequence) or isinstance(value, str):
+        number = count("groups", value, 1, rows)
+        if rows % number:
+            raise ValueError(f"groups: expected a number that divides {rows}, or the group of each row; got {number}")
+        return torch.arange(rows, device=device) // (rows // number)
+    try:
+        value = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"groups: expected a number or an integer for each row; {error}") from None
+    tensor("groups", value)
+    layout("groups", value, (rows,), None)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"groups: expected integers; got {value.dtype}")
+    return value.to(device, torch.int64)
+
+
+def factors(name: str, value: object, grid: tuple[int, int], block_shape: tuple[int, int], like: Tensor) -> tuple:
+    """Return a pair (G, A) of matrices of K and of s rows and columns."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name}: expected a pair (G, A) of matrices; got {type(value).__name__}")
+    sides = zip(("G", "A"), value, (grid, block_shape), strict=True)
+    return tuple(matrix(f"{name}: {side}", t, rows=size[0], cols=size[1], like=like) for side, t, size in sides)
+
+
 # --- numbers ------------------------------------------------------------------------------------------------
 
 

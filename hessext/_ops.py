@@ -276,26 +276,37 @@ def softmax_others_(logits, first, largest, top, others, power):
 # ------------------------------------------------------------------------------------------------------- gram
 
 
-def _gram(weight: Tensor, triangle: bool, products: Tensor | None, powers: list[Tensor], **sides: Any) -> dict:
-    """powers: of both sides, or none at all."""
-    rows, cols = weight.shape
+def _gram(
+    shape: tuple[int, int],
+    weight: Tensor | None,
+    triangle: bool,
+    products: Tensor | None,
+    matrices: list[Tensor],
+    powers: list[Tensor],
+    **sides: Any,
+) -> dict:
+    """matrices: `on`, or `on` and `off`; powers: of both sides; or none at all."""
     named = dict(zip(("left_power", "right_power"), powers, strict=True)) if powers else {}
+    named |= dict(zip(("on", "off"), matrices, strict=False))
+    rows, cols = shape
     return {"rows": rows, "cols": cols, "weight": weight, "triangle": triangle, "products": products, **named, **sides}
 
 
 @_operator(
-    "(Tensor left, Tensor right, Tensor weight, bool triangle, Tensor(a!)? products, Tensor[] powers, "
-    "Tensor(b!) sums) -> ()"
+    "(Tensor left, Tensor right, Tensor? weight, bool triangle, Tensor(a!)? products, Tensor(b!)[] matrices, "
+    "Tensor[] powers, Tensor(c!) sums) -> ()"
 )
-def gram_sums_(left, right, weight, triangle, products, powers, sums):
+def gram_sums_(left, right, weight, triangle, products, matrices, powers, sums):
     sides = {"depth": len(left), "left": left, "left_ld": left.stride(0), "right": right, "right_ld": right.stride(0)}
-    _run("gram_sums", left, _gram(weight, triangle, products, powers, **sides), sums)
+    shape = left.shape[1], right.shape[1]
+    _run("gram_sums", left, _gram(shape, weight, triangle, products, matrices, powers, **sides), sums)
 
 
 @_operator(
-    "(Tensor products, Tensor weight, bool triangle, Tensor[] powers, Tensor[] left, Tensor[] right, "
-    "Tensor(a!) sums) -> ()"
+    "(Tensor products, Tensor? weight, bool triangle, Tensor(a!)[] matrices, Tensor[] powers, Tensor[] left, "
+    "Tensor[] right, Tensor(b!) sums) -> ()"
 )
-def gram_tops_(products, weight, triangle, powers, left, right, sums):
+def gram_tops_(products, weight, triangle, matrices, powers, left, right, sums):
     tops = [dict(zip(("top", "p", "rest", "at_other"), side, strict=True)) for side in (left, right)]
-    _run("gram_tops", weight, _gram(weight, triangle, products, powers), *tops, sums)
+    request = _gram(products.shape, weight, triangle, products, matrices, powers)
+    _run("gram_tops", left[3], request, *tops, sums)

@@ -36,10 +36,25 @@ struct Powers {
     double of(i64 r, i64 c) const { return down[r] * across[c]; }
 };
 
+// to += times * tile, or that of what is divided by squares of the powers
+template <class T>
+void add(const Gram<T>& g, const Square& at, const Powers<T>& powers, const T* tile, bool squares, double times,
+         double* to) {
+    if (!to) return;
+    for (i64 r = 0; r < at.rows; ++r) {
+        double* row = to + (at.r0 + r) * g.cols + at.c0;
+        for (i64 c = at.begin(r); c < at.cols; ++c) {
+            const double power = powers.of(r, c);
+            row[c] += times * (squares ? power * power : power) * double(tile[r * gram_ld + c]);
+        }
+    }
+}
+
 // sum W tile, or of what is divided by squares of the powers
 template <class T>
 double weighted(const Gram<T>& g, const Square& at, const Powers<T>& powers, const T* tile, bool squares) {
     double sum = 0;
+    if (!g.weight) return sum;
     for (i64 r = 0; r < at.rows; ++r) {
         const T *w = g.weight + (at.r0 + r) * g.cols + at.c0, *value = tile + r * gram_ld;
         const i64 begin = at.begin(r);
@@ -113,16 +128,12 @@ void gram_sums(const Gram<T>& g, double* sums, const By& by) {
                 multiply(deep, left, right, 1);
                 multiply(deep, left_square, right_square, 2);
             }
-            if (!softmax) {
-                sum[0] += weighted(g, at, powers, tile, false);
-                continue;
-            }
-            for (i64 r = 0; r < at.rows; ++r) {
-                double* products = g.products + (at.r0 + r) * g.cols + at.c0;
-                for (i64 c = at.begin(r); c < at.cols; ++c)
-                    products[c] += powers.of(r, c) * double(tile[r * gram_ld + c]);
-            }
-            sum[0] += weighted(g, at, powers, tile + tile_size, false);
+            const T* diagonal = tile + (softmax ? tile_size : 0);
+            add(g, at, powers, diagonal, false, 1, g.on);
+            sum[0] += weighted(g, at, powers, diagonal, false);
+            if (!softmax) continue;
+            add(g, at, powers, tile, false, 1, g.products);
+            add(g, at, powers, tile + 2 * tile_size, true, -1, g.off);
             sum[1] += weighted(g, at, powers, tile + 2 * tile_size, true);
         }
     });
@@ -137,6 +148,9 @@ void gram_tops(const Gram<T>& g, const Tops<T>& left, const Tops<T>& right, doub
             for (i64 c = at.begin(r); c < at.cols; ++c) {
                 const i64 n = at.r0 + r, m = at.c0 + c;
                 const TopSums tops = top_sums(g, left, right, n, m, powers.down[r], powers.across[c]);
+                if (g.on) g.on[n * g.cols + m] += tops.on;
+                if (g.off) g.off[n * g.cols + m] += tops.off;
+                if (!g.weight) continue;
                 const double w = at.times(r, c) * double(g.weight[n * g.cols + m]);
                 sum[0] += w * tops.on;
                 sum[1] += w * tops.off;

@@ -64,6 +64,13 @@ __device__ __forceinline__ double times(const Gram<T>& g, i64 n, i64 m) {
     return g.triangle && n < m ? 2 : 1;
 }
 
+// A summand W value, and the value added to its place in a matrix, of what is there.
+template <class T>
+__device__ __forceinline__ double summand(const Gram<T>& g, double* matrix, i64 n, i64 m, double value) {
+    if (matrix) matrix[n * g.cols + m] += value;
+    return g.weight ? double(g.weight[n * g.cols + m]) * value : 0;
+}
+
 // Tiles of the square of samples.
 template <class T>
 HESSEXT_HOST_DEVICE inline Grid tiles_of(const Gram<T>& g, i64 side) {
@@ -86,8 +93,7 @@ __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, do
         sums.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
-                total += count * power(g.left_power, n) * power(g.right_power, m) * double(g.weight[n * g.cols + m]) *
-                         double(v);
+                total += count * summand(g, g.on, n, m, power(g.left_power, n) * power(g.right_power, m) * double(v));
         });
         sums.clear();
     }
@@ -128,12 +134,12 @@ __global__ void __launch_bounds__(S::threads) softmax_gram_tiles(Gram<T> g, i64 
         s.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
-                on += count * down(n, m) * double(g.weight[n * g.cols + m]) * double(v);
+                on += count * summand(g, g.on, n, m, down(n, m) * double(v));
         });
         q.template each_coalesced<false>(memory.staging, [&](T v, int r, int c) {
             const i64 n = row0 + r, m = col0 + c;
             if (const double count = times(g, n, m); count != 0)
-                squares += count * down(n, m) * down(n, m) * double(g.weight[n * g.cols + m]) * double(v);
+                squares -= count * summand(g, g.off, n, m, -down(n, m) * down(n, m) * double(v));
         });
         p.clear(), s.clear(), q.clear();
     }
@@ -153,8 +159,7 @@ __global__ void __launch_bounds__(tops_threads)
         const double count = times(g, n, m);
         if (count == 0) continue;
         const TopSums sums = top_sums(g, left, right, n, m, power(g.left_power, n), power(g.right_power, m));
-        const double w = count * double(g.weight[e]);
-        on += w * sums.on, off += w * sums.off;
+        on += count * summand(g, g.on, n, m, sums.on), off += count * summand(g, g.off, n, m, sums.off);
     }
     on = block_sum(on, shared<BlockSum<tops_threads>>());
     off = block_sum(off, shared<BlockSum<tops_threads>>());

@@ -78,6 +78,15 @@ class Places(Data):
         """Return the places of the same layer of the model elsewhere, run there on the same batches."""
         return Places(self._tails.elsewhere(device, dtype), self._number)
 
+    def bends(self, layer: int) -> bool:
+        """Whether there may be more to S_n than its Gauss-Newton term."""
+        return True
+
+    @property
+    def counted(self) -> None:
+        """Which places the loss counts: not known but from S_n."""
+        return None
+
     def features(self, layer: int) -> Tensor:
         """Inputs a_n (N, cols) at all places."""
         return self._tails.features[self._number]

@@ -190,6 +190,11 @@ class Samples(Data):
         """c_n (N,) of the softmax: the curvature of l_n is c_n (diag p_n - p_n p_n^T)."""
         return self.loss.scale(self.y, self.like_logits)
 
+    @property
+    def counted(self) -> Tensor:
+        """Which samples (N,) the loss counts: those that are not ignored and have a weight."""
+        return (self.scale if self.loss.softmax else self.output.scale) != 0
+
     @cached_property
     def shift(self) -> Tensor | None:
         """sum_c p_c (V_c - V_top) (N, m) of the softmax, V the output weight; None without one."""
@@ -213,6 +218,10 @@ class Samples(Data):
         """act''(z_l) W_{l+1}^T g_{l+1} (N, K), what the activation's own curvature adds; None where act'' vanishes."""
         second = self._activated(layer)[2]
         return None if second is None else second * self._pulled_back(layer)
+
+    def bends(self, layer: int) -> bool:
+        """Whether the activation of this layer or of a later one adds to S_l beside the Gauss-Newton term."""
+        return any(self.bend(k) is not None for k in range(layer, self.network.last))
 
     def _pulled_back(self, layer: int) -> Tensor:
         """W_{l+1}^T g_{l+1} = d loss / d a_l (N, K)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from hessext import _checks
 from hessext._tensors import own_precision
 
-from . import assemble, block_diagonal, norms, scipy_operator
+from . import approximations, assemble, block_diagonal, inner, kronecker, norms, sample_curvature, scipy_operator
+from .kronecker import NearestKronecker
 from .part import Part
 from .product import part_product
-from .results import BlockRatio, RowNorms
+from .results import Approximations, BlockRatio, CurvatureParts, RowNorms
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -145,6 +146,96 @@ class BlockMatrix:
     def to_scipy(self) -> LinearOperator:
         """A scipy.sparse.linalg.LinearOperator, for eigsh, svds, ...: products `B @ v` and `B.T @ v`, of B's dtype."""
         return scipy_operator.linear_operator(self, self.T)
+
+    # ------------------------------------------------------------------------------- structure and what it loses
+
+    @own_precision
+    def norm(self) -> float:
+        """||B||_F; no block is kept."""
+        return norms.norm(self._part)
+
+    @own_precision
+    def inner(self, other: tuple[Tensor, Tensor] | Tensor | BlockMatrix) -> float:
+        """<B, other>_F, other not formed as a whole.
+
+        Args:
+            other: a pair (G, A) of Kronecker factors (K, K), (s, s); a diagonal (K s,); diagonal blocks (K, s, s); or
+                another BlockMatrix of the same grid and block shape, of other weights, data or another term.
+
+        Raises ValueError for another shape or device, or a part between layers with what is no BlockMatrix; TypeError.
+        """
+        part = self._part
+        if isinstance(other, BlockMatrix):
+            if (other.grid, other.block_shape, other.device) != (self.grid, self.block_shape, self.device):
+                raise ValueError(f"other: expected the sizes and the device of {self!r}; got {other!r}")
+            return inner.with_part(part, other._part)
+        self._within("inner")
+        if isinstance(other, tuple | list):
+            return inner.with_factors(part, *_checks.factors("other", other, self.grid, self.block_shape, part.like))
+        _checks.tensor("other", other)
+        if other.ndim == 1:
+            return inner.with_diagonal(part, _checks.vector("other", other, size=self.shape[0], like=part.like))
+        return inner.with_blocks(part, _checks.floats("other", other, (self.grid[0], *self.block_shape), part.like))
+
+    @own_precision
+    def approximations(
+        self,
+        *,
+        groups: int | Tensor | Sequence[int] | None = None,
+        factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        largest: int = 2048,
+    ) -> Approximations:
+        """What structured approximations of this layer's matrix lose: a table to print, rows by name. THEORY (i).
+
+        "block-diagonal", "input-column blocks", "diagonal", "Adam-mini", "K-FAC", "E-KFAC", "Shampoo", "Shampoo,
+        squared factors", "one-sided" (Muon-like), "nearest Kronecker"; hessext.matrix.approximations defines them.
+        Nothing of C x C numbers or more is formed but for E-KFAC and Shampoo.
+
+        Args:
+            groups: one more row, blocks on the diagonal of groups of rows such as attention heads: how many, of equal
+                size, or the number of each row's group (K,).
+            factors: more rows: a name and a pair (G, A) of Kronecker factors (K, K), (s, s) each.
+            largest: side of the largest matrices whose eigenvectors are formed; above it, E-KFAC and Shampoo are rows
+                that say so.
+
+        Raises ValueError for a part between layers, TypeError, MemoryError.
+        """
+        self._within("approximations")
+        given = {
+            name: _checks.factors(f"factors[{name!r}]", pair, self.grid, self.block_shape, self._part.like)
+            for name, pair in (factors or {}).items()
+        }
+        groups = _checks.groups(groups, self.grid[0], self.device)
+        return approximations.approximations(self._part, groups, given, _checks.count("largest", largest, 0))
+
+    @own_precision
+    def nearest_kronecker(self, terms: int = 1) -> NearestKronecker:
+        """The Kronecker product G (x) A nearest to this layer's matrix, and its error; with `terms` those of sums.
+
+        Singular vectors of H as a map from A to G, from N x N sums over pairs of samples, THEORY (i). Raises ValueError
+        for a part between layers or where H = 0, MemoryError.
+        """
+        self._within("nearest_kronecker")
+        return kronecker.nearest_kronecker(self._part, _checks.count("terms", terms))
+
+    def curvature(self, samples: Tensor | Sequence[int] | slice | None = None) -> Tensor | CurvatureParts:
+        """Q_n (n, K, K) with H = sum_n Q_n (x) phi_n phi_n^T, of all samples or of those with these numbers.
+
+        Above 1 GiB a softmax or a squared error gives its CurvatureParts, from which a product with Q_n costs O(K).
+        Raises ValueError for a part between layers, IndexError, MemoryError.
+        """
+        self._within("curvature")
+        number = torch.arange(len(self._part.samples), device=self.device)
+        if samples is not None:
+            number = number[samples if isinstance(samples, slice) else torch.as_tensor(samples, device=self.device)]
+        return sample_curvature.curvature(self._part, number.reshape(-1))
+
+    @property
+    def features(self) -> Tensor:
+        """phi_n (N, s) of this layer, a bias's 1 last. Raises ValueError for a part between layers."""
+        self._within("features")
+        features = self._part.features(self._part.row)
+        return torch.cat([features, features.new_ones(len(features), 1)], 1) if self._part.row.bias else features
 
     # -------------------------------------------------------------------------------------------- block by block
 

@@ -29,8 +29,8 @@ _CANCELLED = {torch.float32: 1e-9, torch.float64: 1e-6}
 class SamplePairs:
     """Blocks of samples (a, b), a <= b, that cover all pairs."""
 
-    def __init__(self, samples: int, bytes_each: int, device: torch.device) -> None:
-        limit = _SQUARES if device.type == "cpu" else _SQUARES_ON_GPU
+    def __init__(self, samples: int, bytes_each: int, device: torch.device, limit: int | None = None) -> None:
+        limit = limit or (_SQUARES if device.type == "cpu" else _SQUARES_ON_GPU)
         most = max(1, int((limit / bytes_each) ** 0.5))
         count = -(-samples // most)
         step = -(-samples // count)
@@ -143,7 +143,7 @@ class PairSquares:
         total = torch.zeros(2, dtype=torch.float64, device=q.device)
         for a, b, same, times in weights.pairs:
             sums = torch.zeros_like(total)
-            _ops.gram_sums_(q[:, a], q[:, b], weights(a, b), same, None, [], sums)
+            _ops.gram_sums_(q[:, a], q[:, b], weights(a, b), same, None, [], [], sums)
             total += times * sums
         if total[0] < self._least * (q.abs() @ weights.lengths).square().sum():
             return self._blocks(pairs).sum().item()

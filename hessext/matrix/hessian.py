@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -159,3 +160,20 @@ class Hessian:
                 if c > r:
                     result[starts[c] : starts[c + 1], starts[r] : starts[r + 1]] = norms.T
         return result
+
+    def shares(self) -> dict[tuple[str, str], float]:
+        """Share of ||H||_F^2 of each layer and of what lies between two, both of its places together; nan for H = 0."""
+        groups = self._data.network.whole
+        squares = {}
+        for r, row in enumerate(groups):
+            for col in groups[r:]:
+                times = 1 if row is col else 2
+                squares[row.name, col.name] = times * BlockMatrix(self._part(row, col)).norm() ** 2
+        total = sum(squares.values())
+        return {names: square / total if total else math.nan for names, square in squares.items()}
+
+    def norm(self) -> float:
+        """||H||_F; no block is kept."""
+        groups = self._data.network.whole
+        parts = ((BlockMatrix(self._part(r, c)), r is c) for k, r in enumerate(groups) for c in groups[k:])
+        return math.sqrt(sum((1 if within else 2) * part.norm() ** 2 for part, within in parts))

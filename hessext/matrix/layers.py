@@ -82,6 +82,14 @@ class LayerHessians(Hessian):
         """Not formed for several layers."""
         self._refuse("norms")
 
+    def norm(self) -> NoReturn:
+        """Not formed for several layers."""
+        self._refuse("norm")
+
+    def shares(self) -> NoReturn:
+        """Not formed for several layers."""
+        self._refuse("shares")
+
     def to_scipy(self) -> NoReturn:
         """Not formed for several layers."""
         self._refuse("to_scipy")

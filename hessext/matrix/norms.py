@@ -111,6 +111,17 @@ def block_ratio(part: Part) -> BlockRatio:
     return _ratio(count, *pair_sums(part, gram.PairSquares(part, squares).sums if form is Form.PAIRS else sums))
 
 
+def norm(part: Part) -> float:
+    """||B||_F, no block being kept."""
+    rows, cols = part.grid
+    if part.within:
+        ratio = block_ratio(part)
+        return (rows * ratio.diagonal + rows * (rows - 1) * ratio.off_diagonal) ** 0.5
+    squares = _squares(part, cost.form_of_squares(part, rows * cols))
+    pieces = grid_pairs(rows, cols, False, _PAIRS, part.device)
+    return sum(squares(pairs).sum().item() for _, pairs in pieces) ** 0.5
+
+
 def pair_sums(part: Part, sums: Callable[[Tensor], tuple[float, float]]) -> tuple[float, float]:
     """Sums over the diagonal and over all other blocks, of what gives them for some pairs i <= j."""
     count = part.grid[0]

@@ -1,8 +1,9 @@
-"""What norms are returned as."""
+"""What norms and approximations are returned as."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -35,3 +36,84 @@ class RowNorms(NamedTuple):
     def dominance(self) -> Tensor:
         """||H_ii||_F over the mean off-diagonal norm of row i, of norms and not of squares."""
         return self.diagonal / self.mean
+
+
+class CurvatureParts(NamedTuple):
+    """Q_n = scale (diag p - p p^T) of some samples, or scale I without p, whose K x K entries are too many."""
+
+    scale: Tensor  # (n,)
+    p: Tensor | None  # (n, K)
+    top: Tensor | None  # most probable class (n,)
+    rest: Tensor | None  # 1 - p[top] (n,), with all its digits
+
+
+class Approximation(NamedTuple):
+    """How far an approximation M of H is from it, in Frobenius norm; nan with a note that says why it is not known."""
+
+    name: str
+    relative_error: float  # ||H - M|| / ||H||
+    scaled_error: float  # the same of c M, with the best c: sqrt(1 - cosine^2)
+    cosine: float  # <H, M> / (||H|| ||M||)
+    numbers: int  # that M is made of
+    population: float  # cosine^2 from pairs of different samples alone: what more samples would tend to
+    sampling_error: float  # standard error of cosine^2 over draws of the samples
+    note: str = ""
+
+    @property
+    def captured(self) -> float:
+        """cosine^2, the share of ||H||^2 that M captures with the best scalar."""
+        return self.cosine**2
+
+
+class Approximations(Sequence):
+    """Rows of a table, which `print` shows; table["K-FAC"] is the row of a name."""
+
+    def __init__(
+        self,
+        rows: list[Approximation],
+        norm: float,
+        term: str,
+        layer: str,
+        grid: tuple[int, int],
+        block_shape: tuple[int, int],
+    ) -> None:
+        self.rows, self.norm, self.term, self.layer = tuple(rows), norm, term, layer
+        self._size = f"{grid[0]} blocks of {block_shape[0]}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        return tuple(row.name for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | slice | str) -> Approximation | tuple[Approximation, ...]:
+        if not isinstance(key, str):
+            return self.rows[key]
+        if key not in self.names:
+            raise KeyError(f"expected one of {', '.join(map(repr, self.names))}; got {key!r}")
+        return self.rows[self.names.index(key)]
+
+    def __repr__(self) -> str:
+        """The table, in text."""
+        heads = ("approximation", "captured", "+-", "population", "error", "scaled error", "numbers")
+        lines, notes = [heads], []
+        for row in self.rows:
+            below = row.note.startswith("below")
+            errors = [("< " if below else "") + _shown(e, ".2e") for e in (row.relative_error, row.scaled_error)]
+            if row.note:
+                notes.append(f"  {row.name}: {row.note}")
+            shares = (row.captured, row.sampling_error, row.population)
+            lines.append((row.name, *(_shown(share, ".4f") for share in shares), *errors, f"{row.numbers:,}"))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = [
+            "  ".join([line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))])
+            for line in lines
+        ]
+        title = f"{self.layer!r}, {self._size}, {self.term.replace('_', '-')}: ||H|| = {self.norm:.4g}"
+        return "\n".join([title, *text, *notes])
+
+
+def _shown(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)

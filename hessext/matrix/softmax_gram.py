@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hessext import _ops
@@ -20,21 +22,23 @@ _TILE = 32 << 20  # bytes of a tile of classes where they are not kept
 _WORK, _WORK_ON_GPU = 32 << 20, 256 << 20  # bytes of products of probabilities; a GPU takes few large assemblies
 
 
-class _OtherClasses:
+class OtherClasses:
     """Probabilities of an output layer, class-major and without each sample's most probable class.
 
     Top-class deflation: where one class dominates, sums of squares over all classes cancel; over the others they do
     not. Probabilities are kept where they fit, else a tile of classes is formed again when it is asked for. Those of
-    sample n are divided by `power[n]`, about 1 together.
+    sample n are divided by `power[n]`, about 1 together. Where they meet those of other data, both have the tiles of
+    `most` samples.
     """
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples, most: int = 0) -> None:
         layer = samples.network.layers[-1]
         self._features, self._weight, self._bias = samples.features(samples.network.last), layer.weight, layer.bias
         N, C = len(self._features), len(self._weight)
         x = samples.x
-        self._tile = max(1, min(C, _TILE // (N * x.element_size())))
-        self._kept = x.new_empty(C, N) if C * N * x.element_size() <= _KEPT else None
+        most = max(most, N) * x.element_size()
+        self._tile = max(1, min(C, _TILE // most))
+        self._kept = x.new_empty(C, N) if C * most <= _KEPT else None
         self._largest = x.new_full((N,), -torch.inf)
         self.top = torch.zeros(N, dtype=torch.int64, device=x.device)
         self._others = torch.zeros(N, dtype=torch.float64, device=x.device)  # sum of e^(l - largest)
@@ -46,6 +50,11 @@ class _OtherClasses:
         if self._kept is not None:
             _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self.power)
 
+    @property
+    def example(self) -> Tensor:
+        """A tensor of the probabilities' dtype and device."""
+        return self._largest
+
     def _logits(self, c: int, samples: slice) -> Tensor:
         weight, bias = (None if t is None else t[c : c + self._tile] for t in (self._weight, self._bias))
         features = self._features[samples]
@@ -53,16 +62,23 @@ class _OtherClasses:
         _ops.logits_(out, weight, bias, features)
         return out
 
-    def tiles(self, *samples: slice) -> Iterator[tuple[int, list[Tensor]]]:
-        """The first class and the probabilities (classes, samples) of a tile, for each of the given samples."""
+    def tiles(self, samples: slice) -> Iterator[tuple[int, Tensor]]:
+        """The first class and the probabilities (classes, samples) of a tile, of some samples."""
         if self._kept is not None:
-            yield 0, [self._kept[:, s] for s in samples]
+            yield 0, self._kept[:, samples]
             return
+        state = (t[samples] for t in (self._largest, self.top, self._others, self.power))
+        largest, top, others, power = state
         for c in range(0, len(self._weight), self._tile):
-            tile = [self._logits(c, s) for s in samples]
-            for s, logits in zip(samples, tile, strict=True):
-                _ops.softmax_others_(logits, c, self._largest[s], self.top[s], self._others[s], self.power[s])
+            tile = self._logits(c, samples)
+            _ops.softmax_others_(tile, c, largest, top, others, power)
             yield c, tile
+
+    def probabilities(self, classes: Tensor) -> Tensor:
+        """Those of some classes (classes, N), top classes too, in float64."""
+        bias = None if self._bias is None else self._bias[classes]
+        logits = F.linear(self._features, self._weight[classes], bias).T.double()
+        return (logits - self._largest).exp_().mul_(self.p)
 
     def samples_by_tile(self, samples: slice) -> tuple[Tensor, ...]:
         """Which of some samples have their top class in each of the `tiles`; a GPU is waited for once, if at all."""
@@ -86,32 +102,51 @@ def softmax_sums(part: Part) -> tuple[float, float]:
     scale_power = power_of_two(samples.scale)
     scale = samples.scale / scale_power
     pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), part.device)
-    kept = min(_KEPT, samples.network.classes * len(scale) * scale.element_size())
-    require(pairs.bytes + kept + 2 * _TILE, "the ratio in the Gram form", part.device)
-    P = _OtherClasses(samples)
+    require(pairs.bytes + memory_of_classes(part), "the ratio in the Gram form", part.device)
+    P = OtherClasses(samples)
     diagonal = off_diagonal = 0.0
     for a, b, same, times in pairs:
         W = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b])
-        products = torch.zeros(W.shape, dtype=torch.float64, device=W.device)
-        sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=W.device)
-        at_b = torch.empty_like(W)  # [n, n'] = p_n'[top_n] over power[n']
-        at_a = at_b if same else torch.empty_like(W.T, memory_format=torch.contiguous_format)
-        powers = [P.power[a], P.power[b]]
-        of_a = P.samples_by_tile(a)
-        of_b = of_a if same else P.samples_by_tile(b)
-        for (first, tile), in_a, in_b in zip(P.tiles(a) if same else P.tiles(a, b), of_a, of_b, strict=True):
-            _ops.gram_sums_(tile[0], tile[-1], W, same, products, powers, sums)
-            _gather(in_a, P.top[a] - first, tile[-1], at_b)
-            if not same:
-                _gather(in_b, P.top[b] - first, tile[0], at_a)
-        sides = [[P.top[s], P.p[s], P.rest[s], at] for s, at in ((a, at_b), (b, at_a))]
-        _ops.gram_tops_(products, W, same, powers, *sides, tops)
-        on, squares, tops_on, tops_off = torch.cat([sums, tops]).tolist()
-        diagonal += times * (on + tops_on)
-        off_diagonal += times * (tops_off - squares)
-        del W, products, at_a, at_b, sides, tile  # before the next ones are made
+        on, off = sums_of_classes(P, P, a, b, same, W)[:2]
+        diagonal, off_diagonal = diagonal + times * on, off_diagonal + times * off
+        del W  # before the next one is made
     power = ((phi.power**2 * scale_power) ** 2).item()
     return diagonal * power, off_diagonal * power
+
+
+def memory_of_classes(part: Part) -> int:
+    """Bytes of the probabilities that are worked on, kept or not."""
+    return min(_KEPT, part.grid[0] * len(part.samples) * part.dtype.itemsize) + 2 * _TILE
+
+
+def sums_of_classes(
+    left: OtherClasses, right: OtherClasses, a: slice, b: slice, same: bool, W: Tensor | None, *matrices: Tensor
+) -> tuple[float, float, Tensor]:
+    """Sums over pairs of samples (a, b) of W[n, n'] times sum_j Q_n[j, j] Q_n'[j, j], and of the same over j != k.
+
+    Without the scales c_n. What W weighs is added to `matrices`, one for each of the two, float64 [a, b]; their upper
+    triangle where the samples are the `same`. Last, sum_j p_nj p_n'j [a, b] over what are no top classes, float64.
+    """
+    shape = len(left.top[a]), len(right.top[b])
+    products = torch.zeros(shape, dtype=torch.float64, device=left.top.device)
+    sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=products.device)
+    like = right.example
+    at_b = like.new_empty(shape)  # [n, n'] = p_n'[top_n] over power[n']
+    at_a = at_b if same else like.new_empty(shape[::-1])
+    powers = [left.power[a], right.power[b]]
+    of_a = left.samples_by_tile(a)
+    of_b = of_a if same else right.samples_by_tile(b)
+    rights = repeat((0, None)) if same else right.tiles(b)
+    for (first, tile), (_, other), in_a, in_b in zip(left.tiles(a), rights, of_a, of_b, strict=False):
+        other = tile if same else other
+        _ops.gram_sums_(tile, other, W, same, products, list(matrices), powers, sums)
+        _gather(in_a, left.top[a] - first, other, at_b)
+        if not same:
+            _gather(in_b, right.top[b] - first, tile, at_a)
+    sides = [[P.top[s], P.p[s], P.rest[s], at] for P, s, at in ((left, a, at_b), (right, b, at_a))]
+    _ops.gram_tops_(products, W, same, list(matrices), powers, *sides, tops)
+    on, squares, tops_on, tops_off = torch.cat([sums, tops]).tolist()
+    return on + tops_on, tops_off - squares, products
 
 
 def _gather(rows: Tensor, top: Tensor, tile: Tensor, out: Tensor) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.cases import DTYPES, OVERFLOWING, PEAKED, Case, make_inputs
-from helpers.gram_reference import close, sums
+from helpers.gram_reference import assert_tiles, close, sums
 from helpers.reference import (
     TERMS,
     assert_accurate,
@@ -208,9 +208,16 @@ def test_sums_over_pairs_of_samples(dtype, cuda):
     torch.manual_seed(0)
     left, right, weight = (torch.randn(*shape, dtype=dtype) for shape in ((20, 33), (20, 65), (33, 65)))
     sums = torch.zeros(2, dtype=torch.float64, device=cuda)
-    _ops.gram_sums_(left.to(cuda), right.to(cuda), weight.to(cuda), False, None, [], sums)
+    _ops.gram_sums_(left.to(cuda), right.to(cuda), weight.to(cuda), False, None, [], [], sums)
     terms = weight.double() * (left.double().T @ right.double())
     assert abs(sums[0].item() - terms.sum().item()) < torch.finfo(dtype).eps * terms.abs().sum().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [*SUMS, Case(17, 3, 4, 65, bias="h")], ids=lambda c: c.name)
+def test_matrices_over_pairs_of_samples(case, dtype, cuda):
+    """<Q_n, Q_n'> over entries i = j and i != j: of a softmax, its top classes split off, and of given entries."""
+    assert_tiles(on(cuda, case, dtype), make_inputs(case, dtype).lift().hessian(), dtype)
 
 
 def kernels_in_source():

@@ -54,10 +54,10 @@ def gram_arguments(c, dtype):
     yield OPERATORS.softmax_others_, (logits.contiguous(), 0, largest, c.top, others, others + 1)
     P, W = c.probs.T.contiguous(), torch.ones(N, N, dtype=dtype)
     products, sums = torch.zeros(N, N, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    yield OPERATORS.gram_sums_, (P, P, W, True, products, [others + 1] * 2, sums)
-    yield OPERATORS.gram_sums_, (P, P, W, False, None, [], sums)
+    yield OPERATORS.gram_sums_, (P, P, W, True, products, [products.clone()] * 2, [others + 1] * 2, sums)
+    yield OPERATORS.gram_sums_, (P, P, None, False, None, [products], [], sums)
     top = [c.top, others, others, W]
-    yield OPERATORS.gram_tops_, (products, W, True, [others + 1] * 2, top, top, sums)
+    yield OPERATORS.gram_tops_, (products, W, True, [], [others + 1] * 2, top, top, sums)
 
 
 @pytest.mark.parametrize("case", [LINEAR[0], HIDDEN[0]], ids=lambda c: c.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from hessext.matrix import norms
+from hessext.matrix.gram import SamplePairs
+from hessext.matrix.sample_curvature import sample_curvature
 
 
 def squared_norms(H):
@@ -21,3 +23,23 @@ def sums(squares):
 
 def close(value, expected, tolerance):
     assert abs(value - expected) <= tolerance * abs(expected), (value, expected, value / expected - 1)
+
+
+def assert_tiles(H, lifted, dtype):
+    """<Q_n, Q_n'> over entries i = j and i != j of each layer, in tiles, against Q_n of the same values in float64."""
+    for name in [name for name in H.layers if "bias" not in name]:
+        part, Q = H[name]._part, lifted[name].curvature()
+        N = len(Q)
+        on, off = torch.zeros(2, N, N, dtype=torch.float64)
+        for tile in sample_curvature(part).tiles(SamplePairs(N, 16, part.device)):
+            for matrix, found in ((on, tile.on.cpu()), (off, tile.off.cpu())):
+                matrix[tile.a, tile.b] = found
+                matrix[tile.b, tile.a] = found.T
+        diagonal = Q.diagonal(dim1=1, dim2=2)
+        own = diagonal @ diagonal.T
+        other = torch.einsum("nij,mij->nm", Q, Q) - own
+        # what an entry would be if nothing cancelled
+        size = (Q.abs().flatten(1) @ Q.abs().flatten(1).T).sqrt()
+        bound = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype] * size.max() ** 2
+        for found, expected in ((on, own), (off, other)):
+            assert (found - expected).abs().max() <= bound, name

@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 from helpers.cases import DTYPES, Case, make_inputs
-from helpers.gram_reference import close, squared_norms, sums
+from helpers.gram_reference import assert_tiles, close, squared_norms, sums
 from helpers.reference import TOLERANCE
 from torch.nn.functional import one_hot
 
@@ -33,6 +33,22 @@ def test_softmax_sums(case, dtype, memory, isa):
     got = softmax_gram.softmax_sums(inputs.hessian()["output"]._part)
     for value, expected in zip(got, sums(squared_norms(inputs.lift().hessian())), strict=True):
         close(value, expected, 5 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(33, 5, 7),
+        Case(65, 2, 16, loss="ce weight smooth", scale=4.0),
+        Case(17, 2, 2, 3, "tanh", bias="o", scale=3.0),
+        Case(31, 6, 97, 15, loss="mse"),
+    ],
+    ids=lambda c: c.name,
+)
+def test_matrices_over_pairs_of_samples(case, dtype, memory, isa):
+    inputs = make_inputs(case, dtype)
+    assert_tiles(inputs.hessian(), inputs.lift().hessian(), dtype)
 
 
 def exact_ratio(weight, x):

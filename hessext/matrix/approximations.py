@@ -1,0 +1,304 @@
+"""What structured approximations of a layer's matrix H lose, without H or any block of it: THEORY (i).
+
+With K rows of s parameters, H = sum_n Q_n (x) phi_n phi_n^T, F_n = |phi_n|^2, and Q_n of the Gauss-Newton term for all
+factors but those of the nearest Kronecker product:
+
+    block-diagonal            H_ii                                    Adam, one row at a time
+    input-column blocks       entries of one feature, all rows
+    diagonal                  diag H                                  Adam
+    Adam-mini                 tr(H_ii) / s I in block (i, i)
+    K-FAC                     G (x) A, G = sum Q_n, A = mean of phi phi^T over the samples that count
+    E-KFAC                    diagonal in the eigenvectors of these G and A
+    Shampoo                   L^1/2 (x) R^1/2 with the best scalar, L = sum F_n Q_n, R = sum tr(Q_n) phi phi^T
+    Shampoo, squared factors  L (x) R / tr L
+    one-sided                 (L / s) (x) I                           Muon-like
+    nearest Kronecker         the nearest G (x) A in Frobenius norm
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from .feature_gram import FeatureTile
+from .kronecker import (
+    FLOOR,
+    Factor,
+    KroneckerProduct,
+    curvature_factors,
+    feature_factors,
+    given_curvature,
+    given_features,
+    nearest,
+    remainder,
+)
+from .part import Part
+from .results import Approximation, Approximations
+from .sample_curvature import CurvatureTile
+from .sample_pairs import Pairs, PairSum
+
+_WHOLE = 4 << 30  # bytes of matrices over all pairs of samples
+
+
+def approximations(
+    part: Part, groups: Tensor | None, factors: Mapping[str, tuple[Tensor, Tensor]], largest: int
+) -> Approximations:
+    """All rows for one layer; `largest` is the side of the largest matrix whose eigenvectors are formed."""
+    table = _Table(Pairs(part), largest)
+    rows = [*table.partitions(), *table.kronecker_products()]
+    if groups is not None:
+        rows.append(table.groups(groups))
+    rows += [table.given(name, *pair) for name, pair in factors.items()]
+    return Approximations(rows, table.norm, part.term, part.row.name, part.grid, part.block_shape)
+
+
+class _Table:
+    """Rows, and the sums over pairs of samples that they share, from one pass over them."""
+
+    def __init__(self, pairs: Pairs, largest: int) -> None:
+        self.pairs, self.largest = pairs, largest
+        self.K, self.s, self.N = pairs.curvature.K, pairs.features.size, pairs.curvature.N
+        self.F = pairs.features.squares
+        self.weights = torch.stack([torch.ones_like(self.F), self.F])
+        self.products = torch.zeros_like(self.weights)  # of U
+        self.whole = PairSum(self.F)
+        self._sums: dict[str, tuple[PairSum, PairSum]] = {}
+        for tile, features in pairs:
+            U = tile.on + tile.off
+            self.products[:, tile.a] += self.weights[:, tile.b] @ U.T
+            if not tile.same:
+                self.products[:, tile.b] += self.weights[:, tile.a] @ U
+            self.whole.add(tile, U * features.W)
+            for name, kept, lost in self._summands(tile, features, U):
+                sums = self._sums.setdefault(name, (PairSum(self.F), PairSum(self.F)))
+                sums[0].add(tile, kept)
+                sums[1].add(tile, lost)
+            del tile, features, U, kept, lost  # before the next ones are made
+        self.square = self.whole.total
+
+    def _summands(self, tile: CurvatureTile, features: FeatureTile, U: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """What a partition keeps of ||H||^2 and what it leaves out, for each pair of samples."""
+        on, W = tile.on, features.W
+        across = tile.off * W
+        yield "block-diagonal", on * W, across
+        yield "input-column blocks", U * features.entries, U * features.columns
+        lost = on * features.columns
+        yield "diagonal", on * features.entries, lost.add_(across)
+        mean = torch.outer(self.F[tile.a], self.F[tile.b]).div_(self.s)
+        yield "Adam-mini", mean.mul_(on), lost.addcmul_(on, features.spread)
+
+    @property
+    def norm(self) -> float:
+        """||H||_F."""
+        return math.sqrt(self.square * self.pairs.scale)
+
+    # --------------------------------------------------------------------------------------------------- partitions
+
+    def partitions(self) -> Iterator[Approximation]:
+        """Blocks on the diagonal, blocks by feature, the diagonal and its means."""
+        K, s = self.K, self.s
+        numbers = {"block-diagonal": K * s * s, "input-column blocks": s * K * K, "diagonal": K * s, "Adam-mini": K}
+        for name, sums in self._sums.items():
+            yield self._partition(name, *sums, numbers[name])
+
+    def groups(self, groups: Tensor) -> Approximation:
+        """Blocks on the diagonal of groups of rows."""
+        kept, lost = PairSum(self.F), PairSum(self.F)
+        for tile, features in self.pairs:
+            across = self.pairs.curvature.across(groups, tile.a, tile.b)
+            lost.add(tile, across * features.W)
+            kept.add(tile, (tile.on + tile.off - across) * features.W)
+        sizes = groups.unique(return_counts=True)[1].double()
+        name = f"block-diagonal, {len(sizes)} groups"
+        return self._partition(name, kept, lost, int((sizes * self.s).square().sum()))
+
+    def _partition(self, name: str, kept: PairSum, lost: PairSum, numbers: int) -> Approximation:
+        if not self.square:
+            return self._nothing(name, numbers)
+        change = kept.rows / kept.total - self.whole.rows / self.square if kept.total else None
+        population = kept.apart / self.whole.apart if self.whole.apart > 0 else math.nan
+        floor = FLOOR * self.pairs.curvature.rounding * lost.size
+        cosine = math.sqrt(min(1.0, kept.total / self.square))
+        return self._row(name, lost.total, lost.total, cosine, numbers, floor, change, population)
+
+    # ------------------------------------------------------------------------------------------- Kronecker products
+
+    def kronecker_products(self) -> Iterator[Approximation]:
+        """K-FAC, E-KFAC, Shampoo in two forms, one-sided, and the nearest one."""
+        K, s, pairs = self.K, self.s, self.pairs
+        both = K * K + s * s
+        if not self.square:
+            names = ("K-FAC", "E-KFAC", "Shampoo", "Shampoo, squared factors", "one-sided", "nearest Kronecker")
+            for name, more in zip(names, (both, both + K * s, both, both, K * K, both), strict=True):
+                yield self._nothing(name, more)
+            return
+        trace, counted = pairs.gauss_newton.traces, pairs.counted.double()
+        G, L = curvature_factors(pairs, self.weights, self.products)
+        A, R = feature_factors(pairs, torch.stack([counted / counted.sum(), trace]))
+        identity = Factor(self.F, float(s))
+        yield self._kronecker("K-FAC", KroneckerProduct(G, A, pairs.gauss_newton), both)
+        why = self._too_large()
+        yield self._missing("E-KFAC", both + K * s, why) if why else self._eigenbasis(G, A)
+        yield self._missing("Shampoo", both, why) if why else self._roots(L, R)
+        squared = KroneckerProduct(L, R, pairs.gauss_newton, 1 / (self.F @ trace).item() if trace.any() else 0.0)
+        yield self._kronecker("Shampoo, squared factors", squared, both)
+        yield self._kronecker("one-sided", KroneckerProduct(L, identity, pairs.gauss_newton, 1 / s), K * K)
+        if 16 * self.N**2 <= _WHOLE:
+            product = nearest(pairs)[0]
+            yield self._kronecker("nearest Kronecker", product, both, optimal=True)
+        else:
+            why = f"needs two matrices of {self.N} x {self.N} pairs of samples, more than {_WHOLE >> 30} GiB"
+            yield self._missing("nearest Kronecker", both, why)
+
+    def given(self, name: str, G: Tensor, A: Tensor) -> Approximation:
+        """The user's own product."""
+        pairs, numbers = self.pairs, G.numel() + A.numel()
+        if not self.square:
+            return self._nothing(name, numbers)
+        A = A.double() / pairs.features.power**2
+        product = KroneckerProduct(given_curvature(pairs, G.double()), given_features(pairs, A), pairs.curvature)
+        return self._kronecker(name, product, numbers)
+
+    def _kronecker(
+        self, name: str, product: KroneckerProduct, numbers: int, *, optimal: bool = False, best: bool = False
+    ) -> Approximation:
+        """`optimal`: small changes of the factors do not matter; `best`: the scalar is the best one."""
+        inner, square = product.inner, product.square
+        if not square:
+            return self._missing(name, numbers, "its factors are 0")
+        left, seen = product.remainder(self.pairs, self.square)
+        scalar = inner / square
+        error = left if best or optimal else left + (scalar - 1) ** 2 * square
+        floor = 0.0 if seen else FLOOR * self.pairs.curvature.rounding * self.square
+        change = self._change(product, optimal) if inner else None
+        population = self._apart(product)
+        return self._row(name, error, left, inner / math.sqrt(square * self.square), numbers, floor, change, population)
+
+    def _change(self, product: KroneckerProduct, optimal: bool) -> Tensor | None:
+        """Half of what a further weight on each sample changes log cos^2 by."""
+        pairs, G, A = self.pairs, product.G, product.A
+        total = G.products @ A.products
+        moved = G.products * A.products
+        change = moved / total - self.whole.rows / self.square
+        if optimal:
+            return change
+        same = pairs.gauss_newton is pairs.curvature
+        if G.weights is not None:
+            if same and not pairs.together:
+                return None
+            if same:
+                tile = next(iter(pairs))[0]
+                along, own = (tile.on + tile.off) @ A.products, G.products
+            else:
+                by_features = pairs.curvature.sum(A.products[None])
+                along, own = pairs.gauss_newton.against(torch.cat([by_features, G.matrix[None]])).unbind()
+            change += G.weights * (along / total - own / G.square)
+        if A.weights is not None:
+            along = pairs.weighted(G.products[None])[0]
+            change += A.weights * (along / total - A.products / A.square)
+        return change
+
+    def _apart(self, product: KroneckerProduct) -> float:
+        """cos^2 from sums over different samples alone, for factors that are sums over samples or no samples' own."""
+        pairs, G, A = self.pairs, product.G, product.A
+        if pairs.gauss_newton is not pairs.curvature or not pairs.together or product.A.matrix is not None:
+            return math.nan
+        n = int(pairs.counted.sum())
+        if n < 3 or self.whole.apart <= 0:
+            return math.nan
+        tile, features = next(iter(pairs))
+        U = tile.on + tile.off
+        two, three = 1 - 1 / n, (1 - 1 / n) * (1 - 2 / n)
+        U_own, W_own = U.diagonal(), self.F.square()
+        g = G.products - U_own * G.weights
+        square = (G.weights @ g).item() / two * self.whole.apart / two
+        if A.weights is None:
+            inner, square = (g @ A.products).item() / two, square * A.square
+        else:
+            w = A.products - W_own * A.weights
+            both = (U * features.W) @ (G.weights * A.weights) - U_own * W_own * G.weights * A.weights
+            inner = (g @ w - both.sum()).item() / three
+            square *= (A.weights @ w).item() / two
+        return inner * inner / square if square > 0 else math.nan
+
+    def _too_large(self) -> str | None:
+        """Why eigenvectors are not formed."""
+        for side, what in ((self.K, "rows"), (self.s, "parameters of a row")):
+            if side > self.largest:
+                return f"needs the eigenvectors of a {side} x {side} matrix of {what}; largest={self.largest}"
+        return None
+
+    def _matrices(self, G: Factor, A: Factor) -> tuple[Tensor, Tensor]:
+        product = KroneckerProduct(G, A, self.pairs.gauss_newton)
+        return product.curvature_matrix(), product.feature_matrix(self.pairs)
+
+    def _roots(self, L: Factor, R: Factor) -> Approximation:
+        """L^1/2 (x) R^1/2 with the best scalar."""
+        roots = []
+        for t in self._matrices(L, R):
+            values, vectors = torch.linalg.eigh(t)
+            if values[0] < -1e3 * torch.finfo(self.pairs.part.dtype).eps * values[-1].abs():
+                numbers = self.K * self.K + self.s * self.s
+                return self._missing("Shampoo", numbers, "its factors are not positive semidefinite")
+            roots.append((vectors * values.clamp(min=0).sqrt()) @ vectors.T)
+        pairs = self.pairs
+        product = KroneckerProduct(given_curvature(pairs, roots[0]), given_features(pairs, roots[1]), pairs.curvature)
+        return self._kronecker("Shampoo", product, self.K**2 + self.s**2, best=True)
+
+    def _eigenbasis(self, G: Factor, A: Factor) -> Approximation:
+        """Diagonal in the eigenvectors of G and A: ||H||^2 - ||lambda||^2."""
+        (g, U), (a, V) = (torch.linalg.eigh(t) for t in self._matrices(G, A))
+        by_rows, by_features = self.pairs.curvature.in_basis(U), (self.pairs.features.dense() @ V).square_()
+        values = by_rows.T @ by_features
+        rows = torch.linalg.vecdot(by_rows @ values, by_features)
+        kept = rows.sum().item()
+
+        def approximation(i: Tensor, j: Tensor) -> Tensor:
+            return (V * (U[i] * U[j] @ values)[:, None]) @ V.T
+
+        lost, seen = remainder(self.pairs, kept, self.square, approximation)
+        floor = 0.0 if seen else FLOOR * self.pairs.curvature.rounding * self.square
+        note = "eigenvalues of its factors coincide: other eigenvectors give other numbers" if _degenerate(g, a) else ""
+        change = rows / kept - self.whole.rows / self.square if kept else None
+        cosine = math.sqrt(min(1.0, kept / self.square))
+        numbers = self.K**2 + self.s**2 + self.K * self.s
+        return self._row("E-KFAC", lost, lost, cosine, numbers, floor, change, math.nan, note)
+
+    # --------------------------------------------------------------------------------------------------------- rows
+
+    def _row(
+        self,
+        name: str,
+        error: float,
+        scaled: float,
+        cosine: float,
+        numbers: int,
+        floor: float,
+        change: Tensor | None,
+        population: float,
+        note: str = "",
+    ) -> Approximation:
+        """error, scaled and floor are squares, of ||H||^2 = square."""
+        relative, best = (math.sqrt(max(t, floor) / self.square) for t in (error, scaled))
+        if scaled <= floor and floor:
+            note = f"below {math.sqrt(floor / self.square):.0e}, the floor of rounding" + (f"; {note}" if note else "")
+        sampling = math.nan if change is None else 2 * cosine**2 * change.square().sum().sqrt().item()
+        return Approximation(name, relative, best, cosine, numbers, population, sampling, note)
+
+    def _nothing(self, name: str, numbers: int) -> Approximation:
+        return self._missing(name, numbers, "H is 0")
+
+    def _missing(self, name: str, numbers: int, why: str) -> Approximation:
+        return Approximation(name, math.nan, math.nan, math.nan, numbers, math.nan, math.nan, why)
+
+
+def _degenerate(*values: Tensor) -> bool:
+    """Whether two eigenvalues that are not 0 coincide."""
+    for t in values:
+        gaps, size = t.diff(), 1e-10 * t.abs().max()
+        if ((gaps < size) & (t[1:].abs() > size)).any():
+            return True
+    return False

@@ -1,0 +1,57 @@
+"""Inner products of parts with matrices of some structure and with one another, in float64 and without cancellation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .assemble import blocks, diagonal, diagonal_pairs
+from .curvature import grid_pairs
+from .feature_gram import FeatureGram
+from .part import Part
+from .sample_curvature import inner_products, sample_curvature
+
+_PIECE = 64 << 20  # bytes of blocks formed at once
+
+
+def with_factors(part: Part, G: Tensor, A: Tensor) -> float:
+    """<B, G (x) A> = sum_n <Q_n, G> phi_n^T A phi_n of a part within a layer."""
+    g = sample_curvature(part).against(((G + G.T) / 2).double()[None])[0]
+    features = FeatureGram(part.features(part.row), part.row.bias)
+    return (g @ features.against(A.double())).item() * features.power**2
+
+
+def with_diagonal(part: Part, v: Tensor) -> float:
+    """<diag B, v> of a part within a layer, v (K s,)."""
+    found = part.data.sum(lambda samples, _: diagonal(part.of(samples)))
+    return (found.double() @ v.double()).item()
+
+
+def with_blocks(part: Part, M: Tensor) -> float:
+    """sum_i <B_ii, M_i> of a part within a layer, M (K, s, s)."""
+    total, step = 0.0, max(1, _PIECE // (M[0].numel() * M.element_size()))
+    for first in range(0, len(M), step):
+        some = M[first : first + step]
+        found = blocks(part, diagonal_pairs(first, first + len(some), part.device))
+        total += torch.sum(found.double() * some.double()).item()
+    return total
+
+
+def with_part(part: Part, other: Part) -> float:
+    """<B, B'> of two parts of one shape."""
+    if part.within and other.within:
+        return _by_samples(part, other)
+    rows, cols = part.grid
+    total, size = 0.0, part.block_shape[0] * part.block_shape[1] * 8
+    for _, pairs in grid_pairs(rows, cols, False, max(1, _PIECE // size), part.device):
+        for some in pairs.split(max(1, _PIECE // size)):
+            total += torch.sum(blocks(part, some).double() * blocks(other, some).double()).item()
+    return total
+
+
+def _by_samples(part: Part, other: Part) -> float:
+    """sum <Q_n, Q'_n'> (phi_n . phi'_n')^2 over samples n of one and n' of the other."""
+    left, right = (FeatureGram(p.features(p.row), p.row.bias) for p in (part, other))
+    phi, psi = left.dense(), right.dense()
+    total = sum(torch.sum(U.mul_((phi[a] @ psi[b].T).square_())).item() for a, b, U in inner_products(part, other))
+    return total * (left.power * right.power) ** 2
