@@ -147,6 +147,6 @@ def _activations_at_own_kinks(samples: Samples, dtype: torch.dtype) -> list[Call
             return activation.value
         z = F.linear(samples.features(number), *layer.affine)
         slopes = grad(lambda z: activation.value(z).sum())(z.to(dtype))
-        return lambda z: slopes * z
+        return lambda z: torch.where(slopes != 0, slopes * z, 0)  # 0 where a unit is off, as relu's own backward gives
 
     return [at_own_kinks(*numbered) for numbered in enumerate(samples.network.layers[:-1])]

@@ -39,8 +39,8 @@ def tangent(samples: Samples, row: int, unit: int, layer: int) -> Tensor:
     """d a_layer / d z_row[unit] (N, K), of the activations of a later layer."""
     z = samples.slope(row)[:, unit, None] * samples.network.layers[row + 1].weight[:, unit]
     for k in range(row + 1, layer):
-        z = F.linear(samples.slope(k) * z, samples.network.layers[k + 1].weight)
-    return samples.slope(layer) * z
+        z = F.linear(samples.through(k, z), samples.network.layers[k + 1].weight)
+    return samples.through(layer, z)
 
 
 def factor(samples: Samples, layer: int) -> Tensor:
@@ -53,7 +53,7 @@ def factor(samples: Samples, layer: int) -> Tensor:
     if o.probs is not None:
         rows = (V - V[o.top][:, None]).sub_(samples.shift[:, None]).mul_(o.probs.sqrt()[:, :, None])
     for k in range(last - 1, layer - 1, -1):
-        rows = rows * samples.slope(k)[:, None]
+        rows = layers[k].activation.through(samples.slope(k)[:, None], rows)
         if k > layer:
             rows = rows @ layers[k].weight
     return rows
@@ -141,12 +141,12 @@ class Entries:
         top = last if self.term != "residual" else bends[-1]
         for k in range(self.row + 1, top + 1):
             if k > self.row + 1:
-                z = F.linear(samples.slope(k - 1).index_select(0, sample).mul_(z), layers[k].weight)
+                z = F.linear(samples.through(k - 1, z, sample), layers[k].weight)
             if k in bends:
                 moved[k] = z
         g = samples.output.product_(z, sample) if top == last else samples.bend(top).index_select(0, sample).mul_(z)
         for k in range(top - 1, self.col - 1, -1):
-            g = (g @ layers[k + 1].weight).mul_(samples.slope(k).index_select(0, sample))
+            g = samples.through(k, g @ layers[k + 1].weight, sample)
             if k in moved:
                 g.addcmul_(samples.bend(k).index_select(0, sample), moved[k])
         result = g.new_zeros(len(units), g.shape[1], slope.shape[1])

@@ -151,6 +151,12 @@ class Samples(Data):
         """act'(z) (N, K) of a layer's outputs."""
         return self._activated(layer)[1]
 
+    def through(self, layer: int, t: Tensor, some: slice | Tensor = slice(None)) -> Tensor:
+        """act'(z_l) t of rows t (R, K), each of its own sample; 0 where a unit is off, whatever t is."""
+        slope = self.slope(layer)
+        slope = slope.index_select(0, some) if isinstance(some, Tensor) else slope[some]
+        return self.network.layers[layer].activation.through(slope, t)
+
     @_once_per_layer
     def active(self, layer: int) -> float:
         """Share of units with act'(z) != 0, from some samples: the core leaves the others out."""
@@ -211,7 +217,7 @@ class Samples(Data):
     @_once_per_layer
     def gradient(self, layer: int) -> Tensor:
         """g_l = d loss / d z_l (N, K)."""
-        return self.residual if layer == self.network.last else self.slope(layer) * self._pulled_back(layer)
+        return self.residual if layer == self.network.last else self.through(layer, self._pulled_back(layer))
 
     @_once_per_layer
     def bend(self, layer: int) -> Tensor | None:

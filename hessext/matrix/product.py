@@ -70,7 +70,7 @@ def _chunk(
             moved, W = Ra[layer], weights[layer]
             Rz[layer] = Rz[layer].addmm_(moved, W.T) if layer in Rz else moved @ W.T
         if layer < last and layer in Rz:
-            Ra[layer + 1] = samples.slope(layer)[rows] * Rz[layer]
+            Ra[layer + 1] = samples.through(layer, Rz[layer], rows)
 
     Rg = samples.output.product_(Rz[last], rows) if gauss_newton else None
     result: dict[int, list[Tensor]] = {}
@@ -84,11 +84,10 @@ def _chunk(
             result[layer] = [into, bias]
         if layer == min(wanted):
             break
-        slope = samples.slope(layer - 1)[rows]
-        inner = Rg @ W if Rg is not None else torch.zeros_like(slope)
+        inner = Rg @ W if Rg is not None else torch.zeros_like(samples.slope(layer - 1)[rows])
         if residual and layer in direction and direction[layer][0] is not None:
             inner += samples.gradient(layer)[rows] @ direction[layer][0]
-        Rg = slope * inner
+        Rg = samples.through(layer - 1, inner, rows)
         if residual and layer - 1 in Rz and (bend := samples.bend(layer - 1)) is not None:
             Rg += bend[rows] * Rz[layer - 1]
     return result

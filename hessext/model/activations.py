@@ -27,6 +27,10 @@ class Activation:
     piecewise_linear: bool = False  # a'' is identically zero
     parameters: tuple[float, ...] = ()  # of leaky_relu and softplus
 
+    def through(self, slope: Tensor, t: Tensor) -> Tensor:
+        """a'(z) t for slopes a'(z). Where a relu is off it is 0, even if t has overflowed, as in torch's backward."""
+        return torch.ops.aten.threshold_backward(t, slope, 0) if self.name == "relu" else slope * t
+
     def __reduce__(self) -> tuple:
         return _named, (self.name, *self.parameters)
 

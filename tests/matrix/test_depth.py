@@ -353,6 +353,32 @@ def test_units_that_are_off_add_nothing(layer, dtype):
     assert H[str(layer)].ratio() == expected[str(layer)].ratio()
 
 
+@over_terms
+@pytest.mark.parametrize("factors", [False, True])
+@pytest.mark.parametrize(("layer", "dtype"), [(0, DTYPES[0]), (1, DTYPES[1]), (2, DTYPES[0]), (3, DTYPES[1])])
+def test_units_that_are_off_hide_what_overflows(layer, dtype, factors, term, monkeypatch):
+    """As in torch's own backward pass. Tangents, gradients and curvature that reach them are infinite, or inf - inf."""
+    monkeypatch.setattr(entries.Entries, "_few_classes", property(lambda e: factors and e.col < e.samples.network.last))
+    inputs = make_deep(Deep(17, (3, 9, 9, 9, 9, 3), loss="mse sum", bias="01234"), dtype)
+    inputs = replace(with_bias(inputs, layer, slice(0, 1), -1000), y=10 * inputs.y)
+    found = []
+    for value in (0.0, torch.finfo(dtype).max):
+        weights = [2 * weight for weight in inputs.weights]
+        weights[layer + 1][::2, 0], weights[layer + 1][1::2, 0] = value, -value
+        if layer:  # what comes into it is not negative
+            weights[layer][0] = -value
+        H = replace(inputs, weights=tuple(weights)).hessian()
+        found.append(H if term == "full" else getattr(H, term)())
+    expected, H = found
+    assert not H._data._pulled_back(layer).isfinite().all()
+    v = torch.linspace(-1, 1, H.shape[0], dtype=dtype)
+    assert torch.equal(H.dense(), expected.dense())
+    assert torch.equal(H.norms(), expected.norms())
+    assert torch.equal(H @ v, expected @ v)
+    if dtype == torch.float64:
+        assert_accurate(H.dense(), autograd.hessian(H))
+
+
 @pytest.mark.parametrize(("layer", "dtype"), [(0, DTYPES[0]), (3, DTYPES[1])])
 def test_a_dead_layer(layer, dtype):
     """Nothing before it moves the loss, and what comes after it sees its biases alone."""
