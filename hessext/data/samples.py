@@ -23,6 +23,8 @@ from hessext.model.network import Network
 
 from . import curvature
 
+_WIDE = 32 << 20  # bytes of a layer's outputs in float64
+
 
 def _once_per_layer(method: Callable[[Samples, int], Any]) -> Callable[[Samples, int], Any]:
     """Let a method remember what it gave for each layer."""
@@ -145,11 +147,11 @@ class Samples(Data):
 
     def features(self, layer: int) -> Tensor:
         """Inputs a_{l-1} of a layer (N, cols)."""
-        return self._activated(layer - 1)[0] if layer else self.x
+        return self._activated[layer - 1][0] if layer else self.x
 
     def slope(self, layer: int) -> Tensor:
         """act'(z) (N, K) of a layer's outputs."""
-        return self._activated(layer)[1]
+        return self._activated[layer][1]
 
     def through(self, layer: int, t: Tensor, some: slice | Tensor = slice(None)) -> Tensor:
         """act'(z_l) t of rows t (R, K), each of its own sample; 0 where a unit is off, whatever t is."""
@@ -164,11 +166,27 @@ class Samples(Data):
         some = slope[:: -(-len(slope) // 64)]
         return some.count_nonzero().item() / some.numel()
 
-    @_once_per_layer
-    def _activated(self, layer: int) -> Derivatives:
-        """(a, act', act'') (N, K) of a layer with an activation."""
-        this = self.network.layers[layer]
-        return this.activation.evaluate(F.linear(self.features(layer), *this.affine))
+    @cached_property
+    def _activated(self) -> list[Derivatives]:
+        """(a, act', act'') (N, K) of each layer with an activation.
+
+        Of several layers they come from float64, some samples at a time: else the roundings of one layer, and what a
+        narrow layer makes of them, would grow in all that follow.
+        """
+        layers = self.network.layers[:-1]
+        if len(layers) < 2:
+            return [layer.activation.evaluate(F.linear(self.x, *layer.affine)) for layer in layers]
+        affine = [[None if t is None else t.double() for t in layer.affine] for layer in layers]
+        widest = max(max(layer.weight.shape) for layer in layers)
+        pieces: list[list[Derivatives]] = [[] for _ in layers]
+        for a in self.x.split(max(1, _WIDE // (8 * widest))):
+            for layer, parameters, found in zip(layers, affine, pieces, strict=True):
+                derivatives = layer.activation.evaluate(F.linear(a.double(), *parameters))
+                found.append(tuple(None if t is None else t.to(self.x.dtype) for t in derivatives))
+                a = derivatives[0]
+        return [
+            tuple(None if some[0] is None else torch.cat(some) for some in zip(*found, strict=True)) for found in pieces
+        ]
 
     @property
     def like_logits(self) -> Tensor:
@@ -222,7 +240,7 @@ class Samples(Data):
     @_once_per_layer
     def bend(self, layer: int) -> Tensor | None:
         """act''(z_l) W_{l+1}^T g_{l+1} (N, K), what the activation's own curvature adds; None where act'' vanishes."""
-        second = self._activated(layer)[2]
+        second = self._activated[layer][2]
         return None if second is None else second * self._pulled_back(layer)
 
     def bends(self, layer: int) -> bool:

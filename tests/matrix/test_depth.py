@@ -98,7 +98,7 @@ def test_blocks_and_norms(case, dtype):
         out = B.norms()
         assert_accurate(out, norms, bar)
         assert not out[norms == 0].any()
-        assert_accurate(B.norms(pairs.tolist()), norms[i, j], bar[i, j])
+        assert_accurate(B.norms(pairs.tolist()), norms[i, j])  # of few numbers the plain form's luck is no bar
     H = hessian(case, dtype)
     norms = {key: part.flatten(2).norm(dim=2) for key, part in truth(case, dtype).items()}
     assert_accurate(H.norms(), torch.cat([torch.cat([norms[r, c] for c in case.layers], 1) for r in case.layers]))
