@@ -127,6 +127,29 @@ def test_places_of_a_layer():
         assert_rows(B.approximations(), expected, torch.float64)
 
 
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss()], ids=lambda loss: type(loss).__name__)
+def test_kfac_of_curvlinops(loss):
+    """Its K-FAC of type 2 with weight and bias together is the same product."""
+    curvlinops = pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    x, y = torch.randn(40, 6).double(), torch.randint(4, (40,))
+    y = torch.randn(40, 4).double() if isinstance(loss, nn.MSELoss) else y
+    options = {"fisher_type": "type-2", "kfac_approx": "expand", "separate_weight_and_bias": False}
+    operator = curvlinops.KFACLinearOperator(model, loss, list(model.parameters()), [(x, y)], **options)
+    M, start = operator @ torch.eye(59, dtype=torch.float64), 0
+    H = hessext.hessian(model, x, y, loss)
+    for name, rows, cols in (("0", 5, 6), ("2", 4, 5)):
+        # torch's order of a weight and a bias, as blocks of rows with the bias last
+        weight, bias = torch.arange(rows * cols).view(rows, cols), rows * cols + torch.arange(rows)
+        order = start + torch.cat([weight, bias[:, None]], 1).flatten()
+        start += len(order)
+        relative, _, cosine = explicit.errors(H[name].dense(), M[order][:, order])
+        row = H[name].approximations()["K-FAC"]
+        assert row.relative_error == pytest.approx(relative, abs=1e-14)
+        assert row.cosine == pytest.approx(cosine, abs=1e-14)
+
+
 # --- nearly exact -------------------------------------------------------------------------------------------------
 
 
