@@ -25,6 +25,8 @@ from .results import CurvatureParts
 from .softmax_gram import OtherClasses, memory_of_classes, sums_of_classes
 
 _ENTRIES = 128 << 20  # bytes of entries in float64 in hand
+_SLAB = 256 << 20  # bytes of entries formed at once where each row of them is a pass through a network
+_KEPT = 512 << 20  # bytes of such entries that are kept
 _TOGETHER = 2048  # samples of a tile between two parts
 _TENSOR = 1 << 30  # bytes of Q_n as matrices, where it has a closed form
 
@@ -209,20 +211,35 @@ class Entries(SampleCurvature):
     def __init__(self, part: Part, most: int = 0) -> None:
         super().__init__(part)
         self._most = most or max(1, _ENTRIES // (8 * self.N))  # pairs whose entries are in hand
+        # Entries without a closed form are a pass through the rest of the network.
+        size = self.K * (self.K + 1) // 2 * self.N * part.dtype.itemsize
+        self._keeps = not part.in_closed_form and size <= _KEPT
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
     @cached_property
     def traces(self) -> Tensor:
         """tr Q_n (N,)."""
         pairs = diagonal_pairs(0, self.K, self.part.device).split(self._most)
-        return sum(q.sum(0) for some in pairs for _, _, q in self._entries(some))
+        found = self.pieces() if self._keeps else (piece for some in pairs for piece in self._entries(some))
+        return sum(q[i == j].sum(0) for i, j, q in found)
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """i and j (P,), i <= j, and entries (P, N) in float64."""
-        for _, pairs in grid_pairs(self.K, self.K, True, self._most, self.part.device):
-            yield from self._entries(pairs)
+        if not self._kept:
+            together = self._most if self.part.in_closed_form else max(self._most, _SLAB // (8 * self.N))
+            found: list[tuple[Tensor, Tensor]] = []
+            for _, pairs in grid_pairs(self.K, self.K, True, together, self.part.device):
+                yield from self._entries(pairs, found if self._keeps else None)
+            self._kept = found
+            return
+        for pairs, q in self._kept:
+            for i, some in zip(pairs.split(self._most), q.split(self._most), strict=True):
+                yield *i.unbind(1), some.double()
 
-    def _entries(self, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _entries(self, pairs: Tensor, kept: list | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for call in Assemblies(self.part)(pairs):
+            if kept is not None:
+                kept.append((call.pairs, call.entries()))
             for some in call.split(self._most):
                 yield *some.pairs.unbind(1), some.entries().double()
 
