@@ -77,7 +77,7 @@ class _Table:
                 sums[0].add(tile, kept)
                 sums[1].add(tile, lost)
             del tile, features, U, kept, lost  # before the next ones are made
-        self.square = self.whole.total
+        self.square = pairs.checked(self.whole.total)
 
     def _summands(self, tile: CurvatureTile, features: FeatureTile, U: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """What a partition keeps of ||H||^2 and what it leaves out, for each pair of samples."""
@@ -93,7 +93,7 @@ class _Table:
     @property
     def norm(self) -> float:
         """||H||_F."""
-        return math.sqrt(self.square * self.pairs.scale)
+        return math.sqrt(self.square) * self.pairs.unit
 
     # --------------------------------------------------------------------------------------------------- partitions
 
@@ -158,7 +158,7 @@ class _Table:
         pairs, numbers = self.pairs, G.numel() + A.numel()
         if not self.square:
             return self._nothing(name, numbers)
-        A = A.double() / pairs.features.power**2
+        A = A.double() / pairs.unit
         product = KroneckerProduct(given_curvature(pairs, G.double()), given_features(pairs, A), pairs.curvature)
         return self._kronecker(name, product, numbers)
 

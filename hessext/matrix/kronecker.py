@@ -92,7 +92,7 @@ class NearestKronecker:
     def __init__(self, pairs: Pairs, product: KroneckerProduct, errors: list[float]) -> None:
         self._pairs, self._product = pairs, product
         self.errors, self.relative_error = tuple(errors), errors[0]
-        self._norm = math.sqrt(product.square) * pairs.features.power**2  # of the product
+        self._norm = math.sqrt(product.square) * pairs.unit  # of the product
 
     @cached_property
     def G(self) -> Tensor:
@@ -118,9 +118,8 @@ class NearestKronecker:
 def nearest_kronecker(part: Part, terms: int) -> NearestKronecker:
     """Of a part within a layer, with the errors of sums of up to `terms` products. Raises ValueError where H = 0."""
     pairs = Pairs(part)
-    square = sum(
-        (1 if tile.same else 2) * torch.sum((tile.on + tile.off) * features.W).item() for tile, features in pairs
-    )
+    sums = ((tile.same, torch.sum((tile.on + tile.off) * features.W).item()) for tile, features in pairs)
+    square = pairs.checked(sum(found if same else 2 * found for same, found in sums))
     found = nearest(pairs, every=terms > 1)
     if found is None:
         raise ValueError(f"nearest_kronecker: expected a part that is not 0; the {part.term} term of this one is")
@@ -162,19 +161,21 @@ def remainder(
     """||H - M||^2 = ||H||^2 - ||M||^2 of a projection M of H, and whether rounding has left something of it.
 
     Where little is left of the difference, blocks are formed some at a time, if these are not too many:
-    `approximation` gives blocks (P, s, s) of M for rows i and columns j. Squares are of H over pairs.scale^(1/2).
+    `approximation` gives blocks (P, s, s) of M for rows i and columns j. Squares are in squared units.
     """
     rounding, left = pairs.curvature.rounding * square, square - kept
     K, s, N = pairs.curvature.K, pairs.features.size, pairs.curvature.N
     if left > EXACT * rounding:
         return left, True
-    if K * K / 2 * s * s * (N + s) > _FORMED:
+    size, limits = math.sqrt(square) * pairs.unit, torch.finfo(pairs.part.dtype)
+    in_range = K * s * limits.tiny / limits.eps**2 < size < limits.max * limits.eps
+    if K * K / 2 * s * s * (N + s) > _FORMED or not in_range:
         return max(left, 0.0), left > FLOOR * rounding
     total, most = 0.0, max(1, _PIECE // (8 * s * s))
     for _, some in grid_pairs(K, K, True, most, pairs.part.device):
         for ij in some.split(most):
             i, j = ij.unbind(1)
-            rest = blocks(pairs.part, ij).double().div_(pairs.features.power**2).sub_(approximation(i, j))
+            rest = blocks(pairs.part, ij).double().div_(pairs.unit).sub_(approximation(i, j))
             total += (rest.square_().sum((1, 2)) * (1.0 + (i != j))).sum().item()
     return total, True
 

@@ -6,6 +6,7 @@ kept apart, so that what an approximation leaves out is a sum of its own and no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -17,11 +18,13 @@ from hessext._memory import require
 
 from .feature_gram import FeatureGram, FeatureTile
 from .gram import SamplePairs
+from .norms import norm
 from .part import Part
 from .sample_curvature import CurvatureTile, sample_curvature
 
 _BYTES = 1 << 30  # of all matrices [a, b] of a tile, of which there are about _MATRICES
 _MATRICES = 16
+_LEAST = 1e-140  # and its reciprocal: squares of squared norms are numbers
 
 
 class PairSum:
@@ -123,6 +126,15 @@ class Pairs:
         return self.gauss_newton.traces != 0 if counted is None else counted
 
     @property
-    def scale(self) -> float:
-        """What sums over pairs are to be multiplied by, as features are divided by a power of two."""
-        return self.features.power**4
+    def unit(self) -> float:
+        """What ||H|| is in, as features are divided by a power of two."""
+        return self.features.power * self.features.power
+
+    def checked(self, square: float) -> float:
+        """||H||^2 in squared units. Raises ValueError where it or a power of it is beyond float64."""
+        size = norm(self.part) if square == 0 else math.inf if square == math.inf else math.sqrt(square) * self.unit
+        if size and not _LEAST < square < 1 / _LEAST:
+            raise ValueError(
+                f"{self.part.row.name}: expected a part whose norm has a fourth power in float64; got {size:.1e}"
+            )
+        return square

@@ -344,3 +344,44 @@ def test_sampling_error_is_that_of_draws():
             found = torch.tensor([draw[name].population for draw in draws], dtype=torch.float64)
             bound = 4 * (found.std().item() / 200**0.5 + limit[name].sampling_error)
             assert abs(found.mean().item() - limit[name].population) < bound, name
+
+
+# --- extremes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1e-18, 1e15])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_sizes_of_numbers(size, loss, dtype):
+    """Features far from 1 change the norm alone, whose square float32 does not hold."""
+    g = torch.Generator().manual_seed(9)
+    x, W = (torch.randn(n, 4, generator=g, dtype=torch.float64).to(dtype) for n in (9, 3))
+    expected = hessext.linear(W, x, loss=loss)["output"].approximations()
+    power = 2.0 ** round(math.log2(size))
+    table = hessext.linear(W / power, x * power, loss=loss)["output"].approximations()
+    assert table.norm == pytest.approx(expected.norm * power**2, rel=1e-6)
+    for row, other in zip(table, expected, strict=True):
+        # so near 0, blocks have lost the digits of what is nearly exact
+        least = 1e-7 if size < 1 and dtype == torch.float32 else 1e-12
+        assert row[1:4] == pytest.approx(other[1:4], rel=1e-6, abs=least), row.name
+
+
+def test_beyond_float64():
+    g = torch.Generator().manual_seed(9)
+    x, W = (torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (9, 3))
+    V, y = torch.randn(2, 3, generator=g, dtype=torch.float64), torch.zeros(9, 2, dtype=torch.float64)
+    for size in (1e-75, 1e75):
+        B = hessext.one_hidden(W, size * V, x, y, loss="mse")["hidden"]
+        for method in (B.approximations, B.nearest_kronecker):
+            with pytest.raises(ValueError, match="hidden: expected a part whose norm has a fourth power in float64"):
+                method()
+
+
+def test_one_sample_and_one_number():
+    g = torch.Generator().manual_seed(10)
+    x, W = (torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (1, 3))
+    row = hessext.linear(W, x)["output"].approximations()["K-FAC"]
+    assert row.relative_error < 1e-15 and math.isnan(row.population)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for row in hessext.linear(one, one, loss="mse")["output"].approximations():
+        assert row.relative_error <= 1e-15 and row.captured == pytest.approx(1, abs=1e-15), row
