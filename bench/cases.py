@@ -14,7 +14,8 @@ from torch import Tensor
 KINK_MARGIN = 1e-4  # pre-activations keep this far from ReLU's kink: float32 and float64 agree on who is active
 
 Part = str  # "all", "cross", or a layer
-Quantity = Literal["dense", "blocks", "diagonal blocks", "norms", "ratio", "product"]
+Quantity = Literal["dense", "blocks", "diagonal blocks", "norms", "ratio", "approximations", "product"]
+APPROXIMATIONS = ("block-diagonal", "diagonal", "Adam-mini", "K-FAC", "one-sided")  # whose relative errors are compared
 
 
 class Sizes(NamedTuple):
@@ -93,6 +94,7 @@ class Case:
             "diagonal blocks": (self.grid[0], *block),
             "norms": self.grid,
             "ratio": (2,),
+            "approximations": (len(APPROXIMATIONS),),
             "product": (rows,),
         }[self.quantity]
 
@@ -115,14 +117,20 @@ def _all() -> Iterator[Case]:
     full, small = Sizes(4096, 512, 1000), Sizes(512, 64, 100)
     yield Case("product-linear", "products", "linear model: H @ v", full, small, "output", "product")
 
+    many = (  # classes
+        (Sizes(2048, 1024, 32000), Sizes(256, 64, 2000)),
+        (Sizes(1024, 512, 128256), Sizes(256, 64, 8000)),
+    )
     linear = {
         "linear": ("linear model: whole Hessian", "dense", Sizes(4096, 64, 64), Sizes(512, 16, 16)),
         "list": ("linear model: 64 blocks of a list", "blocks", Sizes(4096, 256, 1000), Sizes(512, 64, 100)),
         "diagonal": ("linear model: all diagonal blocks", "diagonal blocks", Sizes(2048, 256, 256), Sizes(512, 64, 32)),
         "norms": ("linear model: norms of all blocks", "norms", Sizes(1000, 64, 200), Sizes(200, 32, 40)),
         "ratio-1k": ("linear model: ratio()", "ratio", Sizes(1000, 500, 1000), Sizes(200, 50, 100)),
-        "ratio-32k": ("linear model: ratio()", "ratio", Sizes(2048, 1024, 32000), Sizes(256, 64, 2000)),
-        "ratio-128k": ("linear model: ratio()", "ratio", Sizes(1024, 512, 128256), Sizes(256, 64, 8000)),
+        "ratio-32k": ("linear model: ratio()", "ratio", *many[0]),
+        "ratio-128k": ("linear model: ratio()", "ratio", *many[1]),
+        "approximations-32k": ("linear model: approximations()", "approximations", *many[0]),
+        "approximations-128k": ("linear model: approximations()", "approximations", *many[1]),
         "narrow": ("linear model: whole Hessian, few features", "dense", Sizes(2000, 4, 512), Sizes(500, 4, 128)),
     }
     for name, (title, quantity, full, small) in linear.items():
@@ -245,7 +253,8 @@ def necessary_flops(problem: Problem) -> float:
 
     Both symmetries (across blocks and inside a block) and, for ReLU, only the samples where the units of a pair are
     active, counted on this very problem. Forward pass, weights and mirrored writes are left out. Norms: blocks or the
-    Gram form, whichever is less. Ratios: logits, and half of each square of samples. Products: the passes.
+    Gram form, whichever is less. Ratios and approximations: logits, and half of each
+    square of samples. Products: the passes.
     """
     case = problem.case
     if case.deep:
@@ -253,7 +262,7 @@ def necessary_flops(problem: Problem) -> float:
     N, d, C, m = case.sizes
     if case.quantity == "product":
         return N * (6 * m * d + 14 * C * m) if m else 6 * N * C * d
-    if case.quantity == "ratio":
+    if case.quantity in ("ratio", "approximations"):
         return 2 * N * d * C + N * N * d + 3 * N * N * C
     if case.quantity in ("blocks", "diagonal blocks"):  # each of one layer, and symmetric
         return float((case.pairs or C) * d * (d + 1) * N)

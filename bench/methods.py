@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .careful import careful
-from .cases import Case, Problem
+from .cases import APPROXIMATIONS, Case, Problem
 from .method import Method
 from .peers import PEERS
 from .plain import plain
@@ -58,6 +58,9 @@ def hessext_result(problem: Problem, out: Tensor | None = None) -> Tensor:
             return h.norms()
         case "ratio":
             return torch.tensor(h.ratio()[:2], dtype=torch.float64)
+        case "approximations":
+            table = h.approximations()
+            return torch.tensor([table[name].relative_error for name in APPROXIMATIONS], dtype=torch.float64)
         case "product":
             return h @ problem.vector
 

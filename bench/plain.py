@@ -40,7 +40,13 @@ def plain(problem: Problem) -> Tensor:
     if case.deep:
         return plain_deep(problem)
     if case.quantity != "dense":
-        other = {"blocks": plain_blocks, "diagonal blocks": plain_blocks, "norms": plain_norms, "ratio": plain_ratio}
+        other = {
+            "blocks": plain_blocks,
+            "diagonal blocks": plain_blocks,
+            "norms": plain_norms,
+            "ratio": plain_ratio,
+            "approximations": plain_approximations,
+        }
         return other[case.quantity](problem)
     h = problem.x.new_empty(case.result_shape)
     if problem.hidden_weight is None:
@@ -173,11 +179,31 @@ def plain_norms(problem: Problem) -> Tensor:
     return norms
 
 
-def plain_ratio(problem: Problem, tile: int = 4096) -> Tensor:
-    """Mean ||H_ii||_F^2 and mean ||H_ij||_F^2 of (5): three products of samples, a tile of classes at a time.
+def plain_ratio(problem: Problem) -> Tensor:
+    """Mean ||H_ii||_F^2 and mean ||H_ij||_F^2 of (5): sums over pairs of samples."""
+    diagonal, off, weight, c = *_pairs(problem), len(problem.output_weight)
+    on = (weight * diagonal).sum(dtype=torch.float64)
+    off = (weight * off).sum(dtype=torch.float64)
+    return torch.stack((on / c, off / (c * (c - 1))))
 
-    Sums over n, n' of (x_n . x_n')^2 / N^2 times (S S^T) and times (P P^T)^2 - Q Q^T, Q = P^2, S = P - Q.
-    """
+
+def plain_approximations(problem: Problem) -> Tensor:
+    """Relative errors of block-diagonal, diagonal, Adam-mini, K-FAC and one-sided approximations of (5)."""
+    on, off, W = (t.double() for t in _pairs(problem))
+    x = problem.x.double()
+    squares, length = x.square(), x.square().sum(1)
+    V, U, n, s = squares @ squares.T / len(x) ** 2, on + off, len(x), x.shape[1]
+    whole, one = (U * W).sum(), torch.ones_like(length)
+    lost = [(off * W).sum(), whole - (on * V).sum(), whole - (on * torch.outer(length, length)).sum() / s / n**2]
+    g, w = U @ one, W @ one / n
+    lost.append(whole - 2 * g @ w + U.sum() * W.sum() / n**2)
+    g, square = U @ length / s, length @ U @ length / s
+    lost.append(whole - 2 * g @ length / n**2 + square / n**2)
+    return (torch.stack(lost) / whole).sqrt()
+
+
+def _pairs(problem: Problem, tile: int = 4096) -> tuple[Tensor, Tensor, Tensor]:
+    """S S^T, (P P^T)^2 - Q Q^T and (x_n . x_n')^2 / N^2, Q = P^2, S = P - Q, a tile of classes at a time."""
     v, x = problem.output_weight, problem.x
     n, c = len(x), len(v)
     p = (x @ v.T).softmax(1)
@@ -189,7 +215,4 @@ def plain_ratio(problem: Problem, tile: int = 4096) -> Tensor:
         products.addmm_(some, some.T)
         squares.addmm_(q, q.T)
         diagonal.addmm_(s, s.T)
-    weight = (x @ x.T).div_(n).square_()
-    on = (weight * diagonal).sum(dtype=torch.float64)
-    off = (weight * (products.square_() - squares)).sum(dtype=torch.float64)
-    return torch.stack((on / c, off / (c * (c - 1))))
+    return diagonal, products.square_() - squares, (x @ x.T).div_(n).square_()
