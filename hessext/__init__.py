@@ -18,7 +18,7 @@ from ._layer import head, layer
 from .matrix.block_matrix import BlockMatrix
 from .matrix.hessian import Hessian
 from .matrix.kronecker import NearestKronecker
-from .matrix.results import Approximation, Approximations, BlockRatio, CurvatureParts, RowNorms
+from .matrix.results import Approximation, Approximations, BlockRatio, CurvatureParts, PreconditionedSpectrum, RowNorms
 from .sweeps.sweep import sweep
 
 __version__ = _core.__version__
@@ -38,6 +38,7 @@ __all__ = [
     "CurvatureParts",
     "Hessian",
     "NearestKronecker",
+    "PreconditionedSpectrum",
     "RowNorms",
     "autograd",
     "datasets",

@@ -33,13 +33,13 @@ def solve(part: Part, v: Tensor, damping: float) -> Tensor:
     return result.view(v.shape)
 
 
-def eigh(part: Part) -> torch.return_types.linalg_eigh:
+def eigh(part: Part, dtype: torch.dtype | None = None) -> torch.return_types.linalg_eigh:
     """Eigenvalues (K, s) in ascending order and eigenvectors (K, s, s), in columns, of all diagonal blocks."""
-    (K, _), (s, _), like = part.grid, part.block_shape, part.like
+    (K, _), (s, _), like = part.grid, part.block_shape, part.like.new_empty(0, dtype=dtype)
     require(K * s * (s + 1) * like.element_size(), f"eigenvectors of {K} blocks", part.device)
     values, vectors = like.new_empty(K, s), like.new_empty(K, s, s)
     for rows, of_rows in _pieces(part):
-        values[rows], vectors[rows] = torch.linalg.eigh(of_rows)
+        values[rows], vectors[rows] = torch.linalg.eigh(of_rows.to(like.dtype))
     return torch.return_types.linalg_eigh((values, vectors))
 
 

@@ -14,8 +14,10 @@ from hessext._tensors import own_precision
 from . import approximations, assemble, block_diagonal, inner, kronecker, norms, sample_curvature, scipy_operator
 from .kronecker import NearestKronecker
 from .part import Part
+from .preconditioner import preconditioner
 from .product import part_product
-from .results import Approximations, BlockRatio, CurvatureParts, RowNorms
+from .results import Approximations, BlockRatio, CurvatureParts, PreconditionedSpectrum, RowNorms
+from .spectrum import extreme_eigenvalues
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -217,6 +219,40 @@ class BlockMatrix:
         """
         self._within("nearest_kronecker")
         return kronecker.nearest_kronecker(self._part, _checks.count("terms", terms))
+
+    @own_precision
+    def preconditioned_spectrum(
+        self,
+        approximation: str | tuple[Tensor, Tensor] | Tensor,
+        damping: float | None = None,
+        *,
+        relative_damping: float = 1e-3,
+        damped: bool = False,
+        largest: int = 2048,
+        tol: float = 1e-7,
+        maxiter: int = 100,
+    ) -> PreconditionedSpectrum:
+        """Extreme eigenvalues and condition number of P^{-1/2} H P^{-1/2}, P = M + damping I, H this layer's matrix.
+
+        Lanczos iterations on products; each eigenvalue comes with its residual.
+
+        Args:
+            approximation: M by its name in `approximations`, of the Gauss-Newton term whichever term this is; or as
+                `inner` takes it, but for a BlockMatrix; or "none": P = I. A step applies P^{-1}, Shampoo's too.
+            damping: a number; by default relative_damping times the mean diagonal entry of M, for "none" of the term.
+            relative_damping: see damping.
+            damped: take H + damping I for H, whose condition number is finite where H is singular, as a softmax's is.
+            largest: side of the largest matrices whose eigenvectors are formed.
+            tol: residual to reach, in at most `maxiter` restarts; then the best there is comes back.
+            maxiter: see tol.
+
+        Raises ValueError for a part between layers, too large an M or a P that is not definite; TypeError, MemoryError.
+        """
+        self._within("preconditioned_spectrum")
+        P = preconditioner(self._part, approximation, damping, relative_damping, _checks.count("largest", largest, 0))
+        return extreme_eigenvalues(
+            self._part, P, damped, _checks.real("tol", tol, 0), _checks.count("maxiter", maxiter)
+        )
 
     def curvature(self, samples: Tensor | Sequence[int] | slice | None = None) -> Tensor | CurvatureParts:
         """Q_n (n, K, K) with H = sum_n Q_n (x) phi_n phi_n^T, of all samples or of those with these numbers.

@@ -47,6 +47,33 @@ class CurvatureParts(NamedTuple):
     rest: Tensor | None  # 1 - p[top] (n,), with all its digits
 
 
+class PreconditionedSpectrum(NamedTuple):
+    """Extreme eigenvalues of P^{-1/2} H P^{-1/2}, and how well their eigenvectors v are known.
+
+    An eigenvalue lies within each residual, times the larger of |largest| and |smallest|, of the number found.
+    """
+
+    largest: float
+    smallest: float  # with its sign: below 0 for an indefinite H
+    condition: float  # largest / smallest; inf where smallest is not told from 0, nan where it is below 0 or H = 0
+    residual_of_largest: float  # ||P^{-1/2} H P^{-1/2} v - largest v|| over the larger of |largest| and |smallest|
+    residual_of_smallest: float
+    damping: float  # of P = M + damping I
+
+    @classmethod
+    def of(
+        cls, largest: float, smallest: float, errors: tuple[float, float], damping: float, rounding: float
+    ) -> PreconditionedSpectrum:
+        """Return them from residuals that are not relative, and the relative error that rounding may make."""
+        size = max(abs(largest), abs(smallest))
+        of_largest, of_smallest = (error / size if size else 0.0 for error in errors)
+        known = max(of_smallest, rounding) * size
+        condition = math.inf if abs(smallest) <= known else largest / smallest
+        if smallest < -known or not size:
+            condition = math.nan
+        return cls(largest, smallest, condition, of_largest, of_smallest, damping)
+
+
 class Approximation(NamedTuple):
     """How far an approximation M of H is from it, in Frobenius norm; nan with a note that says why it is not known."""
 

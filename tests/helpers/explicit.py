@@ -14,7 +14,8 @@ def assembled(Q: Tensor, phi: Tensor) -> Tensor:
 
 def root(t: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(t)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    values = torch.where(values > 1e-14 * values.abs().max(), values, 0.0)  # roots of roundings are not small
+    return (vectors * values.sqrt()) @ vectors.T
 
 
 def kept_where(H: Tensor, mask: Tensor) -> Tensor:
