@@ -1,4 +1,4 @@
-"""The command line: `hessext info`, `hessext check`, `hessext ratios`, `hessext figure`."""
+"""The command line: `hessext info`, `check`, `approximations`, `ratios` and `figure`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from hessext import __version__, _core
 
-from . import _check, _figure, _ratios
+from . import _approximations, _check, _figure, _ratios
 from ._options import FAILURES
 
 
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="versions, instruction sets, threads, CUDA, extras")
     info.set_defaults(run=_info)
 
-    for command in (_check, _ratios, _figure):
+    for command in (_check, _approximations, _ratios, _figure):
         command.add(commands)
     return parser
 

@@ -9,7 +9,7 @@ import torch
 
 from hessext import Hessian, autograd, linear, one_hidden
 
-from ._options import DTYPES, device, size
+from ._options import DTYPES, TERMS, device, of_term, size
 
 ROW = "{:<11} {:<13} {:<11} {:<8} {:<16} {:>8} {:>8} {:>9}  {}"
 
@@ -33,7 +33,7 @@ def _random(model: str, loss: str, activation: str, dtype: torch.dtype, args: ar
         W, V = normal(m, d, std=d**-0.5), normal(C, m, std=m**-0.5)
         biases = {"hidden_bias": bias(m), "output_bias": bias(C)}
         H = one_hidden(W, V, x, y, **biases, activation=activation, loss=loss)
-    return {"full": lambda: H, "gauss_newton": H.gauss_newton, "residual": H.residual}[args.term]()
+    return of_term(H, args.term)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -70,8 +70,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     check.add_argument("--loss", **several, choices=losses, default=losses[:2], help=" or ".join(losses))
     check.add_argument("--activation", **several, default=["relu", "gelu"], help="names as in hessext.one_hidden")
     check.add_argument("--dtype", **several, choices=list(DTYPES), default=list(DTYPES), help=" or ".join(DTYPES))
-    terms = ["full", "gauss_newton", "residual"]
-    check.add_argument("--term", choices=terms, default="full", help="of the Hessian")
+    check.add_argument("--term", choices=TERMS, default="full", help="of the Hessian")
     check.add_argument("--bias", action=argparse.BooleanOptionalAction, default=True, help="models with biases")
     for name, value, what in (
         ("samples", 64, "N"),

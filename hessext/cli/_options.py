@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 import torch
 
+from hessext import Hessian
+
 FAILURES = (ValueError, TypeError, ImportError, MemoryError, OSError)  # said in a line, without a traceback
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+TERMS = ("full", "gauss_newton", "residual")
 
 
 def list_of(kind: Callable[[str], float]) -> Callable[[str], object]:
@@ -20,6 +23,11 @@ def list_of(kind: Callable[[str], float]) -> Callable[[str], object]:
 
     parse.__name__ = "number or list"  # in argparse's message
     return parse
+
+
+def of_term(H: Hessian, term: str) -> Hessian:
+    """The full Hessian as it is, or one of its terms."""
+    return H if term == "full" else getattr(H, term)()
 
 
 def size(text: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -157,7 +156,7 @@ class Run:
             base = f"{stem}-{name}" if name else stem
             contents |= {f"{base}.png": _picture(picture, "png"), f"{base}.pdf": _picture(picture, "pdf")}
         if drawing.rows:
-            contents[f"{stem}.csv"] = _csv(drawing.rows)
+            contents[f"{stem}.csv"] = _files.csv_of(drawing.rows)
         if drawing.arrays:
             contents[f"{stem}.npz"] = _npz(drawing.arrays)
         contents[f"{stem}.md"] = _caption(self, drawing, list(contents)).encode()
@@ -180,14 +179,6 @@ def _npz(arrays: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in arrays.items()})
     return buffer.getvalue()
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
 
 
 def _caption(run: Run, drawing: Drawing, files: Sequence[str]) -> str:

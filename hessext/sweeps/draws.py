@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hessext._api import linear, one_hidden
 from hessext._memory import require
+from hessext.matrix.hessian import Hessian
 
 # Of each point set behind a draw's expectation (theory.given_weights). Its error has mean 0 and is part of the paired
 # differences, so that it widens error bars but moves nothing.
@@ -100,8 +101,8 @@ class Row(NamedTuple):
         return Task(self.case, self.seed, self.dtype, Point(*self[3:7]), self.draw)
 
 
-def compute(task: Task) -> list[Row]:
-    """One row per layer at x ~ N(0, I), labels uniform, linear weights N(0, 1/d), hidden N(0, 1/d), output N(0, 1/m).
+def draw(task: Task, activation: str = "relu") -> tuple[Hessian, tuple[Tensor, ...]]:
+    """A Hessian and its weights at x ~ N(0, I), labels uniform, weights N(0, 1/fan-in): linear, hidden (m, d), output.
 
     Numbers are drawn in float32 for either dtype, and do not depend on the case: 1 and 2, and 3 and 4, share them.
     Raises MemoryError where they do not fit.
@@ -114,15 +115,22 @@ def compute(task: Task) -> list[Row]:
     def normal(rows: int, cols: int, variance: float = 1.0) -> Tensor:
         return torch.randn(rows, cols, generator=g, device="cpu").mul_(variance**0.5).to(dtype)
 
-    if case.network:
-        W, V = normal(m, d, 1 / d), normal(C, m, 1 / m)
-        H = one_hidden(W, V, normal(N, d), torch.randint(C, (N,), generator=g, device="cpu"), loss=case.loss)
-    else:
-        H = linear(normal(C, d, 1 / d), normal(N, d), loss=case.loss)  # no label enters this Hessian
+    if not case.network:
+        W = normal(C, d, 1 / d)
+        return linear(W, normal(N, d), loss=case.loss), (W,)  # no label enters this Hessian
+    W, V, x = normal(m, d, 1 / d), normal(C, m, 1 / m), normal(N, d)
+    y = torch.randint(C, (N,), generator=g, device="cpu")
+    return one_hidden(W, V, x, y, activation=activation, loss=case.loss), (W, V)
+
+
+def compute(task: Task) -> list[Row]:
+    """One row per layer of a draw."""
+    case, (_, N, d, _) = CASES[task.case], task.point
+    H, weights = draw(task)
     if case.paired:
         from hessext.theory import given_weights  # scipy takes a second to load
 
-        expected = given_weights(W, V, N, loss=case.loss, points=EXPECTATION_POINTS, seed=_stream(task))._asdict()
+        expected = given_weights(*weights, N, loss=case.loss, points=EXPECTATION_POINTS, seed=_stream(task))._asdict()
     rows = []
     for layer in case.layers:
         scale = 1 / d if layer == "hidden" or not case.network else 1.0

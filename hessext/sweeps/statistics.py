@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+
+from hessext.matrix.results import Approximation
 
 
 def moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -33,3 +36,11 @@ def slope(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float
     rest = y - np.average(y, weights=weight) - fitted * centred
     scatter = (weight * rest**2).sum() / (len(x) - 2) if len(x) > 2 else 1.0
     return float(fitted), float(math.sqrt(max(1.0, scatter) / curvature))
+
+
+def captured(rows: Sequence[Approximation]) -> tuple[float, float]:
+    """Mean share captured in several draws and its standard error; of one draw, over draws of its samples."""
+    if len(rows) == 1:
+        return rows[0].captured, rows[0].sampling_error
+    shares = np.array([row.captured for row in rows])
+    return float(shares.mean()), float(standard_error(shares[None] - shares.mean())[0])

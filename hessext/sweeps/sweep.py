@@ -79,7 +79,7 @@ def sweep(
     if case not in CASES:
         raise ValueError(f"case: expected one of {', '.join(map(str, CASES))}; got {case!r}")
     _checks.dtype(dtype)
-    swept, points = _points(CASES[case].network, classes, samples, features, hidden, gamma)
+    swept, points = points_of(CASES[case].network, classes, samples, features, hidden, gamma)
     draws, seed = count("draws", draws, 2), count("seed", seed, None)
     workers = None if workers is None else count("workers", workers, 1)
     name = str(dtype).removeprefix("torch.")
@@ -99,8 +99,8 @@ def sweep(
 # ---------------------------------------------------------------------------------------------------- arguments
 
 
-def _points(network: bool, classes, samples, features, hidden, gamma) -> tuple[str, list[Point]]:
-    """Name of the swept size, and all points in its order."""
+def points_of(network: bool, classes, samples, features, hidden, gamma) -> tuple[str, list[Point]]:
+    """Name of the swept size, and all points in its order; one of the sizes may be a sequence. Raises ValueError."""
     sizes = {"classes": classes, "samples": samples, "features": features, "hidden": hidden, "gamma": gamma}
     many = {name: list(size) for name, size in sizes.items() if _several(size)}
     if len(many) > 1:
