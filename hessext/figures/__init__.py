@@ -8,11 +8,33 @@ from typing import Any
 
 from hessext import _files, plot
 
-from . import _classes, _clustered, _collobert, _fanout, _forces, _initialization, _ratios, _snapshots, _spectra
+from . import (
+    _approximations,
+    _classes,
+    _clustered,
+    _collobert,
+    _fanout,
+    _forces,
+    _initialization,
+    _ratios,
+    _snapshots,
+    _spectra,
+)
 from ._frame import Drawing, Figure, Run
 from ._parameters import completed
 
-_MODULES = (_classes, _clustered, _collobert, _fanout, _forces, _initialization, _ratios, _snapshots, _spectra)
+_MODULES = (
+    _approximations,
+    _classes,
+    _clustered,
+    _collobert,
+    _fanout,
+    _forces,
+    _initialization,
+    _ratios,
+    _snapshots,
+    _spectra,
+)
 _ALL = {figure.name: figure for module in _MODULES for figure in module.FIGURES}
 NAMES = tuple(sorted(_ALL, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))
 FIGURES = {name: _ALL[name] for name in NAMES}

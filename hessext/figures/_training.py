@@ -34,7 +34,7 @@ Weights = tuple[Tensor, Tensor]
 
 
 class Task(NamedTuple):
-    """What a training on Gaussian data depends on, and nothing else."""
+    """What a training on Gaussian data, or on digits, depends on, and nothing else."""
 
     loss: str
     classes: int
@@ -45,15 +45,18 @@ class Task(NamedTuple):
     learning_rate: float
     seed: int
     dtype: str
+    source: str = "gaussian"  # or "digits": so many of them
 
     @classmethod
-    def of(cls, run: Run, loss: str, **fixed: int) -> Task:
+    def of(cls, run: Run, loss: str, **fixed: int | str) -> Task:
         """The task that a figure's parameters describe, with what is fixed and no parameter of it."""
         p = {**vars(run.parameters), "loss": loss, **fixed}
-        return cls(*(p[name] for name in cls._fields))
+        return cls(*(p[name] for name in cls._fields if name in p))
 
     def data(self) -> tuple[Tensor, Tensor]:
         """x (N, d) and labels y (N,); for a single output targets (N, 1): 0 and 1, under MSE -1 and 1."""
+        if self.source == "digits":
+            return datasets.digits(samples=self.samples, **self._options())
         x, y = datasets.gaussian(self.samples, self.features, max(2, self.classes), **self._options())
         if self.classes > 1:
             return x, y

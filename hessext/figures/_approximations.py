@@ -1,0 +1,201 @@
+"""The figure `approximations`: what structured approximations capture of each layer, at initialization and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessext import Hessian
+from hessext.sweeps import draws
+from hessext.sweeps.statistics import captured
+
+from ._frame import COLORS, LOSSES, Drawing, Figure, Run
+from ._training import QUICK, READING, Task, trained
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    from matplotlib.axes import Axes
+
+_CASES = {"cross_entropy": 4, "mse": 3}  # of hessext.sweep
+_LAYERS = ("hidden", "output")
+_SETTINGS = {"initialization": "at initialization", "gaussian": "Gaussian data", "digits": "digits"}
+_DIGITS = {"samples": 1797, "features": 64, "classes": 10}
+_MOMENTS = 10  # of a training
+_KINDS = {  # color, marker, line; those with factors are dashed and hollow
+    "block-diagonal": (COLORS[0], "o", "-"),
+    "input-column blocks": (COLORS[1], "s", "-"),
+    "diagonal": (COLORS[2], "^", "-"),
+    "Adam-mini": (COLORS[3], "D", "-"),
+    "K-FAC": (COLORS[0], "v", "--"),
+    "E-KFAC": (COLORS[1], "P", "--"),
+    "Shampoo": (COLORS[2], "X", "--"),
+    "Shampoo, squared factors": (COLORS[3], "<", "--"),
+    "one-sided": ("#000000", ">", "--"),
+    "nearest Kronecker": ("#E69F00", "h", "--"),
+}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _shares(hessians: Iterable[Hessian]) -> dict[str, Any]:
+    """Share captured and its standard error (approximations, 2) of each layer, over the draws if there are several."""
+    tables = [[H[layer].approximations() for layer in _LAYERS] for H in hessians]
+    return {
+        layer: [captured([table[name] for table in several]) for name in _KINDS]
+        for layer, several in zip(_LAYERS, zip(*tables, strict=True), strict=True)
+    }
+
+
+def _initial(run: Run, loss: str, classes: int) -> dict[str, Any]:
+    p = run.parameters
+    point = draws.Point(classes, p.samples, p.features, p.hidden)
+    tasks = (draws.Task(_CASES[loss], p.seed, p.dtype, point, number) for number in range(p.draws))
+    return _shares(draws.draw(task)[0] for task in tasks)
+
+
+def _task(run: Run, setting: str, loss: str) -> Task:
+    if setting == "gaussian":
+        return Task.of(run, loss, classes=run.parameters.classes[-1])
+    sizes = _DIGITS | {"samples": min(run.parameters.samples, _DIGITS["samples"])}
+    return Task.of(run, loss, source="digits", **sizes)
+
+
+def _steps(steps: Iterable[int]) -> list[int]:
+    """Of the steps whose weights are kept about one of six, the first and the last among them."""
+    kept = np.array(sorted(steps))
+    return kept[np.unique(np.linspace(0, len(kept) - 1, _MOMENTS).round().astype(int))].tolist()
+
+
+def _rows(run: Run) -> Iterator[dict[str, Any]]:
+    """One for each approximation of each layer, with each loss: at initialization by C, and along both trainings."""
+    p, fixed = run.parameters, {"steps": None, "learning_rate": None}
+    points = [(loss, classes) for loss in _CASES for classes in p.classes]
+    for loss, C in run.timed(points, "initialization", sample=len(p.classes)):
+        about = {"setting": "initialization", "loss": loss, "classes": C, "step": 0}
+        found = run.cached(f"initial-{loss}", lambda o=loss, C=C: _initial(run, o, C), classes=C, **fixed)
+        yield from _of_layers(about, found)
+    networks = [trained(run, _task(run, setting, loss)) for setting in ("gaussian", "digits") for loss in _CASES]
+    moments = [(network, step) for network in networks for step in _steps(network.weights)]
+    for network, step in run.timed(moments, "along training", sample=_MOMENTS):
+        task = network.task
+        about = {"setting": task.source, "loss": task.loss, "classes": task.classes, "step": step}
+        found = run.cached(
+            f"{task.source}-{task.loss}-step{step}",
+            lambda network=network, step=step: _shares([network.hessian(step)]),
+            **task._asdict() | {"draws": None},
+        )
+        yield from _of_layers(about | {"training_loss": float(network.losses[step])}, found)
+
+
+def _of_layers(about: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    for layer in _LAYERS:
+        for name, (share, error) in zip(_KINDS, found[layer].tolist(), strict=True):
+            yield {**about, "layer": layer, "approximation": name, "captured": share, "captured_error": error}
+
+
+# --------------------------------------------------------------------------------------------------------- pictures
+
+
+def _picture(run: Run, loss: str, rows: Rows) -> matplotlib.figure.Figure:
+    """A row of panels for each layer; columns: over C at initialization, along training on both data sets."""
+    import matplotlib.figure
+
+    p = run.parameters
+    picture = matplotlib.figure.Figure(figsize=(9.5, 7.2), layout="constrained")
+    axes = picture.subplots(len(_LAYERS), len(_SETTINGS), sharex="col", sharey=True)
+    for layer, line in zip(_LAYERS, axes, strict=True):
+        for setting, ax in zip(_SETTINGS, line, strict=True):
+            part = [row for row in rows if (row["loss"], row["layer"], row["setting"]) == (loss, layer, setting)]
+            _panel(ax, part, "classes" if setting == "initialization" else "step")
+        line[0].set_ylabel(f"{layer} layer\nshare of $\\|H\\|_F^2$ captured")
+    digits = min(p.samples, _DIGITS["samples"])
+    titles = (
+        f"Gaussian data, at initialization\n$N = {p.samples}$, $d = {p.features}$, $m = {p.hidden}$",
+        f"Gaussian data, $C = {p.classes[-1]}$, trained\n$N = {p.samples}$, $d = {p.features}$, $m = {p.hidden}$",
+        f"digits, $C = 10$, trained\n$N = {digits}$, $d = 64$, $m = {p.hidden}$",
+    )
+    for ax, below, title in zip(*axes, titles, strict=True):
+        ax.set_title(title, fontsize="medium")
+        below.set_xlabel("$C$" if below is axes[-1, 0] else "step of training")
+    picture.suptitle(f"{LOSSES[loss]}: what approximations of a layer's Hessian capture")
+    picture.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    return picture
+
+
+def _panel(ax: Axes, rows: Rows, over: str) -> None:
+    for name, (color, marker, line) in _KINDS.items():
+        part = [row for row in rows if row["approximation"] == name]
+        x, y, error = ([row[key] for row in part] for key in (over, "captured", "captured_error"))
+        style = {"markersize": 4.5, "markerfacecolor": color if line == "-" else "white", "linewidth": 1.2}
+        ax.errorbar(x, y, error, fmt=marker + line, color=color, elinewidth=0.8, capsize=1.5, label=name, **style)
+    if over == "classes":
+        sizes = sorted({row["classes"] for row in rows})
+        ax.set_xscale("log")
+        ax.set_xticks(sizes, map(str, sizes))
+        ax.minorticks_off()
+    else:
+        steps = sorted({row["step"] for row in rows})
+        ax.set_xscale("symlog", linthresh=steps[1])  # of at least one step
+        ax.set_xlim(-0.3 * steps[1], 1.5 * steps[-1])
+    ax.set_ylim(0, 1.03)
+    ax.grid(alpha=0.3)
+
+
+# ------------------------------------------------------------------------------------------------------------- seen
+
+
+def _most(rows: Rows) -> str:
+    """The largest share and whose it is, to three digits."""
+    best = max(np.nan_to_num(row["captured"]) for row in rows)
+    names = [row["approximation"] for row in rows if row["captured"] > best - 5e-4]
+    return f"{', '.join(names)} {'captures' if len(names) == 1 else 'capture'} most ({best:.3f})"
+
+
+def _seen(rows: Rows) -> Iterator[str]:
+    """For each panel: what captures most at both ends, and how every share changes, the largest last one first."""
+    for loss in _CASES:
+        for layer in _LAYERS:
+            for setting, words in _SETTINGS.items():
+                part = [row for row in rows if (row["loss"], row["layer"], row["setting"]) == (loss, layer, setting)]
+                over = "classes" if setting == "initialization" else "step"
+                ends = [[row for row in part if row[over] == end(row[over] for row in part)] for end in (min, max)]
+                said = [f"C = {end[0]['classes']}" if over == "classes" else f"step {end[0]['step']}" for end in ends]
+                shares = sorted(zip(*ends, strict=True), key=lambda pair: -round(np.nan_to_num(pair[1]["captured"]), 3))
+                every = ", ".join(f"{a['approximation']} {a['captured']:.3f} to {b['captured']:.3f}" for a, b in shares)
+                yield (
+                    f"{LOSSES[loss]}, {layer} layer, {words}: {_most(ends[0])} at {said[0]}, {_most(ends[1])} at "
+                    f"{said[1]}. {every}."
+                )
+
+
+def _draw(run: Run) -> Drawing:
+    rows = list(_rows(run))
+    pictures = {"" if loss == "cross_entropy" else loss: _picture(run, loss, rows) for loss in _CASES}
+    notes = []
+    for (setting, loss), part in groupby(rows, key=lambda row: (row["setting"], row["loss"])):
+        if setting != "initialization":
+            first, *_, last = part
+            losses = f"{first['training_loss']:.3g} to {last['training_loss']:.3g}"
+            notes.append(f"{LOSSES[loss]}, {_SETTINGS[setting]}: the loss falls from {losses}.")
+    return Drawing(pictures, list(_seen(rows)), rows, notes=notes)
+
+
+FIGURES = [
+    Figure(
+        name="approximations",
+        title="What structured approximations capture of each layer's Hessian, at initialization and along training",
+        paper="H_ww and H_vv are block-diagonal from initialization to the end, the more so the more classes (Finding "
+        "1). It does not say what other structures capture.",
+        draw=_draw,
+        defaults={"hidden": 8, **QUICK, "classes": [2, 5, 10, 20, 50, 100], "draws": 3},
+        quick={"classes": [2, 10, 30], "samples": 300, "features": 30, "steps": 500},
+        reading=READING + " Captured is cos^2, the share of ||H||_F^2 with the best scalar; the structures and their "
+        "factors are those of BlockMatrix.approximations. They are made of different numbers of entries. The training "
+        "on Gaussian data has the largest C, and by default N / C and d / C of Section 3.1; its sizes are a fifth of "
+        "the paper's. Digits are scikit-learn's, N of them. Bars: at initialization standard errors over draws of "
+        "weights and data, along training the sampling error at these weights.",
+    )
+]

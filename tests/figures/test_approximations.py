@@ -1,0 +1,111 @@
+"""The figure `approximations`: its shares beside those of the same Hessians, its sentences, continuing."""
+
+import numpy as np
+import pytest
+import torch
+
+from hessext import datasets, figures, one_hidden
+from hessext.figures import FIGURES, Run
+from hessext.figures import _approximations as approximations
+from hessext.figures._training import trained
+from hessext.sweeps import draws
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+SMALL = {"classes": [2, 6], "samples": 40, "features": 5, "hidden": 3, "draws": 2, "steps": 40, "learning_rate": 0.02}
+
+
+def run(path, **options):
+    figure = FIGURES["approximations"]
+    parameters = figures._parameters.completed(SMALL | options, figure.parameters(), figure.name)
+    return Run(figure, parameters, path, False, False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("approximations")
+
+
+@pytest.fixture(scope="module")
+def drawing(folder):
+    return FIGURES["approximations"].draw(run(folder))
+
+
+def part(drawing, **wanted):
+    return [row for row in drawing.rows if wanted.items() <= row.items()]
+
+
+def test_initialization_is_that_of_the_sweeps(drawing):
+    for loss, case in (("mse", 3), ("cross_entropy", 4)):
+        for C in (2, 6):
+            tasks = [draws.Task(case, 0, "float32", draws.Point(C, 40, 5, 3), number) for number in range(2)]
+            hessians = [draws.draw(task)[0] for task in tasks]
+            for layer in ("hidden", "output"):
+                tables = [H[layer].approximations() for H in hessians]
+                rows = part(drawing, setting="initialization", loss=loss, classes=C, layer=layer)
+                assert tuple(row["approximation"] for row in rows) == tables[0].names
+                for row in rows:
+                    a, b = (table[row["approximation"]].captured for table in tables)
+                    assert row["captured"] == pytest.approx((a + b) / 2, rel=1e-12)
+                    assert row["captured_error"] == pytest.approx(abs(a - b) / 2, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("setting", ["gaussian", "digits"])
+def test_training_is_that_of_its_data(setting, loss, drawing, folder):
+    network = trained(run(folder), approximations._task(run(folder), setting, loss))
+    C, d = (6, 5) if setting == "gaussian" else (10, 64)
+    x, y = datasets.gaussian(40, d, C) if setting == "gaussian" else datasets.digits(samples=40)
+    assert torch.equal(network.x, x) and torch.equal(network.y, y)
+    assert [len(t) for t in network.weights[0]] == [3, C] and network.weights[0][0].shape[1] == d
+    rows = part(drawing, setting=setting, loss=loss)
+    steps = sorted({row["step"] for row in rows})
+    assert (steps[0], steps[-1]) == (0, 40) and len(steps) == 10
+    losses = {row["step"]: row["training_loss"] for row in rows}
+    assert losses[40] < losses[0]
+    for step in (0, 40):
+        H = one_hidden(*network.weights[step], x, y, loss=loss)
+        for layer in H.layers:
+            table = H[layer].approximations()
+            for row in part(drawing, setting=setting, loss=loss, step=step, layer=layer):
+                expected = table[row["approximation"]]
+                assert (row["captured"], row["captured_error"]) == (expected.captured, expected.sampling_error)
+
+
+def test_what_is_seen(drawing):
+    assert len(drawing.seen) == 2 * 2 * 3 and set(drawing.pictures) == {"", "mse"}
+    assert len(drawing.rows) == 10 * 2 * 2 * (2 + 2 * 10)
+    names = "block-diagonal, K-FAC, E-KFAC, Shampoo, squared factors, nearest Kronecker capture most (1.000)"
+    (text,) = (text for text in drawing.seen if text.startswith("MSE, output layer, at initialization: "))
+    assert f"{names} at C = 2, {names} at C = 6. " in text  # 2 I (x) A, (9)
+    (text,) = (text for text in drawing.seen if text.startswith("cross-entropy, hidden layer, digits: "))
+    rows = part(drawing, setting="digits", loss="cross_entropy", layer="hidden")
+    for name in ("K-FAC", "Adam-mini"):
+        first, *_, last = (row["captured"] for row in rows if row["approximation"] == name)
+        assert f", {name} {first:.3f} to {last:.3f}" in text
+    best = max((row for row in rows if row["step"] == 40), key=lambda row: row["captured"])
+    assert f"{best['approximation']} captures most ({best['captured']:.3f}) at step 40" in text
+    assert len(drawing.notes) == 4 and "cross-entropy, digits: the loss falls from " in "\n".join(drawing.notes)
+
+
+def test_pictures_show_every_share(drawing):
+    for name, loss in (("", "cross_entropy"), ("mse", "mse")):
+        axes = drawing.pictures[name].axes
+        assert len(axes) == 6 and len({ax.get_ylim() for ax in axes}) == 1
+        shown = np.concatenate([bars.lines[0].get_ydata() for ax in axes for bars in ax.containers])
+        expected = [row["captured"] for row in drawing.rows if row["loss"] == loss]
+        np.testing.assert_array_equal(np.sort(shown), np.sort(expected))
+    assert len({kind[:2] for kind in approximations._KINDS.values()}) == 10
+    assert len({marker for _, marker, _ in approximations._KINDS.values()}) == 10
+
+
+def test_what_is_there_is_not_computed_again(drawing, folder, monkeypatch):
+    calls = []
+    shares = approximations._shares
+    monkeypatch.setattr(approximations, "_shares", lambda *args: calls.append(args) or shares(*args))
+    again = FIGURES["approximations"].draw(run(folder))
+    assert again.rows == drawing.rows and not calls
+    more = FIGURES["approximations"].draw(run(folder, classes=[2, 4, 6]))  # one more size, at initialization alone
+    assert len(calls) == 2 and len(more.rows) == len(drawing.rows) + 10 * 2 * 2
+    assert [row for row in more.rows if row["classes"] != 4] == list(drawing.rows)
