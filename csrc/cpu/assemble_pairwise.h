@@ -24,6 +24,8 @@ class PairwiseAssembly : PairBatches<T> {
             return this->pair_count() * jobs() < 6 * threads || threads * tall * wide * i64(sizeof(T)) > batch_bytes;
         };
         while (wide > slab && too_large()) tall /= 2, wide /= 2;
+        tall = even(std::max<i64>(1, mainloop.left.size), tall, k.rows);
+        wide = even(std::max<i64>(1, mainloop.right.size), wide, k.cols);
     }
 
     void run() {

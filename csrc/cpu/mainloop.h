@@ -92,6 +92,7 @@ class Mainloop {
             pack(true, a, s, k0, depth, r0, tile.rows, work.left);
             for (i64 c = 0; c < tile.cols; c += slab) {
                 const i64 cols = std::min(slab, tile.cols - c);
+                if (tile.begin(0) >= c + cols) continue;  // wholly below the diagonal
                 pack(false, b, s, k0, depth, c0 + c, cols, work.right);
                 k.multiply(depth, work.left, rows / k.rows, work.right, depth * k.cols, round_up(cols, k.cols) / k.cols,
                            work.values + c, tile_ld, triangle ? tile.offset - c : below_all);

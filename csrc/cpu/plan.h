@@ -81,13 +81,16 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
-    // Forming the products costs about one panel more; the list of feature pairs and one panel of weights must be
-    // small.
-    if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= 1 << 18 &&
-        n * double(k.cols * sizeof(T)) <= batch_bytes)
-        consider(Method::together, Outer::blocks,
-                 n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * std::ceil(block_pairs / k.cols) * k.cols +
-                     n * block_pairs * 6 * double(k.lanes));
+    // Products of features are formed once for the block pairs of a batch, at 3 cycles each. The list of feature pairs
+    // and one panel of weights must be small.
+    const double panel_bytes = n * double(k.cols * sizeof(T)), panels = std::ceil(block_pairs / double(k.cols));
+    if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= 1 << 18 && panel_bytes <= batch_bytes) {
+        const double batches = std::ceil(panels / std::floor(batch_bytes / panel_bytes));
+        consider(
+            Method::together, Outer::blocks,
+            n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * (panels * k.cols + batches * 3 * double(k.lanes)) +
+                n * block_pairs * 6 * double(k.lanes));
+    }
     if (!r.pairs && r.dense.out && q.kind == Kind::output && q.probs) {
         const double features = density(r.left.data, r.left.ld, r.samples, r.left.cols);
         consider(Method::pairwise, Outer::features,
