@@ -21,6 +21,7 @@ _SQUARES = 192 << 20  # bytes of the N x N tensors in hand
 _SQUARES_ON_GPU = 320 << 20  # there N = 4096 samples at once cost less than logits formed three times
 _ENTRIES = 256 << 20  # bytes of entries of Q_n in hand
 _TILE = 32 << 20  # bytes of a copy of some columns
+_STRIP = 256  # samples whose products with all earlier ones are taken at once
 _EXPONENTS = {torch.float32: 120, torch.float64: 1000}  # largest exponent of a power of two
 # A sum of squares this small beside what it would be without cancellation is taken from blocks instead.
 _CANCELLED = {torch.float32: 1e-9, torch.float64: 1e-6}
@@ -178,11 +179,25 @@ class PairSquares:
 
 
 def _forms(u: Tensor, v: Tensor, weight: Callable[[slice, slice], Tensor], sample_pairs: SamplePairs) -> Tensor:
-    """u^T W v for each row of u and v (P, N)."""
+    """u^T W v for each row of u and v (P, N); where they are the same, from half of W, which is symmetric."""
     total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
-    for a, b, same, _ in sample_pairs:
-        W = weight(a, b)
-        total += torch.sum((u[:, a] @ W).mul_(v[:, b]), 1, dtype=torch.float64)
-        if not same:
-            total += torch.sum((v[:, a] @ W).mul_(u[:, b]), 1, dtype=torch.float64)
+    for a, b, same, times in sample_pairs:
+        W, left, right = weight(a, b), u[:, a], v[:, b]
+        if u is not v:
+            total += _dots(left @ W, right)
+            if not same:
+                total += _dots(v[:, a] @ W, u[:, b])
+        elif not same:
+            total += times * _dots(left @ W, right)
+        else:
+            for n in range(0, len(W), _STRIP):
+                strip = slice(n, n + _STRIP)
+                product = left[:, strip] @ W[strip, strip]
+                product.addmm_(left[:, :n], W[:n, strip], alpha=2)
+                total += _dots(product, left[:, strip])
     return total
+
+
+def _dots(u: Tensor, v: Tensor) -> Tensor:
+    """u . v (P,) for each row of u, which is overwritten, and of v (P, N)."""
+    return torch.sum(u.mul_(v), 1, dtype=torch.float64)
