@@ -132,6 +132,10 @@ class _Forms:
     def diagonal(self) -> Eigensystem:
         """Entry by entry."""
         found = self.part.data.sum(lambda samples, _: assemble.diagonal(self.part.of(samples)))
+        if not found.isfinite().all():
+            raise ValueError(
+                f"expected a diagonal within the range of {found.dtype}; H.to(torch.float64) has a larger one"
+            )
         return Eigensystem(found.double().view(self.K, self.s))
 
     def means(self) -> Eigensystem:
@@ -140,6 +144,7 @@ class _Forms:
 
     def row_blocks(self) -> Eigensystem:
         """Block-diagonal."""
+        self.diagonal()  # finite, and so are then the blocks
         values, vectors = block_diagonal.eigh(self.part, torch.float64)
         return Eigensystem(self._without_noise(values), None, vectors)
 

@@ -38,11 +38,15 @@ def extreme_eigenvalues(
         size = u.abs().max().clamp(min=torch.finfo(u.dtype).tiny)  # which the data's dtype may not hold
         w = (u / size).to(part.dtype).reshape(-1)
         moved = size * part.data.sum(lambda samples, _: part_product(part.of(samples), w)).double().view(u.shape)
+        if not moved.isfinite().all():
+            raise ValueError(
+                f"expected products within the range of {part.dtype}; H.to(torch.float64) has a larger one"
+            )
         return P.transpose_times(moved + P.damping * u if damped else moved).reshape(-1)
 
     start = torch.randn(part.shape[0], generator=generator("lanczos", 0), dtype=torch.float64).to(part.device)
     vectors = _dense(apply, start) if len(start) <= _DENSE else _lanczos(apply, start, tol, maxiter)
-    (high, high_error), (low, low_error) = (_rayleigh(apply, v) for v in vectors)
+    (low, low_error), (high, high_error) = sorted(_rayleigh(apply, v) for v in vectors)
     return PreconditionedSpectrum.of(high, low, (high_error, low_error), P.damping, _NOISE * eps)
 
 

@@ -247,6 +247,18 @@ def test_restarts_that_do_not_suffice(iterated):
     assert rough.largest == pytest.approx(good.largest, rel=1e-4)
 
 
+@pytest.mark.parametrize("dense", [0, 512])
+def test_beyond_the_range(dense, monkeypatch):
+    monkeypatch.setattr(spectrum, "_DENSE", dense)
+    g = torch.Generator().manual_seed(5)
+    x, W, y = (torch.randn(*n, generator=g) for n in ((30, 8), (9, 8), (30, 9)))
+    H = hessext.linear(W, 1e20 * x, y, loss="mse")
+    for name in ("none", *NAMES):
+        with pytest.raises(ValueError, match=r"within the range of torch\.float32; "):
+            H["output"].preconditioned_spectrum(name)
+        assert H.to(torch.float64)["output"].preconditioned_spectrum(name).smallest > 0
+
+
 # --- refused ------------------------------------------------------------------------------------------------------
 
 
