@@ -168,6 +168,15 @@ def test_nothing():
         assert found[:2] == (0, 0) and math.isnan(found.condition) and found[3:5] == (0, 0)
 
 
+def test_condition_of_what_is_not_told_from_zero():
+    of = hessext.PreconditionedSpectrum.of
+    assert of(2.0, 1e-3, (0, 0), 0.1, 1e-14).condition == 2000
+    assert of(2.0, 1e-15, (0, 0), 0.1, 1e-14).condition == math.inf
+    assert of(2.0, -1e-15, (0, 0), 0.1, 1e-14).condition == math.inf
+    assert of(2.0, 1e-3, (0, 2e-3), 0.1, 1e-14).condition == math.inf
+    assert math.isnan(of(2.0, -1e-3, (0, 0), 0.1, 1e-14).condition)
+
+
 def test_places_and_batches():
     model, batches = Transformer(), [(x, x.roll(-1, 1)) for x in (tokens(2, 5), tokens(1, 4, seed=1))]
     name = "blocks.1.mlp.up"
