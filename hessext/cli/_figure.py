@@ -15,14 +15,16 @@ from hessext.figures._parameters import PARAMETERS, completed, text_of
 
 from ._options import FAILURES, list_of
 
+_WIDTH = max(map(len, NAMES))
+
 
 def _listing() -> str:
     """Every figure with its parameters, and what --quick makes of them."""
     lines = []
     for name, figure in FIGURES.items():
-        lines.append(f"{name:<8} {figure.title}\n{'':8} {_options(figure.parameters())}")
+        lines.append(f"{name:<{_WIDTH}} {figure.title}\n{'':{_WIDTH}} {_options(figure.parameters())}")
         if figure.quick:
-            lines.append(f"{'':8} --quick: {_options(figure.quick)}")
+            lines.append(f"{'':{_WIDTH}} --quick: {_options(figure.quick)}")
     return "\n".join(lines)
 
 
@@ -81,13 +83,13 @@ def _figure(args: argparse.Namespace) -> int:
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command's parser."""
-    titles = "\n".join(f"  {name:<8} {figure.title}" for name, figure in FIGURES.items())
+    titles = "\n".join(f"  {name:<{_WIDTH}} {figure.title}" for name, figure in FIGURES.items())
     figure = commands.add_parser(
         "figure",
         help="draw a figure of the paper: picture, numbers, caption",
         description="Draws a figure of the paper: a picture (PNG, PDF), the numbers behind it (CSV, npz) and a caption "
         "that states the setup and what is seen. What was computed before a kill is not computed again.\n\n"
-        f"figures:\n{titles}\n  all      every one of them",
+        f"figures:\n{titles}\n  {'all':<{_WIDTH}} every one of them",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     figure.add_argument("name", nargs="?", metavar="NAME", choices=[*NAMES, "all"], help="see above")

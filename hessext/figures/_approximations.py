@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hessext import Hessian
+from hessext import Approximation, Hessian
 from hessext.sweeps import draws
 from hessext.sweeps.statistics import captured
 
@@ -37,16 +38,25 @@ _KINDS = {  # color, marker, line; those with factors are dashed and hollow
     "nearest Kronecker": ("#E69F00", "h", "--"),
 }
 
+_SAMPLED = ("block-diagonal", "diagonal", "K-FAC")  # whose share without pairs n = n' is told
+
 Rows = Sequence[Mapping[str, Any]]
 
 
 def _shares(hessians: Iterable[Hessian]) -> dict[str, Any]:
-    """Share captured and its standard error (approximations, 2) of each layer, over the draws if there are several."""
+    """(approximations, 3) of each layer: share captured, standard error, share by pairs of different samples alone.
+
+    Means over the draws, if there are several, and their error.
+    """
     tables = [[H[layer].approximations() for layer in _LAYERS] for H in hessians]
     return {
-        layer: [captured([table[name] for table in several]) for name in _KINDS]
+        layer: [_numbers([table[name] for table in several]) for name in _KINDS]
         for layer, several in zip(_LAYERS, zip(*tables, strict=True), strict=True)
     }
+
+
+def _numbers(rows: Sequence[Approximation]) -> tuple[float, float, float]:
+    return *captured(rows), float(np.mean([row.population for row in rows]))
 
 
 def _initial(run: Run, loss: str, classes: int) -> dict[str, Any]:
@@ -92,8 +102,9 @@ def _rows(run: Run) -> Iterator[dict[str, Any]]:
 
 def _of_layers(about: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     for layer in _LAYERS:
-        for name, (share, error) in zip(_KINDS, found[layer].tolist(), strict=True):
-            yield {**about, "layer": layer, "approximation": name, "captured": share, "captured_error": error}
+        for name, (share, error, population) in zip(_KINDS, found[layer].tolist(), strict=True):
+            row = {**about, "layer": layer, "approximation": name, "captured": share, "captured_error": error}
+            yield row | {"population": None if math.isnan(population) else population}
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
@@ -139,6 +150,8 @@ def _panel(ax: Axes, rows: Rows, over: str) -> None:
     else:
         steps = sorted({row["step"] for row in rows})
         ax.set_xscale("symlog", linthresh=steps[1])  # of at least one step
+        decades = (10**k for k in range(1, len(str(steps[-1]))))
+        ax.set_xticks([0, *(step for step in decades if step > steps[1])])
         ax.set_xlim(-0.3 * steps[1], 1.5 * steps[-1])
     ax.set_ylim(0, 1.03)
     ax.grid(alpha=0.3)
@@ -167,8 +180,14 @@ def _seen(rows: Rows) -> Iterator[str]:
                 every = ", ".join(f"{a['approximation']} {a['captured']:.3f} to {b['captured']:.3f}" for a, b in shares)
                 yield (
                     f"{LOSSES[loss]}, {layer} layer, {words}: {_most(ends[0])} at {said[0]}, {_most(ends[1])} at "
-                    f"{said[1]}. {every}."
+                    f"{said[1]}. {every}. From pairs of different samples alone: {'; '.join(_population(shares))}."
                 )
+
+
+def _population(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
+    for first, last in pairs:
+        if first["approximation"] in _SAMPLED and None not in (first["population"], last["population"]):
+            yield f"{first['approximation']} {first['population']:.3f} to {last['population']:.3f}"
 
 
 def _draw(run: Run) -> Drawing:
@@ -187,15 +206,16 @@ FIGURES = [
     Figure(
         name="approximations",
         title="What structured approximations capture of each layer's Hessian, at initialization and along training",
-        paper="H_ww and H_vv are block-diagonal from initialization to the end, the more so the more classes (Finding "
-        "1). It does not say what other structures capture.",
+        paper="H_ww and H_vv are block-diagonal from initialization to the end (Finding 1), and the more so the more "
+        "classes there are (Theorems 1 and 2). It does not say what other structures capture.",
         draw=_draw,
         defaults={"hidden": 8, **QUICK, "classes": [2, 5, 10, 20, 50, 100], "draws": 3},
         quick={"classes": [2, 10, 30], "samples": 300, "features": 30, "steps": 500},
         reading=READING + " Captured is cos^2, the share of ||H||_F^2 with the best scalar; the structures and their "
-        "factors are those of BlockMatrix.approximations. They are made of different numbers of entries. The training "
-        "on Gaussian data has the largest C, and by default N / C and d / C of Section 3.1; its sizes are a fifth of "
-        "the paper's. Digits are scikit-learn's, N of them. Bars: at initialization standard errors over draws of "
-        "weights and data, along training the sampling error at these weights.",
+        "factors are those of BlockMatrix.approximations. They are made of different numbers of entries. Pairs "
+        "of different samples alone give what more samples would tend to. The training on Gaussian data has the "
+        "largest C, and by default N / C and d / C of Section 3.1; its sizes are a fifth of the paper's. "
+        "Digits are scikit-learn's, N of them. Bars: at initialization standard errors over draws of weights and data, "
+        "along training the sampling error at these weights.",
     )
 ]

@@ -71,6 +71,8 @@ def test_training_is_that_of_its_data(setting, loss, drawing, folder):
             for row in part(drawing, setting=setting, loss=loss, step=step, layer=layer):
                 expected = table[row["approximation"]]
                 assert (row["captured"], row["captured_error"]) == (expected.captured, expected.sampling_error)
+                population = float("nan") if row["population"] is None else row["population"]
+                assert population == pytest.approx(expected.population, rel=1e-12, nan_ok=True)
 
 
 def test_what_is_seen(drawing):
@@ -84,6 +86,8 @@ def test_what_is_seen(drawing):
     for name in ("K-FAC", "Adam-mini"):
         first, *_, last = (row["captured"] for row in rows if row["approximation"] == name)
         assert f", {name} {first:.3f} to {last:.3f}" in text
+    (first,) = (row["population"] for row in rows if (row["step"], row["approximation"]) == (0, "K-FAC"))
+    assert "From pairs of different samples alone: " in text and f"K-FAC {first:.3f} to " in text.partition("alone")[2]
     best = max((row for row in rows if row["step"] == 40), key=lambda row: row["captured"])
     assert f"{best['approximation']} captures most ({best['captured']:.3f}) at step 40" in text
     assert len(drawing.notes) == 4 and "cross-entropy, digits: the loss falls from " in "\n".join(drawing.notes)

@@ -258,7 +258,7 @@ def test_command(tmp_path, capsys):
     assert re.search(r"NAME: expected all or one of 1, .*; got none$", capsys.readouterr().err.strip())
     assert main(["figure", "--list"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"{figure.name:<8} {figure.title}" in listed for figure in FIGURES.values())
+    assert all(f"{figure.name:<14} {figure.title}" in listed for figure in FIGURES.values())
     with pytest.raises(SystemExit):
         main(["figure", "none"])
 
