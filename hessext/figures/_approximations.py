@@ -146,13 +146,13 @@ def _panel(ax: Axes, rows: Rows, over: str) -> None:
         sizes = sorted({row["classes"] for row in rows})
         ax.set_xscale("log")
         ax.set_xticks(sizes, map(str, sizes))
-        ax.minorticks_off()
     else:
         steps = sorted({row["step"] for row in rows})
         ax.set_xscale("symlog", linthresh=steps[1])  # of at least one step
         decades = (10**k for k in range(1, len(str(steps[-1]))))
         ax.set_xticks([0, *(step for step in decades if step > steps[1])])
         ax.set_xlim(-0.3 * steps[1], 1.5 * steps[-1])
+    ax.minorticks_off()
     ax.set_ylim(0, 1.03)
     ax.grid(alpha=0.3)
 
@@ -212,10 +212,10 @@ FIGURES = [
         defaults={"hidden": 8, **QUICK, "classes": [2, 5, 10, 20, 50, 100], "draws": 3},
         quick={"classes": [2, 10, 30], "samples": 300, "features": 30, "steps": 500},
         reading=READING + " Captured is cos^2, the share of ||H||_F^2 with the best scalar; the structures and their "
-        "factors are those of BlockMatrix.approximations. They are made of different numbers of entries. Pairs "
-        "of different samples alone give what more samples would tend to. The training on Gaussian data has the "
-        "largest C, and by default N / C and d / C of Section 3.1; its sizes are a fifth of the paper's. "
-        "Digits are scikit-learn's, N of them. Bars: at initialization standard errors over draws of weights and data, "
-        "along training the sampling error at these weights.",
+        "factors are those of BlockMatrix.approximations. They are made of different numbers of entries. Pairs of "
+        "different samples alone give what more samples would tend to, at weights that do not depend on them (not so "
+        "after training). The training on Gaussian data has the largest C, and by default N / C and d / C of Section "
+        "3.1; its sizes are a fifth of the paper's. Digits are scikit-learn's, N of them. Bars: at initialization "
+        "standard errors over draws of weights and data, along training the sampling error at these weights.",
     )
 ]
