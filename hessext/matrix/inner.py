@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,11 @@ from .assemble import blocks, diagonal, diagonal_pairs
 from .curvature import grid_pairs
 from .feature_gram import FeatureGram
 from .part import Part
-from .sample_curvature import inner_products, sample_curvature
+from .sample_curvature import ENTRIES, Entries, Scaled, Softmax, sample_curvature
+from .softmax_gram import OtherClasses, sums_of_classes
 
 _PIECE = 64 << 20  # bytes of blocks formed at once
+_TOGETHER = 2048  # samples of a tile between two parts
 
 
 def with_factors(part: Part, G: Tensor, A: Tensor) -> float:
@@ -53,5 +57,35 @@ def _by_samples(part: Part, other: Part) -> float:
     """sum <Q_n, Q'_n'> (phi_n . phi'_n')^2 over samples n of one and n' of the other."""
     left, right = (FeatureGram(p.features(p.row), p.row.bias) for p in (part, other))
     phi, psi = left.dense(), right.dense()
-    total = sum(torch.sum(U.mul_((phi[a] @ psi[b].T).square_())).item() for a, b, U in inner_products(part, other))
+    total = sum(torch.sum(U.mul_((phi[a] @ psi[b].T).square_())).item() for a, b, U in _curvature_products(part, other))
     return total * (left.power * right.power) ** 2
+
+
+def _curvature_products(part: Part, other: Part) -> Iterator[tuple[slice, slice, Tensor]]:
+    """<Q_n, Q'_n'> of samples a of one part and b of another, float64 [a, b]."""
+    left, right = sample_curvature(part), sample_curvature(other)
+    most = max(left.N, right.N)
+    blocks = [[slice(n, min(n + _TOGETHER, side.N)) for n in range(0, side.N, _TOGETHER)] for side in (left, right)]
+    softmax = isinstance(left, Softmax) and isinstance(right, Softmax)
+    if softmax:
+        P, R = (OtherClasses(side.part.samples, most) for side in (left, right))
+    for a in blocks[0]:
+        for b in blocks[1]:
+            if softmax:
+                on, off = left.zeros(2, a.stop - a.start, b.stop - b.start).unbind()
+                sums_of_classes(P, R, a, b, False, None, on, off)
+                yield a, b, on.add_(off).mul_(left.scale[a, None]).mul_(right.scale[b])
+            elif isinstance(left, Scaled):
+                yield a, b, torch.outer(left.scale[a], right.traces[b])
+            elif isinstance(right, Scaled):
+                yield a, b, torch.outer(left.traces[a], right.scale[b])
+            else:
+                yield a, b, _of_entries(part, other, a, b, max(1, ENTRIES // (8 * most)))
+
+
+def _of_entries(part: Part, other: Part, a: slice, b: slice, most: int) -> Tensor:
+    left, right = Entries(part, most), Entries(other, most)
+    result = left.zeros(a.stop - a.start, b.stop - b.start)
+    for (i, j, p), (_, _, q) in zip(left.pieces(), right.pieces(), strict=True):
+        result.addmm_((p[:, a] * (1.0 + (i != j))[:, None]).T, q[:, b])
+    return result

@@ -24,10 +24,9 @@ from .part import Part
 from .results import CurvatureParts
 from .softmax_gram import OtherClasses, memory_of_classes, sums_of_classes
 
-_ENTRIES = 128 << 20  # bytes of entries in float64 in hand
+ENTRIES = 128 << 20  # bytes of entries in float64 in hand
 _SLAB = 256 << 20  # bytes of entries formed at once where each row of them is a pass through a network
 _KEPT = 512 << 20  # bytes of such entries that are kept
-_TOGETHER = 2048  # samples of a tile between two parts
 _TENSOR = 1 << 30  # bytes of Q_n as matrices, where it has a closed form
 
 
@@ -84,15 +83,15 @@ class SampleCurvature(ABC):
 def sample_curvature(part: Part) -> SampleCurvature:
     """Q_n of a part within a layer, in the form of its kind."""
     if part.replicated or (part.of_output and part.term == "residual"):
-        return _Scaled(part)
-    return _Softmax(part) if part.of_output else Entries(part)
+        return Scaled(part)
+    return Softmax(part) if part.of_output else Entries(part)
 
 
 def _mirrored(upper: Tensor) -> Tensor:
     return upper.triu_().add_(upper.triu(1).T)
 
 
-class _Scaled(SampleCurvature):
+class Scaled(SampleCurvature):
     """c_n I, or 0."""
 
     rounding = torch.finfo(torch.float64).eps
@@ -104,26 +103,31 @@ class _Scaled(SampleCurvature):
         self.traces = self.K * self.scale
 
     def tiles(self, pairs: SamplePairs) -> Iterator[CurvatureTile]:
+        """As above."""
         for a, b, _, _ in pairs:
             on = self.K * torch.outer(self.scale[a], self.scale[b])
             yield CurvatureTile(a, b, on, torch.zeros_like(on))
 
     def sum(self, weights: Tensor) -> Tensor:
+        """As above."""
         result = self.zeros(len(weights), self.K, self.K)
         result.diagonal(dim1=1, dim2=2).copy_((weights @ self.scale)[:, None])
         return result
 
     def against(self, G: Tensor) -> Tensor:
+        """As above."""
         return torch.outer(G.diagonal(dim1=1, dim2=2).sum(1), self.scale)
 
     def in_basis(self, U: Tensor) -> Tensor:
+        """As above."""
         return torch.outer(self.scale, U.square().sum(0))
 
     def across(self, groups: Tensor, a: slice, b: slice) -> Tensor:
+        """As above."""
         return self.zeros(len(self.scale[a]), len(self.scale[b]))
 
 
-class _Softmax(SampleCurvature):
+class Softmax(SampleCurvature):
     """c_n (diag p_n - p_n p_n^T). With t the most probable class, d = p - e_t is as small as 1 - p_t."""
 
     def __init__(self, part: Part) -> None:
@@ -138,13 +142,15 @@ class _Softmax(SampleCurvature):
 
     @cached_property
     def traces(self) -> Tensor:
+        """As above."""
         P, squares = self._others, torch.zeros_like(self.scale)
         for _, tile in P.tiles(slice(None)):
-            for some in tile.split(max(1, _ENTRIES // (8 * self.N))):
+            for some in tile.split(max(1, ENTRIES // (8 * self.N))):
                 squares += some.double().square_().sum(0)
         return self.scale * (P.rest * (1 + P.p) - squares * P.power.square())  # sum p (1 - p)
 
     def tiles(self, pairs: SamplePairs) -> Iterator[CurvatureTile]:
+        """As above."""
         P, squares = self._others, torch.empty_like(self.scale)
         for a, b, same, _ in pairs:
             on, off = self.zeros(2, len(self.scale[a]), len(self.scale[b])).unbind()
@@ -166,6 +172,7 @@ class _Softmax(SampleCurvature):
         return d, o.top
 
     def sum(self, weights: Tensor) -> Tensor:
+        """As above."""
         d, top = self._centred()
         number = torch.arange(self.N, device=d.device)
         p = d.clone()
@@ -180,11 +187,13 @@ class _Softmax(SampleCurvature):
         return result
 
     def against(self, G: Tensor) -> Tensor:
+        """As above."""
         d, top = self._centred()
         along = G.diagonal(dim1=1, dim2=2)[:, None] - 2 * G[:, top] - d @ G
         return torch.einsum("nc,bnc->bn", d, along) * self.scale
 
     def in_basis(self, U: Tensor) -> Tensor:
+        """As above."""
         d, top = self._centred()
         along = d @ U
         return (d @ U.square() - 2 * U[top] * along - along.square_()).mul_(self.scale[:, None])
@@ -195,7 +204,7 @@ class _Softmax(SampleCurvature):
         for g in groups.unique().tolist():
             rows = (groups == g).nonzero()[:, 0]
             r = torch.zeros_like(result)
-            for some in rows.split(max(1, _ENTRIES // (16 * self.N))):
+            for some in rows.split(max(1, ENTRIES // (16 * self.N))):
                 p = self._others.probabilities(some)
                 r.addmm_(p[:, a].T, p[:, b])
             result.addcmul_(before, r, value=2)
@@ -210,7 +219,7 @@ class Entries(SampleCurvature):
 
     def __init__(self, part: Part, most: int = 0) -> None:
         super().__init__(part)
-        self._most = most or max(1, _ENTRIES // (8 * self.N))  # pairs whose entries are in hand
+        self._most = most or max(1, ENTRIES // (8 * self.N))  # pairs whose entries are in hand
         # Entries without a closed form are a pass through the rest of the network.
         size = self.K * (self.K + 1) // 2 * self.N * part.dtype.itemsize
         self._keeps = not part.in_closed_form and size <= _KEPT
@@ -290,36 +299,6 @@ class Entries(SampleCurvature):
             if len(some):
                 _ops.gram_sums_(some[:, a], some[:, b], None, a == b, None, [result], [], sums)
         return (_mirrored(result) if a == b else result).mul_(2)
-
-
-def inner_products(part: Part, other: Part) -> Iterator[tuple[slice, slice, Tensor]]:
-    """<Q_n, Q'_n'> of samples a of one part and b of another, float64 [a, b]."""
-    left, right = sample_curvature(part), sample_curvature(other)
-    most = max(left.N, right.N)
-    blocks = [[slice(n, min(n + _TOGETHER, side.N)) for n in range(0, side.N, _TOGETHER)] for side in (left, right)]
-    softmax = isinstance(left, _Softmax) and isinstance(right, _Softmax)
-    if softmax:
-        P, R = (OtherClasses(side.part.samples, most) for side in (left, right))
-    for a in blocks[0]:
-        for b in blocks[1]:
-            if softmax:
-                on, off = left.zeros(2, a.stop - a.start, b.stop - b.start).unbind()
-                sums_of_classes(P, R, a, b, False, None, on, off)
-                yield a, b, on.add_(off).mul_(left.scale[a, None]).mul_(right.scale[b])
-            elif isinstance(left, _Scaled):
-                yield a, b, torch.outer(left.scale[a], right.traces[b])
-            elif isinstance(right, _Scaled):
-                yield a, b, torch.outer(left.traces[a], right.scale[b])
-            else:
-                yield a, b, _of_entries(part, other, a, b, max(1, _ENTRIES // (8 * most)))
-
-
-def _of_entries(part: Part, other: Part, a: slice, b: slice, most: int) -> Tensor:
-    left, right = Entries(part, most), Entries(other, most)
-    result = left.zeros(a.stop - a.start, b.stop - b.start)
-    for (i, j, p), (_, _, q) in zip(left.pieces(), right.pieces(), strict=True):
-        result.addmm_((p[:, a] * (1.0 + (i != j))[:, None]).T, q[:, b])
-    return result
 
 
 def curvature(part: Part, samples: Tensor) -> Tensor | CurvatureParts:

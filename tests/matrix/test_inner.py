@@ -12,7 +12,7 @@ from helpers.deep import Deep, make_deep
 from helpers.networks import Transformer, tokens
 
 import hessext
-from hessext.matrix import sample_curvature, softmax_gram
+from hessext.matrix import inner, sample_curvature, softmax_gram
 
 ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-10}
 SUMS = {torch.float32: 3e-4, torch.float64: 3e-8}  # errors of sums of products are differences of squares
@@ -109,7 +109,7 @@ def test_inner_products_of_unlike_parts(monkeypatch):
             for C in parts:
                 expected = torch.sum(B.dense() * C.dense()).item()
                 assert B.inner(C) == pytest.approx(expected, rel=1e-10, abs=1e-10 * B.norm() * C.norm())
-        monkeypatch.setattr(sample_curvature, "_TOGETHER", 7)
+        monkeypatch.setattr(inner, "_TOGETHER", 7)
         monkeypatch.setattr(softmax_gram, "_KEPT", 0)
         monkeypatch.setattr(softmax_gram, "_TILE", 2 * 20 * 8)
 
