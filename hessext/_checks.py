@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -192,6 +192,46 @@ def factors(name: str, value: object, grid: tuple[int, int], block_shape: tuple[
         raise TypeError(f"{name}: expected a pair (G, A) of matrices; got {type(value).__name__}")
     sides = zip(("G", "A"), value, (grid, block_shape), strict=True)
     return tuple(matrix(f"{name}: {side}", t, rows=size[0], cols=size[1], like=like) for side, t, size in sides)
+
+
+def named_factors(
+    value: object, taken: Sequence[str], grid: tuple[int, int], block_shape: tuple[int, int], like: Tensor
+) -> dict[str, tuple]:
+    """Return pairs (G, A) of symmetric matrices by names that are not taken."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"factors: expected a dict of names and pairs (G, A); got {type(value).__name__}")
+    found = {}
+    for name, pair in value.items():
+        if not isinstance(name, str) or name in taken:
+            raise ValueError(f"factors: expected a name other than the table's own; got {name!r}")
+        found[name] = factors(f"factors[{name!r}]", pair, grid, block_shape, like)
+        for side, t in zip("GA", found[name], strict=True):
+            if not torch.allclose(t, t.T, rtol=1e-4, atol=0):
+                raise ValueError(f"factors[{name!r}]: {side}: expected a symmetric matrix")
+    return found
+
+
+def numbers_of(name: str, value: object, size: int, device: torch.device) -> Tensor:
+    """Return int64 numbers (n,), n > 0, 0 <= number < size, of a slice, a list or a tensor of them; None: all."""
+    every = torch.arange(size, device=device)
+    if value is None or isinstance(value, slice):
+        found = every if value is None else every[value]
+    else:
+        try:
+            found = torch.as_tensor(value, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}: expected integers, a list or a tensor of them, or a slice; {error}") from None
+        if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
+            raise TypeError(f"{name}: expected integers; got {found.dtype}")
+        found = found.reshape(-1)
+    if not len(found):
+        raise ValueError(f"{name}: expected at least one; got none")
+    low, high = bounds(found)
+    if low < 0 or high >= size:
+        raise IndexError(f"{name}: expected numbers below {size}; got {low if low < 0 else high}")
+    return found.long()
 
 
 # --- numbers ------------------------------------------------------------------------------------------------

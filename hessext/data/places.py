@@ -83,9 +83,9 @@ class Places(Data):
         return True
 
     @property
-    def counted(self) -> None:
-        """Which places the loss counts: not known but from S_n."""
-        return None
+    def counted(self) -> Tensor | None:
+        """Which places the loss counts (N,); None where they are not those of the logits, as it is not known then."""
+        return self._tails.counted(self._number)
 
     def features(self, layer: int) -> Tensor:
         """Inputs a_n (N, cols) at all places."""

@@ -67,6 +67,19 @@ class Tails:
         y = [piece.y for piece in self.pieces]
         return self.head_inputs, None if y[0] is None else torch.cat(y)
 
+    def counted(self, number: int) -> Tensor | None:
+        """Which places of a layer the loss counts (N,); None where a batch has not one row of logits for each."""
+        found = []
+        for piece in self.pieces:
+            places = piece.places[number]
+            if piece.y is None or len(piece.y) != places.stop - places.start:
+                return None
+            like = self.features[number].new_empty(()).expand(len(piece.y), self._classes)
+            found.append(
+                self.loss.scale(piece.y, like) != 0 if self.loss.softmax else piece.y.new_ones(len(piece.y)) > 0
+            )
+        return torch.cat(found)
+
     def check_unchanged(self) -> None:
         """Raise RuntimeError where parameters, buffers or batches were changed in place since they were read."""
         try:
@@ -91,7 +104,7 @@ class Tails:
                     name = self.layers[0].name
                     raise ValueError(f"batch {k}: expected targets: the Hessian of {name!r} depends on them")
                 C = record.logits.shape[-1]
-                like = record.logits.detach().reshape(-1, C)
+                like, self._classes = record.logits.detach().reshape(-1, C), C
                 divisor += float(self.loss.divisor(y, like))
                 starts = [sum(map(len, some)) for some in features]
                 places = [slice(n, n + len(x)) for n, x in zip(starts, record.features, strict=True)]

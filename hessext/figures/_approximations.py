@@ -103,8 +103,9 @@ def _rows(run: Run) -> Iterator[dict[str, Any]]:
 def _of_layers(about: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     for layer in _LAYERS:
         for name, (share, error, population) in zip(_KINDS, found[layer].tolist(), strict=True):
-            row = {**about, "layer": layer, "approximation": name, "captured": share, "captured_error": error}
-            yield row | {"population": None if math.isnan(population) else population}
+            known = {"captured": share, "captured_error": error, "population": population}
+            known = {key: None if math.isnan(value) else value for key, value in known.items()}
+            yield {**about, "layer": layer, "approximation": name, **known}
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
@@ -139,7 +140,9 @@ def _picture(run: Run, loss: str, rows: Rows) -> matplotlib.figure.Figure:
 def _panel(ax: Axes, rows: Rows, over: str) -> None:
     for name, (color, marker, line) in _KINDS.items():
         part = [row for row in rows if row["approximation"] == name]
-        x, y, error = ([row[key] for row in part] for key in (over, "captured", "captured_error"))
+        x, y, error = (
+            [math.nan if row[key] is None else row[key] for row in part] for key in (over, "captured", "captured_error")
+        )
         style = {"markersize": 4.5, "markerfacecolor": color if line == "-" else "white", "linewidth": 1.2}
         ax.errorbar(x, y, error, fmt=marker + line, color=color, elinewidth=0.8, capsize=1.5, label=name, **style)
     if over == "classes":

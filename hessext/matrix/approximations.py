@@ -13,6 +13,9 @@ factors but those of the nearest Kronecker product:
     Shampoo, squared factors  L (x) R / tr L
     one-sided                 (L / s) (x) I                           Muon-like
     nearest Kronecker         the nearest G (x) A in Frobenius norm
+
+L and R are those of the per-sample Fisher matrix, not of gradients of minibatches. All are compared with H itself, as
+what a step applies the inverse of; published Shampoo applies L^-1/4 (x) R^-1/4, the inverse root of its row's product.
 """
 
 from __future__ import annotations
@@ -39,7 +42,12 @@ from .part import Part
 from .results import Approximation, Approximations
 from .sample_curvature import CurvatureTile
 from .sample_pairs import Pairs, PairSum
+from .sampling import Sampling, Shares
 
+_NOTHING = "H is 0"
+_PARTITIONS = ("block-diagonal", "input-column blocks", "diagonal", "Adam-mini")
+_PRODUCTS = ("K-FAC", "E-KFAC", "Shampoo", "Shampoo, squared factors", "one-sided", "nearest Kronecker")
+NAMES = (*_PARTITIONS, *_PRODUCTS)
 _WHOLE = 4 << 30  # bytes of matrices over all pairs of samples
 
 
@@ -78,6 +86,7 @@ class _Table:
                 sums[1].add(tile, lost)
             del tile, features, U, kept, lost  # before the next ones are made
         self.square = pairs.checked(self.whole.total)
+        self.shares = Shares(pairs, self.whole)
 
     def _summands(self, tile: CurvatureTile, features: FeatureTile, U: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """What a partition keeps of ||H||^2 and what it leaves out, for each pair of samples."""
@@ -100,7 +109,7 @@ class _Table:
     def partitions(self) -> Iterator[Approximation]:
         """Blocks on the diagonal, blocks by feature, the diagonal and its means."""
         K, s = self.K, self.s
-        numbers = {"block-diagonal": K * s * s, "input-column blocks": s * K * K, "diagonal": K * s, "Adam-mini": K}
+        numbers = dict(zip(_PARTITIONS, (K * s * s, s * K * K, K * s, K), strict=True))
         for name, sums in self._sums.items():
             yield self._partition(name, *sums, numbers[name])
 
@@ -117,12 +126,10 @@ class _Table:
 
     def _partition(self, name: str, kept: PairSum, lost: PairSum, numbers: int) -> Approximation:
         if not self.square:
-            return self._nothing(name, numbers)
-        change = kept.rows / kept.total - self.whole.rows / self.square if kept.total else None
-        population = kept.apart / self.whole.apart if self.whole.apart > 0 else math.nan
+            return _unknown(name, numbers, _NOTHING)
         floor = FLOOR * self.pairs.curvature.rounding * lost.size
         cosine = math.sqrt(min(1.0, kept.total / self.square))
-        return self._row(name, lost.total, lost.total, cosine, numbers, floor, change, population)
+        return self._row(name, numbers, (lost.total, lost.total, floor), cosine, self.shares.of_partition(kept))
 
     # ------------------------------------------------------------------------------------------- Kronecker products
 
@@ -131,98 +138,52 @@ class _Table:
         K, s, pairs = self.K, self.s, self.pairs
         both = K * K + s * s
         if not self.square:
-            names = ("K-FAC", "E-KFAC", "Shampoo", "Shampoo, squared factors", "one-sided", "nearest Kronecker")
-            for name, more in zip(names, (both, both + K * s, both, both, K * K, both), strict=True):
-                yield self._nothing(name, more)
+            for name, numbers in zip(_PRODUCTS, (both, both + K * s, both, both, K * K, both), strict=True):
+                yield _unknown(name, numbers, _NOTHING)
             return
         trace, counted = pairs.gauss_newton.traces, pairs.counted.double()
         G, L = curvature_factors(pairs, self.weights, self.products)
         A, R = feature_factors(pairs, torch.stack([counted / counted.sum(), trace]))
         identity = Factor(self.F, float(s))
-        yield self._kronecker("K-FAC", KroneckerProduct(G, A, pairs.gauss_newton), both)
+        products = (
+            KroneckerProduct(G, A, pairs.gauss_newton),
+            KroneckerProduct(L, R, pairs.gauss_newton, 1 / (self.F @ trace).item() if trace.any() else 0.0),
+            KroneckerProduct(L, identity, pairs.gauss_newton, 1 / s),
+        )
+        kfac, squared, one_sided = zip(products, self.shares.of_sums(products), strict=True)
         why = self._too_large()
-        yield self._missing("E-KFAC", both + K * s, why) if why else self._eigenbasis(G, A)
-        yield self._missing("Shampoo", both, why) if why else self._roots(L, R)
-        squared = KroneckerProduct(L, R, pairs.gauss_newton, 1 / (self.F @ trace).item() if trace.any() else 0.0)
-        yield self._kronecker("Shampoo, squared factors", squared, both)
-        yield self._kronecker("one-sided", KroneckerProduct(L, identity, pairs.gauss_newton, 1 / s), K * K)
-        if 16 * self.N**2 <= _WHOLE:
-            product = nearest(pairs)[0]
-            yield self._kronecker("nearest Kronecker", product, both, optimal=True)
-        else:
+        yield self._kronecker("K-FAC", *kfac, both)
+        yield _unknown("E-KFAC", both + K * s, why) if why else self._eigenbasis(G, A)
+        yield _unknown("Shampoo", both, why) if why else self._roots(L, R)
+        yield self._kronecker("Shampoo, squared factors", *squared, both)
+        yield self._kronecker("one-sided", *one_sided, K * K)
+        if 16 * self.N**2 > _WHOLE:
             why = f"needs two matrices of {self.N} x {self.N} pairs of samples, more than {_WHOLE >> 30} GiB"
-            yield self._missing("nearest Kronecker", both, why)
+            yield _unknown("nearest Kronecker", both, why)
+        else:
+            product = nearest(pairs)[0]
+            yield self._kronecker("nearest Kronecker", product, self.shares.of_fixed(product), both, best=True)
 
     def given(self, name: str, G: Tensor, A: Tensor) -> Approximation:
         """The user's own product."""
         pairs, numbers = self.pairs, G.numel() + A.numel()
         if not self.square:
-            return self._nothing(name, numbers)
+            return _unknown(name, numbers, _NOTHING)
         A = A.double() / pairs.unit
         product = KroneckerProduct(given_curvature(pairs, G.double()), given_features(pairs, A), pairs.curvature)
-        return self._kronecker(name, product, numbers)
+        return self._kronecker(name, product, self.shares.of_fixed(product), numbers)
 
     def _kronecker(
-        self, name: str, product: KroneckerProduct, numbers: int, *, optimal: bool = False, best: bool = False
+        self, name: str, product: KroneckerProduct, sampling: Sampling, numbers: int, *, best: bool = False
     ) -> Approximation:
-        """`optimal`: small changes of the factors do not matter; `best`: the scalar is the best one."""
+        """`best`: the scalar is the best one."""
         inner, square = product.inner, product.square
         if not square:
-            return self._missing(name, numbers, "its factors are 0")
+            return _unknown(name, numbers, "its factors are 0")
         left, seen = product.remainder(self.pairs, self.square)
-        scalar = inner / square
-        error = left if best or optimal else left + (scalar - 1) ** 2 * square
+        error = left if best else left + (inner / square - 1) ** 2 * square
         floor = 0.0 if seen else FLOOR * self.pairs.curvature.rounding * self.square
-        change = self._change(product, optimal) if inner else None
-        population = self._apart(product)
-        return self._row(name, error, left, inner / math.sqrt(square * self.square), numbers, floor, change, population)
-
-    def _change(self, product: KroneckerProduct, optimal: bool) -> Tensor | None:
-        """Half of what a further weight on each sample changes log cos^2 by."""
-        pairs, G, A = self.pairs, product.G, product.A
-        total = G.products @ A.products
-        moved = G.products * A.products
-        change = moved / total - self.whole.rows / self.square
-        if optimal:
-            return change
-        same = pairs.gauss_newton is pairs.curvature
-        if G.weights is not None:
-            if same and not pairs.together:
-                return None
-            if same:
-                tile = next(iter(pairs))[0]
-                along, own = (tile.on + tile.off) @ A.products, G.products
-            else:
-                by_features = pairs.curvature.sum(A.products[None])
-                along, own = pairs.gauss_newton.against(torch.cat([by_features, G.matrix[None]])).unbind()
-            change += G.weights * (along / total - own / G.square)
-        if A.weights is not None:
-            along = pairs.weighted(G.products[None])[0]
-            change += A.weights * (along / total - A.products / A.square)
-        return change
-
-    def _apart(self, product: KroneckerProduct) -> float:
-        """cos^2 from sums over different samples alone, for factors that are sums over samples or no samples' own."""
-        pairs, G, A = self.pairs, product.G, product.A
-        if pairs.gauss_newton is not pairs.curvature or not pairs.together or product.A.matrix is not None:
-            return math.nan
-        n = int(pairs.counted.sum())
-        if n < 3 or self.whole.apart <= 0:
-            return math.nan
-        tile, features = next(iter(pairs))
-        U = tile.on + tile.off
-        two, three = 1 - 1 / n, (1 - 1 / n) * (1 - 2 / n)
-        U_own, W_own = U.diagonal(), self.F.square()
-        g = G.products - U_own * G.weights
-        square = (G.weights @ g).item() / two * self.whole.apart / two
-        if A.weights is None:
-            inner, square = (g @ A.products).item() / two, square * A.square
-        else:
-            w = A.products - W_own * A.weights
-            both = (U * features.W) @ (G.weights * A.weights) - U_own * W_own * G.weights * A.weights
-            inner = (g @ w - both.sum()).item() / three
-            square *= (A.weights @ w).item() / two
-        return inner * inner / square if square > 0 else math.nan
+        return self._row(name, numbers, (error, left, floor), inner / math.sqrt(square * self.square), sampling)
 
     def _too_large(self) -> str | None:
         """Why eigenvectors are not formed."""
@@ -242,19 +203,18 @@ class _Table:
             values, vectors = torch.linalg.eigh(t)
             if values[0] < -1e3 * torch.finfo(self.pairs.part.dtype).eps * values[-1].abs():
                 numbers = self.K * self.K + self.s * self.s
-                return self._missing("Shampoo", numbers, "its factors are not positive semidefinite")
+                return _unknown("Shampoo", numbers, "its factors are not positive semidefinite")
             roots.append((vectors * values.clamp(min=0).sqrt()) @ vectors.T)
         pairs = self.pairs
         product = KroneckerProduct(given_curvature(pairs, roots[0]), given_features(pairs, roots[1]), pairs.curvature)
-        return self._kronecker("Shampoo", product, self.K**2 + self.s**2, best=True)
+        return self._kronecker("Shampoo", product, Sampling(), self.K**2 + self.s**2, best=True)
 
     def _eigenbasis(self, G: Factor, A: Factor) -> Approximation:
         """Diagonal in the eigenvectors of G and A: ||H||^2 - ||lambda||^2."""
         (g, U), (a, V) = (torch.linalg.eigh(t) for t in self._matrices(G, A))
         by_rows, by_features = self.pairs.curvature.in_basis(U), (self.pairs.features.dense() @ V).square_()
         values = by_rows.T @ by_features
-        rows = torch.linalg.vecdot(by_rows @ values, by_features)
-        kept = rows.sum().item()
+        kept = values.square().sum().item()
 
         def approximation(i: Tensor, j: Tensor) -> Tensor:
             return (V * (U[i] * U[j] @ values)[:, None]) @ V.T
@@ -262,37 +222,33 @@ class _Table:
         lost, seen = remainder(self.pairs, kept, self.square, approximation)
         floor = 0.0 if seen else FLOOR * self.pairs.curvature.rounding * self.square
         note = "eigenvalues of its factors coincide: other eigenvectors give other numbers" if _degenerate(g, a) else ""
-        change = rows / kept - self.whole.rows / self.square if kept else None
         cosine = math.sqrt(min(1.0, kept / self.square))
         numbers = self.K**2 + self.s**2 + self.K * self.s
-        return self._row("E-KFAC", lost, lost, cosine, numbers, floor, change, math.nan, note)
+        return self._row("E-KFAC", numbers, (lost, lost, floor), cosine, Sampling(), note)
 
     # --------------------------------------------------------------------------------------------------------- rows
 
     def _row(
         self,
         name: str,
-        error: float,
-        scaled: float,
-        cosine: float,
         numbers: int,
-        floor: float,
-        change: Tensor | None,
-        population: float,
+        squares: tuple[float, float, float],
+        cosine: float,
+        sampling: Sampling,
         note: str = "",
     ) -> Approximation:
-        """error, scaled and floor are squares, of ||H||^2 = square."""
-        relative, best = (math.sqrt(max(t, floor) / self.square) for t in (error, scaled))
-        if scaled <= floor and floor:
-            note = f"below {math.sqrt(floor / self.square):.0e}, the floor of rounding" + (f"; {note}" if note else "")
-        sampling = math.nan if change is None else 2 * cosine**2 * change.square().sum().sqrt().item()
-        return Approximation(name, relative, best, cosine, numbers, population, sampling, note)
+        """squares: ||H - M||^2, ||H - c M||^2 with the best c, and what is not told from 0."""
+        error, scaled, floor = squares
+        below = floor > 0 and scaled <= floor
+        relative, best, least = (math.sqrt(t / self.square) for t in (max(error, floor), max(scaled, floor), floor))
+        if below:
+            note = f"below {least:.0e}, the floor of rounding" + (f"; {note}" if note else "")
+        known = sampling.relative_error * cosine**2
+        return Approximation(name, relative, best, cosine, numbers, sampling.population, known, note)
 
-    def _nothing(self, name: str, numbers: int) -> Approximation:
-        return self._missing(name, numbers, "H is 0")
 
-    def _missing(self, name: str, numbers: int, why: str) -> Approximation:
-        return Approximation(name, math.nan, math.nan, math.nan, numbers, math.nan, math.nan, why)
+def _unknown(name: str, numbers: int, why: str) -> Approximation:
+    return Approximation(name, *(math.nan,) * 3, numbers, *(math.nan,) * 2, why)
 
 
 def _degenerate(*values: Tensor) -> bool:

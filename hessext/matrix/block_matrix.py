@@ -170,6 +170,8 @@ class BlockMatrix:
         if isinstance(other, BlockMatrix):
             if (other.grid, other.block_shape, other.device) != (self.grid, self.block_shape, self.device):
                 raise ValueError(f"other: expected the sizes and the device of {self!r}; got {other!r}")
+            if other.dtype != self.dtype:
+                raise TypeError(f"other: expected {self.dtype}; got {other.dtype} (H.to(...) changes it)")
             return inner.with_part(part, other._part)
         self._within("inner")
         if isinstance(other, tuple | list):
@@ -196,17 +198,14 @@ class BlockMatrix:
         Args:
             groups: one more row, blocks on the diagonal of groups of rows such as attention heads: how many, of equal
                 size, or the number of each row's group (K,).
-            factors: more rows: a name and a pair (G, A) of Kronecker factors (K, K), (s, s) each.
+            factors: more rows: a name and a pair (G, A) of symmetric Kronecker factors (K, K), (s, s) each.
             largest: side of the largest matrices whose eigenvectors are formed; above it, E-KFAC and Shampoo are rows
                 that say so.
 
         Raises ValueError for a part between layers, TypeError, MemoryError.
         """
         self._within("approximations")
-        given = {
-            name: _checks.factors(f"factors[{name!r}]", pair, self.grid, self.block_shape, self._part.like)
-            for name, pair in (factors or {}).items()
-        }
+        given = _checks.named_factors(factors, approximations.NAMES, self.grid, self.block_shape, self._part.like)
         groups = _checks.groups(groups, self.grid[0], self.device)
         return approximations.approximations(self._part, groups, given, _checks.count("largest", largest, 0))
 
@@ -261,10 +260,8 @@ class BlockMatrix:
         Raises ValueError for a part between layers, IndexError, MemoryError.
         """
         self._within("curvature")
-        number = torch.arange(len(self._part.samples), device=self.device)
-        if samples is not None:
-            number = number[samples if isinstance(samples, slice) else torch.as_tensor(samples, device=self.device)]
-        return sample_curvature.curvature(self._part, number.reshape(-1))
+        number = _checks.numbers_of("samples", samples, len(self._part.samples), self.device)
+        return sample_curvature.curvature(self._part, number)
 
     @property
     def features(self) -> Tensor:

@@ -73,7 +73,11 @@ class FeatureGram:
 
     def sum(self, weights: Tensor) -> Tensor:
         """sum_n weights[n] phi_n phi_n^T (s, s)."""
-        require(8 * self.size**2, f"a matrix of {self.size} x {self.size} features", self.squares.device)
+        require(
+            16 * self.size * (self.size + len(self)),
+            f"a matrix of {self.size} x {self.size} features",
+            self.squares.device,
+        )
         phi = self.dense()
         products = phi.T @ (weights[:, None] * phi)
         return (products + products.T) / 2

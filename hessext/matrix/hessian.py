@@ -163,17 +163,19 @@ class Hessian:
 
     def shares(self) -> dict[tuple[str, str], float]:
         """Share of ||H||_F^2 of each layer and of what lies between two, both of its places together; nan for H = 0."""
-        groups = self._data.network.whole
-        squares = {}
-        for r, row in enumerate(groups):
-            for col in groups[r:]:
-                times = 1 if row is col else 2
-                squares[row.name, col.name] = times * BlockMatrix(self._part(row, col)).norm() ** 2
+        squares = self._squares()
         total = sum(squares.values())
         return {names: square / total if total else math.nan for names, square in squares.items()}
 
     def norm(self) -> float:
         """||H||_F; no block is kept."""
-        groups = self._data.network.whole
-        parts = ((BlockMatrix(self._part(r, c)), r is c) for k, r in enumerate(groups) for c in groups[k:])
-        return math.sqrt(sum((1 if within else 2) * part.norm() ** 2 for part, within in parts))
+        return math.sqrt(sum(self._squares().values()))
+
+    def _squares(self) -> dict[tuple[str, str], float]:
+        """Squared norms of what `shares` names."""
+        groups, found = self._data.network.whole, {}
+        for r, row in enumerate(groups):
+            for col in groups[r:]:
+                norm = BlockMatrix(self._part(row, col)).norm()
+                found[row.name, col.name] = (1 if row is col else 2) * norm**2
+        return found

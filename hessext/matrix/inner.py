@@ -11,11 +11,11 @@ from .assemble import blocks, diagonal, diagonal_pairs
 from .curvature import grid_pairs
 from .feature_gram import FeatureGram
 from .part import Part
-from .sample_curvature import ENTRIES, Entries, Scaled, Softmax, sample_curvature
+from .sample_curvature import ENTRIES, GivenCurvature, ScaledIdentity, SoftmaxCurvature, sample_curvature
 from .softmax_gram import OtherClasses, sums_of_classes
 
 _PIECE = 64 << 20  # bytes of blocks formed at once
-_TOGETHER = 2048  # samples of a tile between two parts
+_TOGETHER = 8192  # samples of a tile between two parts
 
 
 def with_factors(part: Part, G: Tensor, A: Tensor) -> float:
@@ -43,7 +43,7 @@ def with_blocks(part: Part, M: Tensor) -> float:
 
 def with_part(part: Part, other: Part) -> float:
     """<B, B'> of two parts of one shape."""
-    if part.within and other.within:
+    if part.same and other.same:
         return _by_samples(part, other)
     rows, cols = part.grid
     total, size = 0.0, part.block_shape[0] * part.block_shape[1] * 8
@@ -66,7 +66,7 @@ def _curvature_products(part: Part, other: Part) -> Iterator[tuple[slice, slice,
     left, right = sample_curvature(part), sample_curvature(other)
     most = max(left.N, right.N)
     blocks = [[slice(n, min(n + _TOGETHER, side.N)) for n in range(0, side.N, _TOGETHER)] for side in (left, right)]
-    softmax = isinstance(left, Softmax) and isinstance(right, Softmax)
+    softmax = isinstance(left, SoftmaxCurvature) and isinstance(right, SoftmaxCurvature)
     if softmax:
         P, R = (OtherClasses(side.part.samples, most) for side in (left, right))
     for a in blocks[0]:
@@ -75,16 +75,16 @@ def _curvature_products(part: Part, other: Part) -> Iterator[tuple[slice, slice,
                 on, off = left.zeros(2, a.stop - a.start, b.stop - b.start).unbind()
                 sums_of_classes(P, R, a, b, False, None, on, off)
                 yield a, b, on.add_(off).mul_(left.scale[a, None]).mul_(right.scale[b])
-            elif isinstance(left, Scaled):
+            elif isinstance(left, ScaledIdentity):
                 yield a, b, torch.outer(left.scale[a], right.traces[b])
-            elif isinstance(right, Scaled):
+            elif isinstance(right, ScaledIdentity):
                 yield a, b, torch.outer(left.traces[a], right.scale[b])
             else:
                 yield a, b, _of_entries(part, other, a, b, max(1, ENTRIES // (8 * most)))
 
 
 def _of_entries(part: Part, other: Part, a: slice, b: slice, most: int) -> Tensor:
-    left, right = Entries(part, most), Entries(other, most)
+    left, right = GivenCurvature(part, most), GivenCurvature(other, most)
     result = left.zeros(a.stop - a.start, b.stop - b.start)
     for (i, j, p), (_, _, q) in zip(left.pieces(), right.pieces(), strict=True):
         result.addmm_((p[:, a] * (1.0 + (i != j))[:, None]).T, q[:, b])

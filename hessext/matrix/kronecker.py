@@ -14,14 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hessext._memory import require
+
 from .assemble import blocks
 from .curvature import grid_pairs
 from .part import Part
 from .sample_curvature import SampleCurvature
 from .sample_pairs import Pairs
 
-EXACT, FLOOR = 1e5, 16  # roundings of ||H||^2: a difference of less is formed by blocks; less is not told from 0
-_FORMED = 2e11  # multiply-adds that these may cost
+# Roundings of ||H||^2: a difference of less is formed by blocks, for 1e-10 and 1e-5; less is not told from 0.
+_EXACT = {torch.float64: 1e5, torch.float32: 1e3}
+FLOOR = 16
+_FORMED, _BLOCK = 5e10, 1e5  # multiply-adds that these may cost, and what each block costs beside them
 _PIECE = 64 << 20  # bytes of blocks formed at once
 _ALL = 1024  # samples whose singular values are all found at once
 
@@ -165,11 +169,12 @@ def remainder(
     """
     rounding, left = pairs.curvature.rounding * square, square - kept
     K, s, N = pairs.curvature.K, pairs.features.size, pairs.curvature.N
-    if left > EXACT * rounding:
+    accuracy = torch.float64 if pairs.curvature.rounding < 1e-10 else torch.float32
+    if left > _EXACT[accuracy] * rounding:
         return left, True
     size, limits = math.sqrt(square) * pairs.unit, torch.finfo(pairs.part.dtype)
     in_range = K * s * limits.tiny / limits.eps**2 < size < limits.max * limits.eps
-    if K * K / 2 * s * s * (N + s) > _FORMED or not in_range:
+    if K * K / 2 * (s * s * (N + s) + _BLOCK) > _FORMED or not in_range:
         return max(left, 0.0), left > FLOOR * rounding
     total, most = 0.0, max(1, _PIECE // (8 * s * s))
     for _, some in grid_pairs(K, K, True, most, pairs.part.device):
@@ -192,6 +197,7 @@ def nearest(pairs: Pairs, *, every: bool = False) -> tuple[KroneckerProduct, Ten
     if not (U.any() and W.any()):
         return None
     if every or len(U) <= _ALL:
+        require(48 * len(U) ** 2, f"eigenvectors over {len(U)} samples", pairs.part.device)
         values, vectors = torch.linalg.eigh(W)
         R = vectors * values.clamp(min=0).sqrt()
         values, vectors = torch.linalg.eigh(R.T @ (U @ R))

@@ -114,7 +114,7 @@ def block_ratio(part: Part) -> BlockRatio:
 def norm(part: Part) -> float:
     """||B||_F, no block being kept."""
     rows, cols = part.grid
-    if part.within:
+    if part.same:
         ratio = block_ratio(part)
         return (rows * ratio.diagonal + rows * (rows - 1) * ratio.off_diagonal) ** 0.5
     squares = _squares(part, cost.form_of_squares(part, rows * cols))

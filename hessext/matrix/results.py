@@ -82,8 +82,8 @@ class Approximation(NamedTuple):
     scaled_error: float  # the same of c M, with the best c: sqrt(1 - cosine^2)
     cosine: float  # <H, M> / (||H|| ||M||)
     numbers: int  # that M is made of
-    population: float  # cosine^2 from pairs of different samples alone: what more samples would tend to
-    sampling_error: float  # standard error of cosine^2 over draws of the samples
+    population: float  # cosine^2 from sums over different samples alone, a rough estimate of its limit; nan: not known
+    sampling_error: float  # standard error of cosine^2, for independent samples; nan: not known
     note: str = ""
 
     @property
@@ -125,12 +125,13 @@ class Approximations(Sequence):
     def __repr__(self) -> str:
         """The table, in text."""
         heads = ("approximation", "captured", "+-", "population", "error", "scaled error", "numbers")
-        lines, notes = [heads], []
+        lines, notes = [heads], {}
         for row in self.rows:
-            below = row.note.startswith("below")
-            errors = [("< " if below else "") + _shown(e, ".2e") for e in (row.relative_error, row.scaled_error)]
+            errors = row.relative_error, row.scaled_error
+            least = row.scaled_error if row.note.startswith("below") else math.nan
+            errors = [("< " if error == least else "") + _shown(error, ".2e") for error in errors]
             if row.note:
-                notes.append(f"  {row.name}: {row.note}")
+                notes.setdefault(row.note, []).append(row.name)
             shares = (row.captured, row.sampling_error, row.population)
             lines.append((row.name, *(_shown(share, ".4f") for share in shares), *errors, f"{row.numbers:,}"))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -139,7 +140,7 @@ class Approximations(Sequence):
             for line in lines
         ]
         title = f"{self.layer!r}, {self._size}, {self.term.replace('_', '-')}: ||H|| = {self.norm:.4g}"
-        return "\n".join([title, *text, *notes])
+        return "\n".join([title, *text, *(f"  {', '.join(names)}: {note}" for note, names in notes.items())])
 
 
 def _shown(value: float, form: str) -> str:

@@ -83,15 +83,15 @@ class SampleCurvature(ABC):
 def sample_curvature(part: Part) -> SampleCurvature:
     """Q_n of a part within a layer, in the form of its kind."""
     if part.replicated or (part.of_output and part.term == "residual"):
-        return Scaled(part)
-    return Softmax(part) if part.of_output else Entries(part)
+        return ScaledIdentity(part)
+    return SoftmaxCurvature(part) if part.of_output else GivenCurvature(part)
 
 
 def _mirrored(upper: Tensor) -> Tensor:
     return upper.triu_().add_(upper.triu(1).T)
 
 
-class Scaled(SampleCurvature):
+class ScaledIdentity(SampleCurvature):
     """c_n I, or 0."""
 
     rounding = torch.finfo(torch.float64).eps
@@ -127,7 +127,7 @@ class Scaled(SampleCurvature):
         return self.zeros(len(self.scale[a]), len(self.scale[b]))
 
 
-class Softmax(SampleCurvature):
+class SoftmaxCurvature(SampleCurvature):
     """c_n (diag p_n - p_n p_n^T). With t the most probable class, d = p - e_t is as small as 1 - p_t."""
 
     def __init__(self, part: Part) -> None:
@@ -166,6 +166,7 @@ class Softmax(SampleCurvature):
 
     def _centred(self) -> tuple[Tensor, Tensor]:
         """d (N, C), and t (N,)."""
+        require(8 * 5 * self.N * self.K, "probabilities in float64", self.part.device)
         o = self.part.samples.output
         d = o.probs.to(torch.float64, copy=True)
         d[torch.arange(self.N, device=d.device), o.top] = -o.rest.double()
@@ -173,13 +174,13 @@ class Softmax(SampleCurvature):
 
     def sum(self, weights: Tensor) -> Tensor:
         """As above."""
+        result = self.zeros(len(weights), self.K, self.K)
         d, top = self._centred()
         number = torch.arange(self.N, device=d.device)
         p = d.clone()
         p[number, top] += 1
         s = p * (1 - p)
         s[number, top] = -p[number, top] * d[number, top]
-        result = self.zeros(len(weights), self.K, self.K)
         for w, out in zip(weights * self.scale, result, strict=True):
             products = torch.mm(p.T, p * -w[:, None])
             torch.add(products, products.T, out=out).div_(2)
@@ -212,7 +213,7 @@ class Softmax(SampleCurvature):
         return result.mul_(self.scale[a, None]).mul_(self.scale[b])
 
 
-class Entries(SampleCurvature):
+class GivenCurvature(SampleCurvature):
     """Entries Q_n[i, j], i <= j, of some pairs at a time."""
 
     rounding = torch.finfo(torch.float64).eps
@@ -310,7 +311,7 @@ def curvature(part: Part, samples: Tensor) -> Tensor | CurvatureParts:
     require(len(samples) * K * K * part.dtype.itemsize, f"curvature of {len(samples)} samples", part.device)
     result = part.like.new_zeros(len(samples), K, K)
     if not part.of_output or closed:
-        for i, j, q in Entries(part).pieces():
+        for i, j, q in GivenCurvature(part).pieces():
             some = q[:, samples].T.to(part.dtype)
             result[:, i, j], result[:, j, i] = some, some
     return result

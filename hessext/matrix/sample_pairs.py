@@ -110,6 +110,19 @@ class Pairs:
                 matrix[tile.b, tile.a] = found.T
         return U, W
 
+    def products(self, of_U: Tensor, of_both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """U v for rows v of the first (., N), (U * W) v for those of the second, entry by entry, and U[n, n] (N,)."""
+        one, two, own = torch.zeros_like(of_U), torch.zeros_like(of_both), torch.zeros_like(of_U[0])
+        for tile, features in self:
+            U = tile.on + tile.off
+            for v, out, matrix in ((of_U, one, U), (of_both, two, U * features.W)):
+                out[:, tile.a] += v[:, tile.b] @ matrix.T
+                if not tile.same:
+                    out[:, tile.b] += v[:, tile.a] @ matrix
+            if tile.same:
+                own[tile.a] = U.diagonal()
+        return one, two, own
+
     def weighted(self, alphas: Tensor) -> Tensor:
         """sum_n' W[n, n'] alphas[., n'] (., N): phi_n^T A phi_n with A = sum alpha phi phi^T."""
         result = torch.zeros_like(alphas)

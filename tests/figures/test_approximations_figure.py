@@ -70,9 +70,10 @@ def test_training_is_that_of_its_data(setting, loss, drawing, folder):
             table = H[layer].approximations()
             for row in part(drawing, setting=setting, loss=loss, step=step, layer=layer):
                 expected = table[row["approximation"]]
-                assert (row["captured"], row["captured_error"]) == (expected.captured, expected.sampling_error)
-                population = float("nan") if row["population"] is None else row["population"]
-                assert population == pytest.approx(expected.population, rel=1e-12, nan_ok=True)
+                for key in ("captured", "captured_error", "population"):
+                    value = float("nan") if row[key] is None else row[key]
+                    wanted = expected.sampling_error if key == "captured_error" else getattr(expected, key)
+                    assert value == pytest.approx(wanted, rel=1e-12, nan_ok=True), key
 
 
 def test_what_is_seen(drawing):

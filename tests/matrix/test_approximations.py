@@ -231,6 +231,48 @@ def test_groups(case):
         assert one[1:5] == pytest.approx(B.approximations()["block-diagonal"][1:5], rel=1e-9, abs=1e-12)
 
 
+def test_numbers_and_text():
+    B = make_inputs(Case(33, 5, 7), torch.float64).hessian()["output"]
+    table = B.approximations()
+    assert [row.numbers for row in table] == [7 * 25, 5 * 49, 35, 7, 74, 74 + 35, 74, 74, 49, 74]
+    lines = str(table).splitlines()
+    assert lines[0] == f"'output', 7 blocks of 5, full: ||H|| = {B.norm():.4g}"
+    assert len(lines) == 12 and lines[1].split() == (
+        ["approximation", "captured", "+-", "population", "error", "scaled", "error", "numbers"]
+    )
+    assert lines[2].startswith("block-diagonal") and f"{table[0].captured:.4f}" in lines[2] and lines[2].endswith("175")
+    one = hessext.linear(torch.ones(3, 2), torch.ones(4, 2)).residual()["output"].approximations()
+    assert str(one).count("H is 0") == 1
+    # what is below the floor is the scaled error alone, where M is three times too large
+    many = make_inputs(Case(2000, 5, 3, loss="mse"), torch.float32).hessian()["output"]
+    G, A = many.curvature([0])[0] * 6000, many.features.T @ many.features / 2000
+    row = many.approximations(factors={"mine": (G, A)})["mine"]
+    assert row.relative_error == pytest.approx(2, rel=1e-5) and row.scaled_error < 1e-6
+
+
+@pytest.mark.parametrize("memory", [None, 128 * 7 * 7], ids=["one tile", "tiles"])
+def test_statistics_in_tiles(memory, monkeypatch):
+    B = make_inputs(Case(33, 5, 7), torch.float64).hessian()["output"]
+    expected = B.approximations()
+    if memory:
+        monkeypatch.setattr(sample_pairs, "_BYTES", memory)
+    for row, other in zip(B.approximations(), expected, strict=True):
+        assert row[5:7] == pytest.approx(other[5:7], rel=1e-9, nan_ok=True)
+        assert other.name in ("E-KFAC", "Shampoo") or other.sampling_error > 0
+
+
+def test_layer_and_hessian_agree():
+    """Samples whose units are all off have no curvature, and count."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5)).double()
+    x, y = torch.randn(30, 4).double(), torch.randint(5, (30,))
+    y[::7] = -100
+    H = hessext.hessian(model, x, y)
+    assert (H["0"].curvature().flatten(1).norm(dim=1) == 0).sum() > 5
+    for row, other in zip(H["0"].approximations(), hessext.layer(model, "0", x, y)["0"].approximations(), strict=True):
+        assert row[1:4] == pytest.approx(other[1:4], rel=1e-9)
+
+
 def test_own_factors():
     inputs = make_inputs(CASES[0], torch.float64)
     B = inputs.hessian()["output"]
@@ -296,6 +338,7 @@ def test_sampling_error(layer, activation):
     H = make_inputs(Case(30, 3, 5, 4, activation), torch.float64).hessian()
     B, own = H[layer], H.gauss_newton()[layer].curvature()
     table, Q, phi = B.approximations(), B.curvature(), B.features
+    assert all(math.isnan(table[name].sampling_error) for name in ("E-KFAC", "Shampoo"))  # their eigenvectors move, too
     for name in ("block-diagonal", "K-FAC", "Shampoo, squared factors", "one-sided", "nearest Kronecker"):
         weights = torch.ones(30, dtype=torch.float64, requires_grad=True)
         share = captured(name, weights, Q, own, phi)
@@ -307,8 +350,8 @@ def test_sampling_error(layer, activation):
 @pytest.mark.parametrize("name", ["K-FAC", "Shampoo, squared factors", "one-sided"])
 def test_population_of_products(name):
     """Sums over different samples, one by one."""
-    N = 9
-    B = make_inputs(Case(N, 3, 4, bias="o"), torch.float64).hessian()["output"]
+    N = 14
+    B = make_inputs(Case(N, 2, 3, bias="o", scale=3.0), torch.float64).hessian()["output"]
     Q, phi = B.curvature(), B.features
     U, W = torch.einsum("nij,mij->nm", Q, Q), (phi @ phi.T).square()
     F, t, one = phi.square().sum(1), Q.diagonal(dim1=1, dim2=2).sum(1), torch.ones(N, dtype=torch.float64)

@@ -184,6 +184,21 @@ def test_layers_of_other_networks():
         assert (explicit.assembled(part.curvature(), part.features) - dense).norm() <= 1e-13 * dense.norm()
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_parts_of_one_layer(case):
+    """A layer's weight beside its bias, and either beside both."""
+    H = inputs_of(case, torch.float64).hessian()
+    layer = H.layers[0].rpartition(".")[0] or H.layers[0]
+    names = [name for name in (layer, f"{layer}.weight", f"{layer}.bias") if name in H._data.network.groups]
+    other = type(H)(H._data, "gauss_newton")
+    for row in names:
+        for col in names:
+            B, C = H[row, col], other[row, col]
+            assert B.norm() == pytest.approx(B.dense().norm().item(), rel=1e-12)
+            expected = torch.sum(B.dense() * C.dense()).item()
+            assert B.inner(C) == pytest.approx(expected, abs=1e-12 * B.norm() * C.norm())
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_nothing_is_refused_where_it_is_0(loss):
     H = make_inputs(Case(9, 3, 4, 5, loss=loss), torch.float64).hessian().residual()
@@ -214,7 +229,10 @@ def test_refused():
         (lambda: B.approximations(groups=2), "groups: expected a number that divides 5"),
         (lambda: B.approximations(groups=[0, 1]), r"groups: expected shape \(5,\)"),
         (lambda: B.approximations(factors={"a": (G, G)}), r"factors\['a'\]: A: expected shape \(3, 3\)"),
+        (lambda: B.approximations(factors={"K-FAC": (G, A)}), "factors: expected a name other than the table's own"),
+        (lambda: B.approximations(factors={"a": (G.triu(), A)}), r"factors\['a'\]: G: expected a symmetric matrix"),
         (lambda: B.nearest_kronecker(terms=0), "terms: expected at least 1"),
+        (lambda: B.curvature([]), "samples: expected at least one"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
@@ -225,6 +243,10 @@ def test_refused():
         (lambda: B.approximations(groups=torch.ones(5)), "groups: expected integers"),
         (lambda: B.approximations(groups="five"), "groups: expected an integer"),
         (lambda: B.approximations(factors={"a": G}), r"factors\['a'\]: expected a pair"),
+        (lambda: B.approximations(factors=[G, A]), "factors: expected a dict"),
+        (lambda: B.inner(H.to(torch.float64)["hidden"]), "other: expected torch.float32; got torch.float64"),
+        (lambda: B.curvature([0.5]), "samples: expected integers"),
+        (lambda: B.curvature("a"), "samples: expected integers"),
     ):
         with pytest.raises(TypeError, match=message):
             wrong()
@@ -234,6 +256,8 @@ def test_refused():
 
 def test_no_matrix_of_two_moments_is_formed(monkeypatch):
     """Two moments of a head of many classes: nothing of C x C numbers."""
+    monkeypatch.setattr(sample_curvature.SoftmaxCurvature, "_centred", None)  # what such matrices are formed from
+    monkeypatch.setattr(sample_curvature.GivenCurvature, "pieces", None)
     x, y = normal(12, 4), torch.arange(12)
     W = normal(30000, 4, seed=1)
     one, two = hessext.linear(W, x, y)["output"], hessext.linear(W + 0.1, x, y)["output"]
