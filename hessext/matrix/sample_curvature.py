@@ -289,7 +289,13 @@ class GivenCurvature(SampleCurvature):
         """As above."""
         result = self.zeros(self.N, self.K)
         for i, j, q in self.pieces():
-            result.addmm_(q.T, U[i] * U[j] * (1.0 + (i != j))[:, None])
+            units, counts = i.unique_consecutive(return_counts=True)
+            firsts = j[counts.cumsum(0) - counts].tolist()
+            for unit, first, some in zip(units.tolist(), firsts, q.split(counts.tolist()), strict=True):
+                along = 2 * some.T @ U[first : first + len(some)]  # neighbouring j, of which i comes first
+                if first == unit:
+                    along.addr_(some[0], U[unit], alpha=-1)
+                result.addcmul_(along, U[unit])
         return result
 
     def across(self, groups: Tensor, a: slice, b: slice) -> Tensor:
