@@ -41,6 +41,7 @@ class Record:
 
     features: list[Tensor]  # of each layer (places, cols), detached and copied
     leaves: list[Tensor]  # zeros (..., K) with requires_grad
+    outputs: list[Tensor]  # of each layer (..., K), its leaf added
     logits: Tensor | None  # (..., C); None where the pass ended at the head
     targets: Any
     parameters: list[list[Tensor]]  # of each layer, leaves of autograd for uses after the layer's own call
@@ -138,6 +139,7 @@ class Runner:
         """
         features: list[list[Tensor]] = [[] for _ in layers]
         leaves: list[list[Tensor]] = [[] for _ in layers]
+        outputs: list[list[Tensor]] = [[] for _ in layers]
         parameters: list[list[Tensor]] = [[] for _ in layers]
         head_inputs: list[Tensor] = []
         head_outputs: list[Tensor] = []
@@ -149,7 +151,8 @@ class Runner:
                 leaf = torch.zeros_like(z, requires_grad=True)
                 leaves[number].append(leaf)
                 parameters[number] = [p.requires_grad_(True) for p in module.parameters()]
-                return z.detach() + leaf if not z.requires_grad else z + leaf
+                outputs[number].append((z if z.requires_grad else z.detach()) + leaf)
+                return outputs[number][-1].clone()  # in case it is changed in place
 
             return hook
 
@@ -179,7 +182,7 @@ class Runner:
                     f"{layer.name!r}"
                 )
         logits, y = result
-        flat = [found[0] for found in features], [found[0] for found in leaves]
+        flat = ([found[0] for found in some] for some in (features, leaves, outputs))
         return Record(*flat, logits, y, parameters, head_inputs, head_outputs)
 
 

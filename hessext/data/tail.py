@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from hessext._random import generator
 
@@ -25,15 +26,29 @@ class Tail:
     """One batch's map from the outputs of some layers to o (M, D), recorded, with the gradient u there."""
 
     def __init__(self, record: Record, o: Tensor, gradient: Callable[[Tensor], Tensor]) -> None:
-        self.leaves, self.o = record.leaves, o
+        self.leaves, self.o, self._record = record.leaves, o, record
         self.at = o.detach()
         self._u = gradient(self.at).requires_grad_()
         self._pulled: tuple[int, Tensor | None] = -1, None
+        self._ending: dict[int, Tail] = {}
 
     def places(self, number: int) -> int:
         """Places of a layer."""
         leaf = self.leaves[number]
         return leaf.numel() // leaf.shape[-1]
+
+    def passes(self, number: int, through: int) -> bool:
+        """Whether o depends on a layer's outputs, and through the outputs of another layer alone."""
+        leaf, z = self.leaves[number], self._record.outputs[through].grad_fn
+        return number != through and _reaches(z, leaf, None) and not _reaches(self.o.grad_fn, leaf, z)
+
+    def ending(self, number: int) -> Tail:
+        """The map to the outputs z of a layer in place of o, with the gradient there."""
+        if number not in self._ending:
+            (g,) = torch.autograd.grad(self.o, self.leaves[number], self._u.detach(), retain_graph=True)
+            z = self._record.outputs[number].flatten(0, -2)
+            self._ending[number] = Tail(self._record, z, lambda _: g.flatten(0, -2))
+        return self._ending[number]
 
     def along(self, number: int, e: Tensor, term: str) -> tuple[Tensor | None, Tensor | None]:
         """J e (M, D), and the residual term's product with e (N, K); None for what the term does not have."""
@@ -114,6 +129,19 @@ def _check_differentiable(g: Tensor | None) -> None:
         new = {after for after, _ in node.next_functions if after is not None} - seen
         seen |= new
         nodes.extend(new)
+
+
+def _reaches(start: Node, leaf: Tensor, without: Node | None) -> bool:
+    """Whether a graph leads from a node to a leaf, not counting what comes through one of its nodes."""
+    nodes, seen = [start], {start, without}
+    while nodes:
+        node = nodes.pop()
+        if getattr(node, "variable", None) is leaf:
+            return True
+        new = {after for after, _ in node.next_functions if after is not None} - seen
+        seen |= new
+        nodes.extend(new)
+    return False
 
 
 class SavedBytes:

@@ -44,6 +44,8 @@ class Tails:
         self.features: list[Tensor] = []  # of each layer (N, cols)
         self.head_inputs: Tensor | None = None  # (M, d), where the head is one of the layers that are asked for
         self._graphs = self._kept = 0
+        self._ends: dict[int, int] | None = None  # layers whose tails pass through the outputs of another one alone
+        self._whole: tuple[int, str, Tensor] | None = None  # S_n (N, K, K) of such a layer and a term, not divided
         with plain_autograd(self.device):
             self._read(batches)
         self._data = Watch(**dict(tensors_in("batches", [piece.batch for piece in self.pieces])))
@@ -118,6 +120,7 @@ class Tails:
                 if self.layers:
                     piece.tail = self._tail(piece, record)
                     self._check_tail(k, piece, record)
+                    self._ends = self._found_ends(piece.tail)
             self._graphs += saved.total
             if self._graphs + self._kept > self.question.memory:
                 self._graphs, piece.tail = self._graphs - saved.total, None
@@ -204,6 +207,17 @@ class Tails:
                 del tail, record
                 raise ValueError(self._mixed(k, layer, piece.batch))
 
+    def _found_ends(self, tail: Tail) -> dict[int, int]:
+        """For each layer the first one that its tail passes through alone, in this batch and in those before."""
+        modules = [layer.module for layer in self._called]
+        order = sorted(range(len(self.layers)), key=lambda number: modules.index(self.layers[number].module))
+        found = {}
+        for place, number in enumerate(order):
+            end = next((other for other in order[place + 1 :] if tail.passes(number, other)), None)
+            if end is not None and (self._ends is None or self._ends.get(number) == end):
+                found[number] = end
+        return found
+
     def _coupling(self, piece: Piece) -> Any:
         at = piece.tail.at
         return partial(self._outputs.spread, at, piece.y, w=self._outputs.random_classes(at))
@@ -249,14 +263,21 @@ class Tails:
     def _reserve_quadratic(self) -> None:
         """Decide whether M_n are kept, for which tails may have to go."""
         width = 0 if self.head is None else self.head.weight.shape[1]
-        needed = sum(len(piece.rows) for piece in self.pieces) * width**2 * self.dtype.itemsize if width else 0
-        outputs = sum(len(layer.weight) for layer in self.layers)
-        self._keeps_quadratic = (
-            self._kept + needed <= self.question.memory and bool(width) and self._outputs.worth_quadratic(outputs)
+        self._bytes_of_quadratics = (
+            sum(len(piece.rows) for piece in self.pieces if width) * width**2 * self.dtype.itemsize
         )
-        if self._keeps_quadratic and self._kept + needed + self._graphs > self.question.memory:
+        outputs = sum(len(layer.weight) for layer in self.layers)
+        fits = self._kept + self._bytes_of_quadratics <= self.question.memory
+        self._keeps_quadratic = fits and bool(width) and self._outputs.worth_quadratic(outputs)
+        if self._keeps_quadratic:
+            self._make_room(self._bytes_of_quadratics)
+
+    def _make_room(self, needed: int) -> None:
+        """Let go of the recorded tails where they do not fit beside so many bytes."""
+        if self._kept + needed + self._graphs > self.question.memory:
             for piece in self.pieces:
                 piece.tail = None
+            self._graphs = 0
 
     def _quadratic(self, piece: Piece, tail: Tail, rows: int) -> Tensor | None:
         """M_n of a batch for products with so many rows of S_n, where forming it pays."""
@@ -269,18 +290,54 @@ class Tails:
         features, K = self.features[number], len(self.layers[number].weight)
         size = len(index) * K * len(features) * self.dtype.itemsize
         require(size, f"{len(index)} rows of the curvature of {self.layers[number].name!r}", self.device)
-        wanted = K if len(index) > _FEW else len(index)
+        if self._whole is not None and self._whole[:2] == (number, term):
+            self.check_unchanged()
+            return self._whole[2][:, index].permute(1, 2, 0) / self.divisor
         with plain_autograd(self.device):
-            out = features.new_empty(len(index), K, len(features))
-            for piece, tail in self._opened():
-                into = out[:, :, piece.places[number]]
+            end = self._end(number, K if len(index) > _FEW else len(index), term)
+            return self._rows(number, index, term, end).div_(self.divisor)
+
+    def _rows(self, number: int, index: Tensor, term: str, end: int | None) -> Tensor:
+        """The same before it is divided; with `end`, by S_n of that layer."""
+        features, K = self.features[number], len(self.layers[number].weight)
+        wanted = K if len(index) > _FEW else len(index)
+        out = features.new_empty(len(index), K, len(features))
+        for piece, tail in self._opened():
+            into = out[:, :, piece.places[number]]
+            if end is not None:
+                tail, M = tail.ending(end), self._whole[2][piece.places[end]]
+            else:
                 M = self._quadratic(piece, tail, wanted) if term != "residual" else None
-                step = max(1, _WORK // (tail.at.numel() * self.dtype.itemsize))
-                for first in range(0, len(index), step):
-                    units = index[first : first + step].tolist()
-                    directions = (_unit(tail.places(number), K, i, features) for i in units)
-                    self._products(number, tail, piece, directions, term, M, into[first : first + step])
-            return out.div_(self.divisor)
+            step = max(1, _WORK // (tail.at.numel() * self.dtype.itemsize))
+            for first in range(0, len(index), step):
+                units = index[first : first + step].tolist()
+                directions = (_unit(tail.places(number), K, i, features) for i in units)
+                self._products(number, tail, piece, directions, term, M, into[first : first + step])
+        return out
+
+    def _end(self, number: int, rows: int, term: str) -> int | None:
+        """The layer at whose outputs a layer's tail may end, S_n there being kept; None where that does not pay.
+
+        What follows is then the quadratic with S_n, as it is with M_n at the head's inputs: one layer at a time, as it
+        may be as large.
+        """
+        end = self._ends.get(number)
+        if end is None or term == "residual":
+            return None
+        if self._whole is None or self._whole[:2] != (end, term):
+            N, K = len(self.features[end]), len(self.layers[end].weight)
+            needed = N * K * K * self.dtype.itemsize + self._bytes_of_quadratics * self._keeps_quadratic
+            if rows < K or self._kept + needed > self.question.memory:
+                return None
+            self._whole = None  # before the next one is made
+            self._make_room(needed)
+            require(N * K * K * self.dtype.itemsize, f"the curvature of {self.layers[end].name!r}", self.device)
+            S = self.features[end].new_empty(N, K, K)
+            step = max(1, _WORK // (N * K * self.dtype.itemsize))
+            for some in torch.arange(K, device=self.device).split(step):
+                S[:, some] = self._rows(end, some, term, None).permute(2, 0, 1)
+            self._whole = end, term, S
+        return end
 
     def product(self, number: int, v: Tensor, term: str) -> Tensor:
         """S_n v_n (N, K) of vectors v (N, K)."""
