@@ -43,7 +43,8 @@ def layer(
     H = sum_n S_n (x) a_n a_n^T over the places n (samples, positions) where the layer is applied, a_n its inputs and
     S_n = d2 loss / d z_n^2 at its outputs (K, K). S_n comes row by row from what follows the layer, the tail, by
     differentiating it twice, for all places at once. If a linear layer gives the logits, the head, it is never
-    differentiated: it and the loss enter as their curvature at the head's inputs, which all layers share.
+    differentiated: it and the loss enter as their curvature at the head's inputs, which all layers share. A layer that
+    reaches the loss through another asked one alone ends there in the same way.
 
     H["name"] is the layer, K blocks of its inputs (+1 with a bias). Several names share the work; H["a"] and H["b"] are
     then had, parts between two layers and what needs them (dense, H @ v) are not. The layer that gives the logits may
@@ -65,7 +66,8 @@ def layer(
         forward: forward(model, batch) runs the model and returns logits and targets, for a language model
             `(model(batch)[:, :-1], batch[:, 1:])`, say. By default x, y = batch and model(x), or its .logits.
         memory: bytes that may be kept: the layers' inputs (MemoryError beyond them), the curvature at the head's
-            inputs and the recorded tails. Where the latter do not fit, they are computed again for each slab of rows.
+            inputs, S_n of one layer that others reach the loss through alone, and the recorded tails. Where the tails
+            do not fit, they are computed again for each slab of rows; where S_n does not, they are longer.
 
     Returns:
         A Hessian of the layer's parameters, in float32 or float64. A pickle carries the model, the batches and

@@ -341,7 +341,7 @@ def test_tails_that_end_at_another_layer(monkeypatch):
     model, batches = Transformer(), texts((2, 5), (1, 4))
     names = [f"blocks.1.{name}" for name in ("attention.q", "mlp.up", "attention.o", "mlp.down", "mlp.gate")]
     tails = hessext.layer(model, names, batches).each[0]._data._tails
-    assert tails._ends == {0: 2, 1: 3, 4: 3}
+    assert tails.ends == {0: 2, 1: 3, 4: 3}
     ended = []
     ending = Tail.ending
     monkeypatch.setattr(Tail, "ending", lambda tail, number: ended.append(number) or ending(tail, number))

@@ -22,7 +22,7 @@ _SLAB = 256 << 20  # bytes of whole rows of S in hand
 
 
 class Places(Data):
-    """H = sum_n S_n (x) a_n a_n^T over the places n of one layer, THEORY (h); S_n is formed in rows by `Tails`."""
+    """H = sum_n S_n (x) a_n a_n^T over the places n of one layer, THEORY (h); `TailCurvature` forms S_n in rows."""
 
     def __init__(self, tails: Tails, number: int) -> None:
         self._tails, self._number = tails, number
@@ -93,7 +93,7 @@ class Places(Data):
 
     def curvature_product(self, layer: int, term: str, v: Tensor) -> Tensor:
         """S_n v_n (N, K) of vectors v (N, K)."""
-        return self._tails.product(self._number, v, term)
+        return self._tails.curvature.product(self._number, v, term)
 
     def curvature_entries(self, row: int, col: int, pairs: Tensor, term: str) -> Tensor:
         """S_n[i, j] (P, N) of pairs (P, 2)."""
@@ -101,5 +101,5 @@ class Places(Data):
         out = like.new_empty(len(pairs), len(self))
         few = max(1, _SLAB // (like.shape[0] * len(self) * like.element_size()))
         for units, here, places in rows_in_turn(pairs, few):
-            out[here] = self._tails.rows(self._number, units, term)[places]
+            out[here] = self._tails.curvature.rows(self._number, units, term)[places]
         return out

@@ -1,4 +1,4 @@
-"""Inputs of some layers of a model over all batches, and the rows of S_n that what comes after them gives."""
+"""Inputs of some layers of a model over all batches, and what comes after them, recorded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from .outputs import Outputs
 from .question import Piece, Question, targets_of, tensors_in
 from .runs import Record, Runner, check_calls, head_rows, plain_autograd
 from .tail import SavedBytes, Tail
+from .tail_curvature import TailCurvature
 
-_WORK = 256 << 20  # bytes of vectors at the outputs that are worked on at once
-_FEW = 16  # rows of S_n that do not stand for all of them
 _PROPOSED = 12  # linear layers that are tried for a message, the last ones called
 
 
@@ -43,9 +42,8 @@ class Tails:
         self.pieces: list[Piece] = []
         self.features: list[Tensor] = []  # of each layer (N, cols)
         self.head_inputs: Tensor | None = None  # (M, d), where the head is one of the layers that are asked for
-        self._graphs = self._kept = 0
-        self._ends: dict[int, int] | None = None  # layers whose tails pass through the outputs of another one alone
-        self._whole: tuple[int, str, Tensor] | None = None  # S_n (N, K, K) of such a layer and a term, not divided
+        self.graphs = self.kept = 0  # bytes of the recorded tails, and of the layers' inputs
+        self.ends: dict[int, int] | None = None  # layers whose tails pass through the outputs of another one alone
         with plain_autograd(self.device):
             self._read(batches)
         self._data = Watch(**dict(tensors_in("batches", [piece.batch for piece in self.pieces])))
@@ -120,10 +118,10 @@ class Tails:
                 if self.layers:
                     piece.tail = self._tail(piece, record)
                     self._check_tail(k, piece, record)
-                    self._ends = self._found_ends(piece.tail)
-            self._graphs += saved.total
-            if self._graphs + self._kept > self.question.memory:
-                self._graphs, piece.tail = self._graphs - saved.total, None
+                    self.ends = self._found_ends(piece.tail)
+            self.graphs += saved.total
+            if self.graphs + self.kept > self.question.memory:
+                self.graphs, piece.tail = self.graphs - saved.total, None
             del record
         if not self.pieces:
             raise ValueError("batches: expected at least one; got none")
@@ -132,7 +130,7 @@ class Tails:
         self.divisor = divisor if self.loss.reduction != "sum" else 1.0
         self.features = [torch.cat(some) for some in features]
         self.head_inputs = torch.cat(head_inputs) if head_inputs else None
-        self._reserve_quadratic()
+        self.curvature = TailCurvature(self)
 
     def _record_first(self, batch: Any) -> tuple[Record, Tensor | None]:
         """Record the first batch, and find out whether the last linear layer gives the logits."""
@@ -146,9 +144,9 @@ class Tails:
             rows = head_rows(record)
             if rows is not None:
                 self.layers, self.head = others, candidate
-                self._outputs = Outputs(self.loss, self._head_affine)
+                self.outputs = Outputs(self.loss, self._head_affine)
                 return record, rows
-        self._outputs = Outputs(self.loss, None)
+        self.outputs = Outputs(self.loss, None)
         return self.runner.record(batch, self.layers, None, self.question.argument, whole=True), None
 
     def _record_whole(self, batch: Any) -> tuple[Record, Tensor | None]:
@@ -165,13 +163,13 @@ class Tails:
 
     def _count_kept(self, numbers: Iterable[int]) -> None:
         """Refuse inputs of the layers that do not fit into `memory`, or, put together, into what is free."""
-        self._kept += sum(numbers) * self.dtype.itemsize
-        if self._kept > self.question.memory:
+        self.kept += sum(numbers) * self.dtype.itemsize
+        if self.kept > self.question.memory:
             raise MemoryError(
-                f"the layers' inputs need {self._kept} bytes ({self._kept / 2**30:.1f} GiB) and more, and "
+                f"the layers' inputs need {self.kept} bytes ({self.kept / 2**30:.1f} GiB) and more, and "
                 f"memory={self.question.memory} allows fewer"
             )
-        require(self._kept, "the layers' inputs so far, put together,", self.device)
+        require(self.kept, "the layers' inputs so far, put together,", self.device)
 
     # -------------------------------------------------------------------------------------------------- what is refused
 
@@ -214,13 +212,13 @@ class Tails:
         found = {}
         for place, number in enumerate(order):
             end = next((other for other in order[place + 1 :] if tail.passes(number, other)), None)
-            if end is not None and (self._ends is None or self._ends.get(number) == end):
+            if end is not None and (self.ends is None or self.ends.get(number) == end):
                 found[number] = end
         return found
 
     def _coupling(self, piece: Piece) -> Any:
         at = piece.tail.at
-        return partial(self._outputs.spread, at, piece.y, w=self._outputs.random_classes(at))
+        return partial(self.outputs.spread, at, piece.y, w=self.outputs.random_classes(at))
 
     def _mixed(self, k: int, layer: LinearLayer, batch: Any) -> str:
         """The message for a layer whose places are mixed, with the layers that would do."""
@@ -244,9 +242,9 @@ class Tails:
     def _tail(self, piece: Piece, record: Record) -> Tail:
         at_head = self.head is not None
         o = record.head_inputs[0].flatten(0, -2)[piece.rows] if at_head else record.logits.flatten(0, -2)
-        return Tail(record, o, lambda at: self._outputs.gradient(at, piece.y))
+        return Tail(record, o, lambda at: self.outputs.gradient(at, piece.y))
 
-    def _opened(self) -> Iterator[tuple[Piece, Tail]]:
+    def opened(self) -> Iterator[tuple[Piece, Tail]]:
         """Every batch with its tail, kept or recorded now."""
         self.check_unchanged()
         for piece in self.pieces:
@@ -259,118 +257,3 @@ class Tails:
                 del record
             yield piece, tail
             del tail
-
-    def _reserve_quadratic(self) -> None:
-        """Decide whether M_n are kept, for which tails may have to go."""
-        width = 0 if self.head is None else self.head.weight.shape[1]
-        self._bytes_of_quadratics = (
-            sum(len(piece.rows) for piece in self.pieces if width) * width**2 * self.dtype.itemsize
-        )
-        outputs = sum(len(layer.weight) for layer in self.layers)
-        fits = self._kept + self._bytes_of_quadratics <= self.question.memory
-        self._keeps_quadratic = fits and bool(width) and self._outputs.worth_quadratic(outputs)
-        if self._keeps_quadratic:
-            self._make_room(self._bytes_of_quadratics)
-
-    def _make_room(self, needed: int) -> None:
-        """Let go of the recorded tails where they do not fit beside so many bytes."""
-        if self._kept + needed + self._graphs > self.question.memory:
-            for piece in self.pieces:
-                piece.tail = None
-            self._graphs = 0
-
-    def _quadratic(self, piece: Piece, tail: Tail, rows: int) -> Tensor | None:
-        """M_n of a batch for products with so many rows of S_n, where forming it pays."""
-        if piece.quadratic is None and self._keeps_quadratic and self._outputs.worth_quadratic(rows):
-            piece.quadratic = self._outputs.quadratic(tail.at, piece.y)
-        return piece.quadratic
-
-    def rows(self, number: int, index: Tensor, term: str) -> Tensor:
-        """S_n[i, j] for the rows i in `index`, (I, K, N)."""
-        features, K = self.features[number], len(self.layers[number].weight)
-        size = len(index) * K * len(features) * self.dtype.itemsize
-        require(size, f"{len(index)} rows of the curvature of {self.layers[number].name!r}", self.device)
-        if self._whole is not None and self._whole[:2] == (number, term):
-            self.check_unchanged()
-            return self._whole[2][:, index].permute(1, 2, 0) / self.divisor
-        with plain_autograd(self.device):
-            end = self._end(number, K if len(index) > _FEW else len(index), term)
-            return self._rows(number, index, term, end).div_(self.divisor)
-
-    def _rows(self, number: int, index: Tensor, term: str, end: int | None) -> Tensor:
-        """The same before it is divided; with `end`, by S_n of that layer."""
-        features, K = self.features[number], len(self.layers[number].weight)
-        wanted = K if len(index) > _FEW else len(index)
-        out = features.new_empty(len(index), K, len(features))
-        for piece, tail in self._opened():
-            into = out[:, :, piece.places[number]]
-            if end is not None:
-                tail, M = tail.ending(end), self._whole[2][piece.places[end]]
-            else:
-                M = self._quadratic(piece, tail, wanted) if term != "residual" else None
-            step = max(1, _WORK // (tail.at.numel() * self.dtype.itemsize))
-            for first in range(0, len(index), step):
-                units = index[first : first + step].tolist()
-                directions = (_unit(tail.places(number), K, i, features) for i in units)
-                self._products(number, tail, piece, directions, term, M, into[first : first + step])
-        return out
-
-    def _end(self, number: int, rows: int, term: str) -> int | None:
-        """The layer at whose outputs a layer's tail may end, S_n there being kept; None where that does not pay.
-
-        What follows is then the quadratic with S_n, as it is with M_n at the head's inputs: one layer at a time, as it
-        may be as large.
-        """
-        end = self._ends.get(number)
-        if end is None or term == "residual":
-            return None
-        if self._whole is None or self._whole[:2] != (end, term):
-            N, K = len(self.features[end]), len(self.layers[end].weight)
-            needed = N * K * K * self.dtype.itemsize + self._bytes_of_quadratics * self._keeps_quadratic
-            if rows < K or self._kept + needed > self.question.memory:
-                return None
-            self._whole = None  # before the next one is made
-            self._make_room(needed)
-            require(N * K * K * self.dtype.itemsize, f"the curvature of {self.layers[end].name!r}", self.device)
-            S = self.features[end].new_empty(N, K, K)
-            step = max(1, _WORK // (N * K * self.dtype.itemsize))
-            for some in torch.arange(K, device=self.device).split(step):
-                S[:, some] = self._rows(end, some, term, None).permute(2, 0, 1)
-            self._whole = end, term, S
-        return end
-
-    def product(self, number: int, v: Tensor, term: str) -> Tensor:
-        """S_n v_n (N, K) of vectors v (N, K)."""
-        with plain_autograd(self.device):
-            out = torch.empty_like(v)
-            for piece, tail in self._opened():
-                some = piece.places[number]
-                self._products(number, tail, piece, [v[some]], term, piece.quadratic, out[some].T[None])
-            return out.div_(self.divisor)
-
-    def _products(
-        self,
-        number: int,
-        tail: Tail,
-        piece: Piece,
-        directions: Iterable[Tensor],
-        term: str,
-        M: Tensor | None,
-        out: Tensor,
-    ) -> None:
-        """S e of directions e (n, K), into `out` (R, K, n), before it is divided."""
-        moved = []
-        for e, into in zip(directions, out, strict=True):
-            along, bent = tail.along(number, e, term)
-            moved.append(along)
-            into.zero_() if bent is None else into.copy_(bent.T)
-        if term != "residual":
-            curved = self._outputs.product(tail.at, piece.y, torch.stack(moved), M)
-            for w, into in zip(curved, out, strict=True):
-                into += tail.back(number, w).T
-
-
-def _unit(places: int, K: int, i: int, like: Tensor) -> Tensor:
-    e = like.new_zeros(places, K)
-    e[:, i] = 1
-    return e
