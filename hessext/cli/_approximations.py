@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from hessext import Approximations, Hessian, _checks, _files
+from hessext._text import aligned
 from hessext.sweeps.draws import CASES, Point, Task, draw
 from hessext.sweeps.statistics import captured
 from hessext.sweeps.sweep import points_of
@@ -143,9 +144,7 @@ def _compact(title: str, heads: Sequence[str], columns: Sequence[Sequence[Approx
             if math.isnan(share):
                 why = next(note for table in tables if (note := table[name].note))
                 notes.setdefault((head, why), []).append(name)
-    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
-    for line in lines:
-        yield "  ".join([line[0].ljust(first), *(text.rjust(w) for text, w in zip(line[1:], rest, strict=True))])
+    yield from aligned(lines)
     for (head, why), names in notes.items():
         yield f"  {head}: {', '.join(names)}: {why}"
 

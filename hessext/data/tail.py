@@ -120,28 +120,25 @@ def second_derivatives() -> Iterator[None]:
 
 def _check_differentiable(g: Tensor | None) -> None:
     """Raise where g has a part that may be differentiated once: autograd would take it for constant."""
-    nodes = [] if g is None or g.grad_fn is None else [g.grad_fn]
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if node.name().endswith("::Error"):
-            raise RuntimeError("a function marked with @once_differentiable")
-        new = {after for after, _ in node.next_functions if after is not None} - seen
-        seen |= new
-        nodes.extend(new)
+    if g is not None and any(node.name().endswith("::Error") for node in _nodes(g.grad_fn)):
+        raise RuntimeError("a function marked with @once_differentiable")
 
 
 def _reaches(start: Node, leaf: Tensor, without: Node | None) -> bool:
     """Whether a graph leads from a node to a leaf, not counting what comes through one of its nodes."""
-    nodes, seen = [start], {start, without}
+    return any(getattr(node, "variable", None) is leaf for node in _nodes(start, without))
+
+
+def _nodes(start: Node | None, without: Node | None = None) -> Iterator[Node]:
+    """All nodes that a graph leads to, none of them through `without`."""
+    nodes = [] if start is None else [start]
+    seen = {start, without}
     while nodes:
         node = nodes.pop()
-        if getattr(node, "variable", None) is leaf:
-            return True
+        yield node
         new = {after for after, _ in node.next_functions if after is not None} - seen
         seen |= new
         nodes.extend(new)
-    return False
 
 
 class SavedBytes:

@@ -41,7 +41,7 @@ from .kronecker import (
 from .part import Part
 from .results import Approximation, Approximations
 from .sample_curvature import CurvatureTile
-from .sample_pairs import Pairs, PairSum
+from .sample_pairs import Pairs, PairSum, add_products
 from .sampling import Sampling, Shares
 
 _NOTHING = "H is 0"
@@ -69,16 +69,17 @@ class _Table:
     def __init__(self, pairs: Pairs, largest: int) -> None:
         self.pairs, self.largest = pairs, largest
         self.K, self.s, self.N = pairs.curvature.K, pairs.features.size, pairs.curvature.N
+        K, s, both = self.K, self.s, self.K**2 + self.s**2
+        products = (both, both + K * s, both, both, K * K, both)
+        self.numbers = dict(zip(NAMES, (K * s * s, s * K * K, K * s, K, *products), strict=True))
         self.F = pairs.features.squares
         self.weights = torch.stack([torch.ones_like(self.F), self.F])
         self.products = torch.zeros_like(self.weights)  # of U
         self.whole = PairSum(self.F)
         self._sums: dict[str, tuple[PairSum, PairSum]] = {}
         for tile, features in pairs:
-            U = tile.on + tile.off
-            self.products[:, tile.a] += self.weights[:, tile.b] @ U.T
-            if not tile.same:
-                self.products[:, tile.b] += self.weights[:, tile.a] @ U
+            U = tile.U
+            add_products(self.products, self.weights, tile.a, tile.b, U)
             self.whole.add(tile, U * features.W)
             for name, kept, lost in self._summands(tile, features, U):
                 sums = self._sums.setdefault(name, (PairSum(self.F), PairSum(self.F)))
@@ -108,10 +109,8 @@ class _Table:
 
     def partitions(self) -> Iterator[Approximation]:
         """Blocks on the diagonal, blocks by feature, the diagonal and its means."""
-        K, s = self.K, self.s
-        numbers = dict(zip(_PARTITIONS, (K * s * s, s * K * K, K * s, K), strict=True))
         for name, sums in self._sums.items():
-            yield self._partition(name, *sums, numbers[name])
+            yield self._partition(name, *sums)
 
     def groups(self, groups: Tensor) -> Approximation:
         """Blocks on the diagonal of groups of rows."""
@@ -119,71 +118,69 @@ class _Table:
         for tile, features in self.pairs:
             across = self.pairs.curvature.across(groups, tile.a, tile.b)
             lost.add(tile, across * features.W)
-            kept.add(tile, (tile.on + tile.off - across) * features.W)
+            kept.add(tile, (tile.U - across) * features.W)
         sizes = groups.unique(return_counts=True)[1].double()
         name = f"block-diagonal, {len(sizes)} groups"
-        return self._partition(name, kept, lost, int((sizes * self.s).square().sum()))
+        self.numbers[name] = int((sizes * self.s).square().sum())
+        return self._partition(name, kept, lost)
 
-    def _partition(self, name: str, kept: PairSum, lost: PairSum, numbers: int) -> Approximation:
+    def _partition(self, name: str, kept: PairSum, lost: PairSum) -> Approximation:
         if not self.square:
-            return _unknown(name, numbers, _NOTHING)
+            return self._unknown(name, _NOTHING)
         floor = FLOOR * self.pairs.curvature.rounding * lost.size
         cosine = math.sqrt(min(1.0, kept.total / self.square))
-        return self._row(name, numbers, (lost.total, lost.total, floor), cosine, self.shares.of_partition(kept))
+        return self._row(name, (lost.total, lost.total, floor), cosine, self.shares.of_partition(kept))
 
     # ------------------------------------------------------------------------------------------- Kronecker products
 
     def kronecker_products(self) -> Iterator[Approximation]:
         """K-FAC, E-KFAC, Shampoo in two forms, one-sided, and the nearest one."""
-        K, s, pairs = self.K, self.s, self.pairs
-        both = K * K + s * s
+        pairs = self.pairs
         if not self.square:
-            for name, numbers in zip(_PRODUCTS, (both, both + K * s, both, both, K * K, both), strict=True):
-                yield _unknown(name, numbers, _NOTHING)
+            yield from (self._unknown(name, _NOTHING) for name in _PRODUCTS)
             return
         trace, counted = pairs.gauss_newton.traces, pairs.counted.double()
         G, L = curvature_factors(pairs, self.weights, self.products)
         A, R = feature_factors(pairs, torch.stack([counted / counted.sum(), trace]))
-        identity = Factor(self.F, float(s))
+        identity = Factor(self.F, float(self.s))
         products = (
             KroneckerProduct(G, A, pairs.gauss_newton),
             KroneckerProduct(L, R, pairs.gauss_newton, 1 / (self.F @ trace).item() if trace.any() else 0.0),
-            KroneckerProduct(L, identity, pairs.gauss_newton, 1 / s),
+            KroneckerProduct(L, identity, pairs.gauss_newton, 1 / self.s),
         )
         kfac, squared, one_sided = zip(products, self.shares.of_sums(products), strict=True)
         why = self._too_large()
-        yield self._kronecker("K-FAC", *kfac, both)
-        yield _unknown("E-KFAC", both + K * s, why) if why else self._eigenbasis(G, A)
-        yield _unknown("Shampoo", both, why) if why else self._roots(L, R)
-        yield self._kronecker("Shampoo, squared factors", *squared, both)
-        yield self._kronecker("one-sided", *one_sided, K * K)
+        yield self._kronecker("K-FAC", *kfac)
+        yield self._unknown("E-KFAC", why) if why else self._eigenbasis(G, A)
+        yield self._unknown("Shampoo", why) if why else self._roots(L, R)
+        yield self._kronecker("Shampoo, squared factors", *squared)
+        yield self._kronecker("one-sided", *one_sided)
         if 16 * self.N**2 > _WHOLE:
             why = f"needs two matrices of {self.N} x {self.N} pairs of samples, more than {_WHOLE >> 30} GiB"
-            yield _unknown("nearest Kronecker", both, why)
+            yield self._unknown("nearest Kronecker", why)
         else:
             product = nearest(pairs)[0]
-            yield self._kronecker("nearest Kronecker", product, self.shares.of_fixed(product), both, best=True)
+            yield self._kronecker("nearest Kronecker", product, self.shares.of_fixed(product), best=True)
 
     def given(self, name: str, G: Tensor, A: Tensor) -> Approximation:
         """The user's own product."""
-        pairs, numbers = self.pairs, G.numel() + A.numel()
+        pairs, self.numbers[name] = self.pairs, G.numel() + A.numel()
         if not self.square:
-            return _unknown(name, numbers, _NOTHING)
+            return self._unknown(name, _NOTHING)
         A = A.double() / pairs.unit
         product = KroneckerProduct(given_curvature(pairs, G.double()), given_features(pairs, A), pairs.curvature)
-        return self._kronecker(name, product, self.shares.of_fixed(product), numbers)
+        return self._kronecker(name, product, self.shares.of_fixed(product))
 
     def _kronecker(
-        self, name: str, product: KroneckerProduct, sampling: Sampling, numbers: int, *, best: bool = False
+        self, name: str, product: KroneckerProduct, sampling: Sampling, *, best: bool = False
     ) -> Approximation:
         """`best`: the scalar is the best one."""
         inner, square = product.inner, product.square
         if not square:
-            return _unknown(name, numbers, "its factors are 0")
-        left, seen = product.remainder(self.pairs, self.square)
+            return self._unknown(name, "its factors are 0")
+        left, floor = product.remainder(self.pairs, self.square)
         error = left if best else left + (inner / square - 1) ** 2 * square
-        floor = 0.0 if seen else FLOOR * self.pairs.curvature.rounding * self.square
-        return self._row(name, numbers, (error, left, floor), inner / math.sqrt(square * self.square), sampling)
+        return self._row(name, (error, left, floor), inner / math.sqrt(square * self.square), sampling)
 
     def _too_large(self) -> str | None:
         """Why eigenvectors are not formed."""
@@ -202,36 +199,31 @@ class _Table:
         for t in self._matrices(L, R):
             values, vectors = torch.linalg.eigh(t)
             if values[0] < -1e3 * torch.finfo(self.pairs.part.dtype).eps * values[-1].abs():
-                numbers = self.K * self.K + self.s * self.s
-                return _unknown("Shampoo", numbers, "its factors are not positive semidefinite")
+                return self._unknown("Shampoo", "its factors are not positive semidefinite")
             roots.append((vectors * values.clamp(min=0).sqrt()) @ vectors.T)
         pairs = self.pairs
         product = KroneckerProduct(given_curvature(pairs, roots[0]), given_features(pairs, roots[1]), pairs.curvature)
-        return self._kronecker("Shampoo", product, Sampling(), self.K**2 + self.s**2, best=True)
+        return self._kronecker("Shampoo", product, Sampling(), best=True)
 
     def _eigenbasis(self, G: Factor, A: Factor) -> Approximation:
         """Diagonal in the eigenvectors of G and A: ||H||^2 - ||lambda||^2."""
         (g, U), (a, V) = (torch.linalg.eigh(t) for t in self._matrices(G, A))
-        by_rows, by_features = self.pairs.curvature.in_basis(U), (self.pairs.features.dense() @ V).square_()
-        values = by_rows.T @ by_features
+        values = self.pairs.diagonal_in(U, V)
         kept = values.square().sum().item()
 
         def approximation(i: Tensor, j: Tensor) -> Tensor:
             return (V * (U[i] * U[j] @ values)[:, None]) @ V.T
 
-        lost, seen = remainder(self.pairs, kept, self.square, approximation)
-        floor = 0.0 if seen else FLOOR * self.pairs.curvature.rounding * self.square
+        lost, floor = remainder(self.pairs, kept, self.square, approximation)
         note = "eigenvalues of its factors coincide: other eigenvectors give other numbers" if _degenerate(g, a) else ""
         cosine = math.sqrt(min(1.0, kept / self.square))
-        numbers = self.K**2 + self.s**2 + self.K * self.s
-        return self._row("E-KFAC", numbers, (lost, lost, floor), cosine, Sampling(), note)
+        return self._row("E-KFAC", (lost, lost, floor), cosine, Sampling(), note)
 
     # --------------------------------------------------------------------------------------------------------- rows
 
     def _row(
         self,
         name: str,
-        numbers: int,
         squares: tuple[float, float, float],
         cosine: float,
         sampling: Sampling,
@@ -244,11 +236,10 @@ class _Table:
         if below:
             note = f"below {least:.0e}, the floor of rounding" + (f"; {note}" if note else "")
         known = sampling.relative_error * cosine**2
-        return Approximation(name, relative, best, cosine, numbers, sampling.population, known, note)
+        return Approximation(name, relative, best, cosine, self.numbers[name], sampling.population, known, note)
 
-
-def _unknown(name: str, numbers: int, why: str) -> Approximation:
-    return Approximation(name, *(math.nan,) * 3, numbers, *(math.nan,) * 2, why)
+    def _unknown(self, name: str, why: str) -> Approximation:
+        return Approximation(name, *(math.nan,) * 3, self.numbers[name], *(math.nan,) * 2, why)
 
 
 def _degenerate(*values: Tensor) -> bool:

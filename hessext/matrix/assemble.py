@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations_with_replacement
 
 import torch
@@ -11,10 +12,11 @@ from hessext import _checks, _ops
 from hessext._memory import require
 from hessext.data.samples import Data, Samples
 
-from .curvature import Assemblies
+from .curvature import Assemblies, grid_pairs
 from .part import Part, Term
 
 _ENTRIES = 1 << 22  # entries of Q_n in hand
+_PIECE = 64 << 20  # bytes of blocks in float64 formed at once
 _SAMPLES = 8192  # samples summed in the tensors' own dtype; chunks are added in float64
 
 
@@ -36,6 +38,13 @@ def _blocks(part: Part, pairs: Tensor) -> Tensor:
             return some
         result[call.where] = some
     return result
+
+
+def pieces_of_grid(part: Part, upper: bool) -> Iterator[Tensor]:
+    """Pairs (P, 2) of all blocks, or those with i <= j, as many at a time as have blocks of little memory."""
+    most = max(1, _PIECE // (8 * part.block_shape[0] * part.block_shape[1]))
+    for _, pairs in grid_pairs(*part.grid, upper, most, part.device):
+        yield from pairs.split(most)
 
 
 def diagonal_pairs(first: int, end: int, device: torch.device) -> Tensor:

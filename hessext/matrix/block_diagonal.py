@@ -20,7 +20,7 @@ def solve(part: Part, v: Tensor, damping: float) -> Tensor:
     given = v.reshape(part.grid[0], part.block_shape[0], v.shape[1] if v.ndim == 2 else 1)
     require(given.numel() * given.element_size(), "the solution", part.device)
     result = torch.empty_like(given, memory_format=torch.contiguous_format)
-    for rows, of_rows in _pieces(part):
+    for rows, of_rows in pieces(part):
         of_rows.diagonal(dim1=1, dim2=2).add_(damping)
         factors, pivots, info = torch.linalg.lu_factor_ex(of_rows)
         if info.any():
@@ -38,12 +38,12 @@ def eigh(part: Part, dtype: torch.dtype | None = None) -> torch.return_types.lin
     (K, _), (s, _), like = part.grid, part.block_shape, part.like.new_empty(0, dtype=dtype)
     require(K * s * (s + 1) * like.element_size(), f"eigenvectors of {K} blocks", part.device)
     values, vectors = like.new_empty(K, s), like.new_empty(K, s, s)
-    for rows, of_rows in _pieces(part):
+    for rows, of_rows in pieces(part):
         values[rows], vectors[rows] = torch.linalg.eigh(of_rows.to(like.dtype))
     return torch.return_types.linalg_eigh((values, vectors))
 
 
-def _pieces(part: Part) -> Iterator[tuple[slice, Tensor]]:
+def pieces(part: Part) -> Iterator[tuple[slice, Tensor]]:
     """Some block rows and their diagonal blocks (k, s, s), which may be changed; where all are equal, one for all."""
     K, size = part.grid[0], part.block_shape[0] ** 2 * part.dtype.itemsize
     step = max(1, _PIECE // size)

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .assemble import blocks, diagonal, diagonal_pairs
-from .curvature import grid_pairs
+from .assemble import blocks, diagonal, pieces_of_grid
+from .block_diagonal import pieces
 from .feature_gram import FeatureGram
 from .part import Part
 from .sample_curvature import ENTRIES, GivenCurvature, ScaledIdentity, SoftmaxCurvature, sample_curvature
 from .softmax_gram import OtherClasses, sums_of_classes
 
-_PIECE = 64 << 20  # bytes of blocks formed at once
 _TOGETHER = 8192  # samples of a tile between two parts
 
 
@@ -33,24 +32,15 @@ def with_diagonal(part: Part, v: Tensor) -> float:
 
 def with_blocks(part: Part, M: Tensor) -> float:
     """sum_i <B_ii, M_i> of a part within a layer, M (K, s, s)."""
-    total, step = 0.0, max(1, _PIECE // (M[0].numel() * M.element_size()))
-    for first in range(0, len(M), step):
-        some = M[first : first + step]
-        found = blocks(part, diagonal_pairs(first, first + len(some), part.device))
-        total += torch.sum(found.double() * some.double()).item()
-    return total
+    return sum(torch.sum(found.double() * M[rows].double()).item() for rows, found in pieces(part))
 
 
 def with_part(part: Part, other: Part) -> float:
     """<B, B'> of two parts of one shape."""
     if part.same and other.same:
         return _by_samples(part, other)
-    rows, cols = part.grid
-    total, size = 0.0, part.block_shape[0] * part.block_shape[1] * 8
-    for _, pairs in grid_pairs(rows, cols, False, max(1, _PIECE // size), part.device):
-        for some in pairs.split(max(1, _PIECE // size)):
-            total += torch.sum(blocks(part, some).double() * blocks(other, some).double()).item()
-    return total
+    pairs = pieces_of_grid(part, False)
+    return sum(torch.sum(blocks(part, some).double() * blocks(other, some).double()).item() for some in pairs)
 
 
 def _by_samples(part: Part, other: Part) -> float:

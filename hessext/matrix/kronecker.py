@@ -16,8 +16,7 @@ from torch import Tensor
 
 from hessext._memory import require
 
-from .assemble import blocks
-from .curvature import grid_pairs
+from .assemble import blocks, pieces_of_grid
 from .part import Part
 from .sample_curvature import SampleCurvature
 from .sample_pairs import Pairs
@@ -26,7 +25,6 @@ from .sample_pairs import Pairs
 _EXACT = {torch.float64: 1e5, torch.float32: 1e3}
 FLOOR = 16
 _FORMED, _BLOCK = 5e10, 1e5  # multiply-adds that these may cost, and what each block costs beside them
-_PIECE = 64 << 20  # bytes of blocks formed at once
 _ALL = 1024  # samples whose singular values are all found at once
 
 
@@ -66,8 +64,8 @@ class KroneckerProduct:
         """G (K, K)."""
         return self.curvature.sum(self.G.weights[None])[0] if self.G.matrix is None else self.G.matrix
 
-    def remainder(self, pairs: Pairs, square: float) -> tuple[float, bool]:
-        """||H - c M||^2 with the best scalar c, and whether rounding has left something of it."""
+    def remainder(self, pairs: Pairs, square: float) -> tuple[float, float]:
+        """||H - c M||^2 with the best scalar c, and what of it is not told from 0."""
         G = A = None
 
         def approximation(i: Tensor, j: Tensor) -> Tensor:
@@ -101,8 +99,7 @@ class NearestKronecker:
     @cached_property
     def G(self) -> Tensor:
         """The factor of the curvature (K, K). Raises MemoryError."""
-        G = self._product.curvature_matrix()
-        return self._of_half_norm(G)
+        return self._of_half_norm(self._product.curvature_matrix())
 
     @cached_property
     def A(self) -> Tensor:
@@ -122,7 +119,7 @@ class NearestKronecker:
 def nearest_kronecker(part: Part, terms: int) -> NearestKronecker:
     """Of a part within a layer, with the errors of sums of up to `terms` products. Raises ValueError where H = 0."""
     pairs = Pairs(part)
-    sums = ((tile.same, torch.sum((tile.on + tile.off) * features.W).item()) for tile, features in pairs)
+    sums = ((tile.same, torch.sum(tile.U * features.W).item()) for tile, features in pairs)
     square = pairs.checked(sum(found if same else 2 * found for same, found in sums))
     found = nearest(pairs, every=terms > 1)
     if found is None:
@@ -161,8 +158,8 @@ def given_features(pairs: Pairs, A: Tensor) -> Factor:
 
 def remainder(
     pairs: Pairs, kept: float, square: float, approximation: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[float, bool]:
-    """||H - M||^2 = ||H||^2 - ||M||^2 of a projection M of H, and whether rounding has left something of it.
+) -> tuple[float, float]:
+    """||H - M||^2 = ||H||^2 - ||M||^2 of a projection M of H, and what of it is not told from 0, where that is more.
 
     Where little is left of the difference, blocks are formed some at a time, if these are not too many:
     `approximation` gives blocks (P, s, s) of M for rows i and columns j. Squares are in squared units.
@@ -171,18 +168,17 @@ def remainder(
     K, s, N = pairs.curvature.K, pairs.features.size, pairs.curvature.N
     accuracy = torch.float64 if pairs.curvature.rounding < 1e-10 else torch.float32
     if left > _EXACT[accuracy] * rounding:
-        return left, True
+        return left, 0.0
     size, limits = math.sqrt(square) * pairs.unit, torch.finfo(pairs.part.dtype)
     in_range = K * s * limits.tiny / limits.eps**2 < size < limits.max * limits.eps
     if K * K / 2 * (s * s * (N + s) + _BLOCK) > _FORMED or not in_range:
-        return max(left, 0.0), left > FLOOR * rounding
-    total, most = 0.0, max(1, _PIECE // (8 * s * s))
-    for _, some in grid_pairs(K, K, True, most, pairs.part.device):
-        for ij in some.split(most):
-            i, j = ij.unbind(1)
-            rest = blocks(pairs.part, ij).double().div_(pairs.unit).sub_(approximation(i, j))
-            total += (rest.square_().sum((1, 2)) * (1.0 + (i != j))).sum().item()
-    return total, True
+        return max(left, 0.0), FLOOR * rounding if left <= FLOOR * rounding else 0.0
+    total = 0.0
+    for ij in pieces_of_grid(pairs.part, True):
+        i, j = ij.unbind(1)
+        rest = blocks(pairs.part, ij).double().div_(pairs.unit).sub_(approximation(i, j))
+        total += (rest.square_().sum((1, 2)) * (1.0 + (i != j))).sum().item()
+    return total, 0.0
 
 
 def nearest(pairs: Pairs, *, every: bool = False) -> tuple[KroneckerProduct, Tensor] | None:

@@ -21,7 +21,7 @@ from .kronecker import nearest
 from .part import Part
 from .sample_pairs import Pairs
 
-_NOISE = 64  # eigenvalues of less than so many roundings of the largest one are not told from 0
+NOISE = 64  # eigenvalues of less than so many roundings of the largest one are not told from 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ class _Forms:
         """Blocks of all entries of one feature: sum_n phi_n[a]^2 Q_n."""
         require(3 * 8 * self.s * self.K**2, f"eigenvectors of {self.s} blocks", self.part.device)
         vectors, values = self._eigh(self.pairs.curvature.sum(self.pairs.features.dense().square().T))
-        return Eigensystem(self.power * values.T, vectors)
+        return Eigensystem(self.pairs.unit * values.T, vectors)
 
     # ------------------------------------------------------------------------------------------ Kronecker products
 
@@ -161,19 +161,14 @@ class _Forms:
         """Q_n and phi_n of all samples, features over a power of two."""
         return Pairs(self.part)
 
-    @property
-    def power(self) -> float:
-        """What products of two features are to be multiplied by."""
-        return self.pairs.features.power**2
-
     def kfac(self) -> Eigensystem:
         """sum Q_n (x) the mean of phi phi^T."""
-        return self._product(*self._kfac_factors(), scale=self.power)
+        return self._product(*self._kfac_factors(), scale=self.pairs.unit)
 
     def ekfac(self) -> Eigensystem:
         """Diagonal in the eigenvectors of K-FAC."""
         (U, _), (V, _) = map(self._eigh, self._kfac_factors())
-        values = self.power * self._diagonal_in(U, V)
+        values = self.pairs.unit * self.pairs.diagonal_in(U, V)
         return Eigensystem(self._without_noise(values.flatten()).view_as(values), U, V)
 
     def shampoo(self) -> Eigensystem:
@@ -183,19 +178,19 @@ class _Forms:
             raise ValueError("approximation: the factors of Shampoo are not positive semidefinite, so have no roots")
         roots = torch.outer(left.sqrt(), right.sqrt())
         square = roots.square().sum()
-        best = (roots * self._diagonal_in(U, V)).sum() / square if square else square
-        return Eigensystem(self.power * best * roots, U, V)
+        best = (roots * self.pairs.diagonal_in(U, V)).sum() / square if square else square
+        return Eigensystem(self.pairs.unit * best * roots, U, V)
 
     def squared_factors(self) -> Eigensystem:
         """L (x) R / tr L."""
         L, R = self._moments()
         trace = L.trace().item()
-        return self._product(L, R, scale=self.power / trace if trace else 0.0)
+        return self._product(L, R, scale=self.pairs.unit / trace if trace else 0.0)
 
     def one_sided(self) -> Eigensystem:
         """(L / s) (x) I."""
         vectors, values = self._eigh(self.pairs.curvature.sum(self.pairs.features.squares[None])[0])
-        return Eigensystem((self.power / self.s * values)[:, None].expand(-1, self.s), vectors)
+        return Eigensystem((self.pairs.unit / self.s * values)[:, None].expand(-1, self.s), vectors)
 
     def nearest(self) -> Eigensystem:
         """The nearest G (x) A."""
@@ -204,7 +199,7 @@ class _Forms:
             return Eigensystem(torch.zeros(self.K, self.s, dtype=torch.float64, device=self.part.device))
         product = found[0]
         G, A = product.curvature_matrix(), product.feature_matrix(self.pairs)
-        return self._product(G, A, scale=self.power * product.scale)
+        return self._product(G, A, scale=self.pairs.unit * product.scale)
 
     def _kfac_factors(self) -> tuple[Tensor, Tensor]:
         curvature, counted = self.pairs.curvature, self.pairs.counted.double()
@@ -221,10 +216,6 @@ class _Forms:
         (U, g), (V, a) = self._eigh(G), self._eigh(A)
         return Eigensystem(scale * torch.outer(g, a), U, V)
 
-    def _diagonal_in(self, U: Tensor, V: Tensor) -> Tensor:
-        """The diagonal of the term in the basis of u_i (x) v_a: sum_n (u_i^T Q_n u_i) (v_a^T phi_n)^2."""
-        return self.pairs.curvature.in_basis(U).T @ (self.pairs.features.dense() @ V).square_()
-
     def _eigh(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvectors, and eigenvalues that are 0 where they are not told from it."""
         values, vectors = torch.linalg.eigh(matrices)
@@ -233,7 +224,7 @@ class _Forms:
     def _without_noise(self, values: Tensor) -> Tensor:
         """Eigenvalues (..., n) of matrices; 0 for those of float64's roundings, or below 0 by the data's roundings."""
         size = values.abs().amax(-1, keepdim=True)
-        noise = (values >= -_NOISE * self.eps * size) & (values <= _NOISE * torch.finfo(torch.float64).eps * size)
+        noise = (values >= -NOISE * self.eps * size) & (values <= NOISE * torch.finfo(torch.float64).eps * size)
         return values.masked_fill(noise, 0)
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from hessext._text import aligned
+
 
 class BlockRatio(NamedTuple):
     """Mean squared Frobenius norms of diagonal and off-diagonal blocks, and ratio = off_diagonal / diagonal."""
@@ -134,13 +136,8 @@ class Approximations(Sequence):
                 notes.setdefault(row.note, []).append(row.name)
             shares = (row.captured, row.sampling_error, row.population)
             lines.append((row.name, *(_shown(share, ".4f") for share in shares), *errors, f"{row.numbers:,}"))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = [
-            "  ".join([line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))])
-            for line in lines
-        ]
         title = f"{self.layer!r}, {self._size}, {self.term.replace('_', '-')}: ||H|| = {self.norm:.4g}"
-        return "\n".join([title, *text, *(f"  {', '.join(names)}: {note}" for note, names in notes.items())])
+        return "\n".join([title, *aligned(lines), *(f"  {', '.join(names)}: {note}" for note, names in notes.items())])
 
 
 def _shown(value: float, form: str) -> str:

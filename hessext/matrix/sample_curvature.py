@@ -39,6 +39,11 @@ class CurvatureTile(NamedTuple):
     off: Tensor
 
     @property
+    def U(self) -> Tensor:
+        """<Q_n, Q_n'>."""
+        return self.on + self.off
+
+    @property
     def same(self) -> bool:
         """Whether it is a square on the diagonal; another one stands for its transpose, too."""
         return self.a == self.b

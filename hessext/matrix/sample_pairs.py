@@ -59,6 +59,13 @@ class PairSum:
         return (self.rows.sum() - self.own.sum()).item()
 
 
+def add_products(out: Tensor, v: Tensor, a: slice, b: slice, matrix: Tensor) -> None:
+    """Add what samples a and b of a symmetric matrix, [a, b] of it, give for its products with rows of v (., N)."""
+    out[:, a] += v[:, b] @ matrix.T
+    if a != b:
+        out[:, b] += v[:, a] @ matrix
+
+
 class Pairs:
     """Tiles of the sums over pairs of samples, with Q_n and phi_n; kept between passes where there is one."""
 
@@ -100,12 +107,12 @@ class Pairs:
     def whole(self) -> tuple[Tensor, Tensor]:
         """U and W of all samples (N, N)."""
         if self._kept is not None:
-            return self._kept[0].on + self._kept[0].off, self._kept[1].W
+            return self._kept[0].U, self._kept[1].W
         N = len(self.features)
         require(16 * N * N, f"two matrices of {N} x {N} pairs of samples", self.part.device)
         U, W = self.features.squares.new_empty(2, N, N).unbind()
         for tile, features in self:
-            for matrix, found in ((U, tile.on + tile.off), (W, features.W)):
+            for matrix, found in ((U, tile.U), (W, features.W)):
                 matrix[tile.a, tile.b] = found
                 matrix[tile.b, tile.a] = found.T
         return U, W
@@ -114,11 +121,9 @@ class Pairs:
         """U v for rows v of the first (., N), (U * W) v for those of the second, entry by entry, and U[n, n] (N,)."""
         one, two, own = torch.zeros_like(of_U), torch.zeros_like(of_both), torch.zeros_like(of_U[0])
         for tile, features in self:
-            U = tile.on + tile.off
-            for v, out, matrix in ((of_U, one, U), (of_both, two, U * features.W)):
-                out[:, tile.a] += v[:, tile.b] @ matrix.T
-                if not tile.same:
-                    out[:, tile.b] += v[:, tile.a] @ matrix
+            U = tile.U
+            add_products(one, of_U, tile.a, tile.b, U)
+            add_products(two, of_both, tile.a, tile.b, U * features.W)
             if tile.same:
                 own[tile.a] = U.diagonal()
         return one, two, own
@@ -127,10 +132,12 @@ class Pairs:
         """sum_n' W[n, n'] alphas[., n'] (., N): phi_n^T A phi_n with A = sum alpha phi phi^T."""
         result = torch.zeros_like(alphas)
         for a, b, W in self.weights():
-            result[:, a] += alphas[:, b] @ W.T
-            if a != b:
-                result[:, b] += alphas[:, a] @ W
+            add_products(result, alphas, a, b, W)
         return result
+
+    def diagonal_in(self, U: Tensor, V: Tensor) -> Tensor:
+        """The diagonal of H in the basis of u_i (x) v_a: sum_n (u_i^T Q_n u_i) (v_a^T phi_n)^2."""
+        return self.curvature.in_basis(U).T @ (self.features.dense() @ V).square_()
 
     @cached_property
     def counted(self) -> Tensor:

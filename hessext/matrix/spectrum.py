@@ -16,13 +16,12 @@ from hessext._memory import require
 from hessext._random import generator
 
 from .part import Part
-from .preconditioner import Preconditioner
+from .preconditioner import NOISE, Preconditioner
 from .product import part_product
 from .results import PreconditionedSpectrum
 
 _DENSE = 512  # parameters up to which all products are formed, which are fewer than Lanczos may need
 _VECTORS, _FEWEST, _BYTES = 64, 20, 1 << 30  # Lanczos vectors, fewer where these are more bytes
-_NOISE = 64  # eigenvalues of less than so many roundings of the largest one are not told from 0
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -47,7 +46,7 @@ def extreme_eigenvalues(
     start = torch.randn(part.shape[0], generator=generator("lanczos", 0), dtype=torch.float64).to(part.device)
     vectors = _dense(apply, start) if len(start) <= _DENSE else _lanczos(apply, start, tol, maxiter)
     (low, low_error), (high, high_error) = sorted(_rayleigh(apply, v) for v in vectors)
-    return PreconditionedSpectrum.of(high, low, (high_error, low_error), P.damping, _NOISE * eps)
+    return PreconditionedSpectrum.of(high, low, (high_error, low_error), P.damping, NOISE * eps)
 
 
 def _rayleigh(apply: Apply, v: Tensor) -> tuple[float, float]:

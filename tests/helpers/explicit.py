@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .cases import Case, Inputs, make_inputs
+from .deep import Deep, DeepInputs, make_deep
+
+
+def inputs_of(case: Case | Deep, dtype: torch.dtype) -> Inputs | DeepInputs:
+    """Tensors of a case of either kind."""
+    return make_deep(case, dtype) if isinstance(case, Deep) else make_inputs(case, dtype)
+
+
+def counted_of(inputs: Inputs | DeepInputs) -> Tensor:
+    """Which samples the loss counts."""
+    loss = inputs.loss
+    if isinstance(loss, nn.CrossEntropyLoss) and not inputs.y.is_floating_point():
+        return inputs.y != loss.ignore_index
+    return torch.ones(len(inputs.y), dtype=torch.bool)
 
 
 def assembled(Q: Tensor, phi: Tensor) -> Tensor:

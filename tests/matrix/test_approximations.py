@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers import explicit
 from helpers.cases import DTYPES, Case, make_inputs
-from helpers.deep import Deep, make_deep
+from helpers.deep import Deep
+from helpers.explicit import counted_of, inputs_of
 from helpers.networks import Transformer, tokens
 from torch import nn
 
@@ -36,20 +37,8 @@ CASES = [
 ]
 
 
-def inputs_of(case, dtype):
-    return make_deep(case, dtype) if isinstance(case, Deep) else make_inputs(case, dtype)
-
-
 def of_term(H, term):
     return H if term == "full" else getattr(H, term)()
-
-
-def counted_of(B, inputs):
-    """Which samples the loss counts."""
-    loss = inputs.loss
-    if isinstance(loss, nn.CrossEntropyLoss) and not inputs.y.is_floating_point():
-        return inputs.y != loss.ignore_index
-    return torch.ones(len(inputs.y), dtype=torch.bool)
 
 
 def expected_rows(inputs, layer, term):
@@ -60,7 +49,7 @@ def expected_rows(inputs, layer, term):
     if not dense.any():
         return None
     assert (explicit.assembled(B.curvature(), B.features) - dense).abs().max() <= 1e-14 * dense.abs().max()
-    found = explicit.matrices(dense, gauss_newton.curvature(), B.features, counted_of(B, inputs))
+    found = explicit.matrices(dense, gauss_newton.curvature(), B.features, counted_of(inputs))
     return {name: explicit.errors(dense, M) for name, M in found.items()}
 
 

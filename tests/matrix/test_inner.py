@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import explicit
 from helpers.cases import DTYPES, Case, make_inputs
-from helpers.deep import Deep, make_deep
+from helpers.deep import Deep
+from helpers.explicit import inputs_of
 from helpers.networks import Transformer, tokens
 
 import hessext
@@ -24,10 +25,6 @@ CASES = [
     Case(15, 3, 5, 6, "tanh", "mse", bias="h"),
     Deep(17, (4, 5, 3, 6), "tanh", bias="1"),
 ]
-
-
-def inputs_of(case, dtype):
-    return make_deep(case, dtype) if isinstance(case, Deep) else make_inputs(case, dtype)
 
 
 def layers_of(H):

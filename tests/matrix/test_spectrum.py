@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import explicit
 from helpers.cases import DTYPES, Case, make_inputs
-from helpers.deep import Deep, make_deep
+from helpers.deep import Deep
+from helpers.explicit import counted_of, inputs_of
 from helpers.networks import Transformer, tokens
 from torch import nn
 
@@ -39,17 +40,6 @@ CASES = [
     Deep(17, (4, 5, 3, 6), "tanh", "ce weight smooth", bias="1"),
     Deep(31, (3, 4, 4, 5), "relu"),
 ]
-
-
-def inputs_of(case, dtype):
-    return make_deep(case, dtype) if isinstance(case, Deep) else make_inputs(case, dtype)
-
-
-def counted_of(inputs):
-    loss = inputs.loss
-    if isinstance(loss, nn.CrossEntropyLoss) and not inputs.y.is_floating_point():
-        return inputs.y != loss.ignore_index
-    return torch.ones(len(inputs.y), dtype=torch.bool)
 
 
 def forms(gauss_newton, counted):
