@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=2048, help="places of the text (%(default)s)")
     parser.add_argument("--layers", nargs="+", default=LOCAL, choices=LOCAL, metavar="NAME", help="of the block (all)")
     parser.add_argument("--rows", type=int, default=2, help="rows of every layer that are checked (%(default)s)")
-    parser.add_argument("--memory", type=float, default=5.25, help="GiB that hessext.layer may keep (%(default)s)")
+    parser.add_argument("--memory", type=float, default=4, help="GiB that hessext.layer may keep (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT / "smollm2.md", help="(%(default)s)")
     args = parser.parse_args()
 

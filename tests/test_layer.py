@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -310,6 +312,21 @@ def test_pickle_and_other_dtypes():
     local = hessext.layer(model, LAST[0], batches, forward=lambda model, batch: (model(batch[0]), batch[1]))
     with pytest.raises(TypeError, match=r"^forward: expected a function that can be pickled"):
         pickle.dumps(local)
+
+
+def test_logits_are_not_kept():
+    """There may be many more of them than of all else that a tail is made of."""
+    logits = []
+
+    def forward(model, batch):
+        logits.append(weakref.ref(found := model(batch[0])))
+        return found, batch[1]
+
+    H = hessext.layer(Transformer(), LAST[:2], texts((2, 5), (1, 4)), forward=forward)
+    gc.collect()
+    assert len(logits) >= 2
+    assert all(one() is None for one in logits)
+    assert H[LAST[0]].trace().isfinite()
 
 
 def test_several_layers_are_not_one_matrix():

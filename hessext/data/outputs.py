@@ -20,6 +20,8 @@ from hessext._random import generator
 from hessext.model.losses import Loss, OutputDerivatives
 from hessext.model.network import Affine
 
+from .symmetric import SymmetricMatrices
+
 _WORK = 64 << 20  # bytes of logits formed at once
 _BLOCKS = 256 << 20  # bytes of curvature formed at once
 
@@ -38,10 +40,10 @@ class Outputs:
             pieces.append(residual if self.head is None else residual @ self.head[0])
         return torch.cat(pieces)
 
-    def product(self, a: Tensor, y: Tensor, v: Tensor, M: Tensor | None = None) -> Tensor:
+    def product(self, a: Tensor, y: Tensor, v: Tensor, M: SymmetricMatrices | None = None) -> Tensor:
         """B_n v or V^T B_n V v of vectors v (R, N, D); M is `quadratic`, if it is there."""
         if M is not None:
-            return torch.bmm(M, v.permute(1, 2, 0)).permute(2, 0, 1)
+            return M.product(v)
         result = torch.empty_like(v)
         for rows in self._pieces(a):
             output = self._derivatives(a[rows], y[rows])
@@ -73,7 +75,7 @@ class Outputs:
         C, d = self.head[0].shape
         return C * d * d / 2 + rows * d * d < 2 * rows * C * d
 
-    def quadratic(self, a: Tensor, y: Tensor) -> Tensor:
+    def quadratic(self, a: Tensor, y: Tensor) -> SymmetricMatrices:
         """M_n (N, d, d), an assembly over the classes whose features are the rows of V.
 
         With t the most probable class, u = sum_{c != t} p_c (V_c - V_t) and 1 - p_t the sum of the others,
@@ -82,8 +84,9 @@ class Outputs:
         """
         V = self.head[0] - self.head[0].mean(0)
         (_, d), N = V.shape, len(a)
-        require(N * d * d * a.element_size(), f"the curvature at the head's inputs of {N} samples", a.device)
-        M = a.new_empty(N, d, d)
+        size = SymmetricMatrices.numbers(N, d) * a.element_size()
+        require(size, f"the curvature at the head's inputs of {N} samples", a.device)
+        M = SymmetricMatrices.empty(N, d, a)
         for rows in self._pieces(a, most=_BLOCKS // (d * d * a.element_size())):
             o = self._derivatives(a[rows], y[rows])
             top = V[o.top]
@@ -92,9 +95,9 @@ class Outputs:
             number = torch.arange(len(q), device=a.device)
             given = Curvature(Kind.GIVEN, len(q), len(q), True, entries=q)
             pairs = torch.stack([number, number], 1)
-            M[rows] = _ops.blocks(pairs, False, V, False, V, False, True, *given)
+            blocks = _ops.blocks(pairs, False, V, False, V, False, True, *given)
             left = torch.stack([-u - top, -u - o.rest[:, None] * top], 2)
-            M[rows] += (o.scale[:, None, None] * left) @ torch.stack([u, top], 1)
+            M[rows].set(blocks.baddbmm_(o.scale[:, None, None] * left, torch.stack([u, top], 1)))
         return M
 
     def _pieces(self, a: Tensor, most: int = 1 << 62) -> list[slice]:

@@ -13,7 +13,6 @@ from hessext._tensors import own_precision
 from hessext.model.linear import LinearLayer
 from hessext.model.network import Layer, Network
 
-from .curvature import rows_in_turn
 from .question import Question
 from .samples import Data
 from .tails import Tails
@@ -99,7 +98,11 @@ class Places(Data):
         """S_n[i, j] (P, N) of pairs (P, 2)."""
         like = self.network.like
         out = like.new_empty(len(pairs), len(self))
-        few = max(1, _SLAB // (like.shape[0] * len(self) * like.element_size()))
-        for units, here, places in rows_in_turn(pairs, few):
-            out[here] = self._tails.curvature.rows(self._number, units, term)[places]
+        units, at, counts = pairs[:, 0].unique(return_inverse=True, return_counts=True)
+        where = at.argsort().split(counts.tolist())  # the pairs of each row
+        few = 2 + _SLAB // (like.shape[0] * len(self) * like.element_size())  # pairs begin and end within rows
+        for first in range(0, len(units), few):
+            rows = self._tails.curvature.rows(self._number, units[first : first + few], term)
+            for row, some in zip(rows, where[first : first + few], strict=True):
+                out[some] = row.T.contiguous()[pairs[some, 1]]
         return out

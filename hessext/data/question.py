@@ -15,6 +15,7 @@ from hessext.model.losses import Loss
 from hessext.model.targets import checked_targets, flattened
 
 from .runs import Forward, Record
+from .symmetric import SymmetricMatrices
 from .tail import Tail
 
 
@@ -41,7 +42,7 @@ class Piece:
     y: Tensor | None
     places: list[slice]  # of each layer, among those of all batches
     tail: Tail | None = None
-    quadratic: Tensor | None = None  # M_n of `Outputs`
+    quadratic: SymmetricMatrices | None = None  # M_n of `Outputs`
 
 
 def targets_of(record: Record, k: int, loss: Loss) -> Tensor | None:

@@ -16,8 +16,6 @@ from torch.autograd.graph import Node
 
 from hessext._random import generator
 
-from .runs import Record
-
 # Layers that are kept apart give exact zeros. What mixes by less than a few roundings is lost among those of a result.
 _ROUNDINGS = 128
 
@@ -25,8 +23,10 @@ _ROUNDINGS = 128
 class Tail:
     """One batch's map from the outputs of some layers to o (M, D), recorded, with the gradient u there."""
 
-    def __init__(self, record: Record, o: Tensor, gradient: Callable[[Tensor], Tensor]) -> None:
-        self.leaves, self.o, self._record = record.leaves, o, record
+    def __init__(
+        self, leaves: list[Tensor], outputs: list[Tensor], o: Tensor, gradient: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.leaves, self.o, self._outputs = leaves, o, outputs  # as in Record, whose logits may be large
         self.at = o.detach()
         self._u = gradient(self.at).requires_grad_()
         self._pulled: tuple[int, Tensor | None] = -1, None
@@ -39,15 +39,15 @@ class Tail:
 
     def passes(self, number: int, through: int) -> bool:
         """Whether o depends on a layer's outputs, and through the outputs of another layer alone."""
-        leaf, z = self.leaves[number], self._record.outputs[through].grad_fn
+        leaf, z = self.leaves[number], self._outputs[through].grad_fn
         return number != through and _reaches(z, leaf, None) and not _reaches(self.o.grad_fn, leaf, z)
 
     def ending(self, number: int) -> Tail:
         """The map to the outputs z of a layer in place of o, with the gradient there."""
         if number not in self._ending:
             (g,) = torch.autograd.grad(self.o, self.leaves[number], self._u.detach(), retain_graph=True)
-            z = self._record.outputs[number].flatten(0, -2)
-            self._ending[number] = Tail(self._record, z, lambda _: g.flatten(0, -2))
+            z = self._outputs[number].flatten(0, -2)
+            self._ending[number] = Tail(self.leaves, self._outputs, z, lambda _: g.flatten(0, -2))
         return self._ending[number]
 
     def along(self, number: int, e: Tensor, term: str) -> tuple[Tensor | None, Tensor | None]:
@@ -96,7 +96,14 @@ class Tail:
             whole = product.norm().item()
             if whole > 0:
                 worst = max(worst, product[~on].norm().item() / whole)
+        self.let_go()
         return worst
+
+    def let_go(self) -> None:
+        """Drop J^T u, which each use makes anew: its graph may be as large as what is recorded."""
+        self._pulled = -1, None
+        for ending in self._ending.values():
+            ending.let_go()
 
     def keeps_apart(self, number: int, couple: Callable[[Tensor], Tensor]) -> bool:
         """Whether no two places of a layer are mixed."""

@@ -98,27 +98,27 @@ class Tails:
             saved = SavedBytes(self.runner.parameters)
             with saved:
                 record, rows = self._record_first(batch) if k == 0 else self._record_whole(batch)
-                features = features or [[] for _ in self.layers]
-                y = targets_of(record, k, self.loss)
-                if y is None and self.layers:
-                    name = self.layers[0].name
-                    raise ValueError(f"batch {k}: expected targets: the Hessian of {name!r} depends on them")
-                C = record.logits.shape[-1]
-                like, self._classes = record.logits.detach().reshape(-1, C), C
-                divisor += float(self.loss.divisor(y, like))
-                starts = [sum(map(len, some)) for some in features]
-                places = [slice(n, n + len(x)) for n, x in zip(starts, record.features, strict=True)]
-                piece = Piece(batch, rows, y, places)
-                self.pieces.append(piece)
-                for found, x in zip(features, record.features, strict=True):
-                    found.append(x.to(self.dtype))
-                if any(layer.module is self.head.module for layer in self.question.layers if self.head):
-                    head_inputs.append(record.head_inputs[0].detach().flatten(0, -2)[rows])
-                self._count_kept(x.numel() for x in (*record.features, *head_inputs[-1:]))
-                if self.layers:
-                    piece.tail = self._tail(piece, record)
-                    self._check_tail(k, piece, record)
-                    self.ends = self._found_ends(piece.tail)
+            features = features or [[] for _ in self.layers]
+            y = targets_of(record, k, self.loss)
+            if y is None and self.layers:
+                name = self.layers[0].name
+                raise ValueError(f"batch {k}: expected targets: the Hessian of {name!r} depends on them")
+            C = record.logits.shape[-1]
+            like, self._classes = record.logits.detach().reshape(-1, C), C
+            divisor += float(self.loss.divisor(y, like))
+            starts = [sum(map(len, some)) for some in features]
+            places = [slice(n, n + len(x)) for n, x in zip(starts, record.features, strict=True)]
+            piece = Piece(batch, rows, y, places)
+            self.pieces.append(piece)
+            for found, x in zip(features, record.features, strict=True):
+                found.append(x.to(self.dtype))
+            if any(layer.module is self.head.module for layer in self.question.layers if self.head):
+                head_inputs.append(record.head_inputs[0].detach().flatten(0, -2)[rows])
+            self._count_kept(x.numel() for x in (*record.features, *head_inputs[-1:]))
+            if self.layers:
+                piece.tail = self._tail(piece, record)
+                self._check_tail(k, piece, record)
+                self.ends = self._found_ends(piece.tail)
             self.graphs += saved.total
             if self.graphs + self.kept > self.question.memory:
                 self.graphs, piece.tail = self.graphs - saved.total, None
@@ -242,7 +242,7 @@ class Tails:
     def _tail(self, piece: Piece, record: Record) -> Tail:
         at_head = self.head is not None
         o = record.head_inputs[0].flatten(0, -2)[piece.rows] if at_head else record.logits.flatten(0, -2)
-        return Tail(record, o, lambda at: self.outputs.gradient(at, piece.y))
+        return Tail(record.leaves, record.outputs, o, lambda at: self.outputs.gradient(at, piece.y))
 
     def opened(self) -> Iterator[tuple[Piece, Tail]]:
         """Every batch with its tail, kept or recorded now."""
@@ -256,4 +256,5 @@ class Tails:
                 tail = self._tail(piece, record)
                 del record
             yield piece, tail
+            tail.let_go()
             del tail
