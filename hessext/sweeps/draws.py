@@ -1,24 +1,17 @@
-"""One random draw of a sweep, and the processes that compute many."""
+"""One random draw of a sweep."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import pickle
-import queue
-import subprocess
-import sys
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from hessext import _core
 from hessext._api import linear, one_hidden
 from hessext._memory import require
 from hessext.matrix.hessian import Hessian
@@ -63,6 +56,11 @@ class Point(NamedTuple):
         """d / N."""
         return self.features / self.samples
 
+    @property
+    def text(self) -> str:
+        """The sizes for a message."""
+        return ", ".join(f"{name} {size}" for name, size in self._asdict().items() if size)
+
 
 class Task(NamedTuple):
     """What a draw depends on, and nothing else."""
@@ -77,7 +75,8 @@ class Task(NamedTuple):
 class Row(NamedTuple):
     """One layer in one draw: block means as BlockMatrix.ratio() has them, times 1/d where blocks are d x d.
 
-    expected_*: their expectation over x at the draw's weights (paired cases, else None).
+    expected_*: their expectation over x at the draw's weights (paired cases, else None). A draw has the same bits
+    wherever instruction_set, hessext's and torch's, and the version of torch are the same.
     """
 
     case: int
@@ -94,11 +93,18 @@ class Row(NamedTuple):
     ratio: float
     expected_diagonal: float | None
     expected_off_diagonal: float | None
+    instruction_set: str
+    torch_version: str
 
     @property
     def task(self) -> Task:
         """The draw that the row belongs to."""
         return Task(self.case, self.seed, self.dtype, Point(*self[3:7]), self.draw)
+
+    @property
+    def machine(self) -> tuple[str, str]:
+        """What the draw's bits depend on beside the task."""
+        return self.instruction_set, self.torch_version
 
 
 def draw(task: Task, activation: str = "relu") -> tuple[Hessian, tuple[Tensor, ...]]:
@@ -108,8 +114,7 @@ def draw(task: Task, activation: str = "relu") -> tuple[Hessian, tuple[Tensor, .
     Raises MemoryError where they do not fit.
     """
     case, (C, N, d, m), dtype = CASES[task.case], task.point, getattr(torch, task.dtype)
-    sizes = ", ".join(f"{name} {size}" for name, size in task.point._asdict().items() if size)
-    require((N * d + (m or C) * d + C * m) * dtype.itemsize, f"a draw ({sizes})")
+    require((N * d + (m or C) * d + C * m) * dtype.itemsize, f"a draw ({task.point.text})")
     g = torch.Generator().manual_seed(_stream(task))
 
     def normal(rows: int, cols: int, variance: float = 1.0) -> Tensor:
@@ -131,13 +136,14 @@ def compute(task: Task) -> list[Row]:
         from hessext.theory import given_weights  # scipy takes a second to load
 
         expected = given_weights(*weights, N, loss=case.loss, points=EXPECTATION_POINTS, seed=_stream(task))._asdict()
+    machine = f"{_core.isa()}/{torch.backends.cpu.get_cpu_capability()}", torch.__version__
     rows = []
     for layer in case.layers:
         scale = 1 / d if layer == "hidden" or not case.network else 1.0
         diagonal, off_diagonal, ratio = H[layer].ratio()
         means = expected[layer][:2] if case.paired else (None, None)
         sizes = (task.case, task.seed, task.dtype, *task.point, task.draw, layer)
-        rows.append(Row(*sizes, diagonal * scale, off_diagonal * scale, ratio, *means))
+        rows.append(Row(*sizes, diagonal * scale, off_diagonal * scale, ratio, *means, *machine))
     return rows
 
 
@@ -157,118 +163,3 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-# ---------------------------------------------------------------------------------------------------- processes
-
-# A pipe each, nothing shared, gone when their parent is. Not multiprocessing: that imports the user's script again in
-# every worker, and the workers of its pools outlive a killed parent.
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from hessext.sweeps.draws import serve; serve()"
-
-
-def serve() -> None:
-    """Body of a worker: tasks come in on stdin, their rows or the exception go out on stdout, until stdin closes."""
-    results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever is printed must not get between the results
-    tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-
-    def read() -> None:
-        with suppress(EOFError):
-            while True:
-                tasks.put(pickle.load(sys.stdin.buffer))
-        os._exit(0)  # the parent is gone: nobody wants the draw in hand
-
-    threading.Thread(target=read, daemon=True).start()
-    with one_thread():
-        while True:
-            try:
-                result = compute(tasks.get())
-            except Exception as error:
-                result = error
-            _send(results, result)
-
-
-class _Worker:
-    """A process that computes one task at a time."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is the parent's
-        )
-
-    def compute(self, task: Task) -> list[Row]:
-        try:
-            _send(self.process.stdin, task)
-            result = pickle.load(self.process.stdout)
-        except (EOFError, OSError):
-            status = self.process.wait()
-            raise RuntimeError(f"a worker ended with status {status} (-9: killed, perhaps for its memory)") from None
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def close(self) -> None:
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):  # what was not sent
-                pipe.close()
-
-
-def _send(pipe, message: object) -> None:
-    pickle.dump(message, pipe)
-    pipe.flush()
-
-
-def compute_all(tasks: Iterable[Task], workers: int) -> Iterator[list[Row]]:
-    """Rows of all tasks as they come, those of a draw together; several draws where they came at once.
-
-    One worker is this process. Close the generator to end the others.
-    """
-    if workers == 1:
-        with one_thread():
-            yield from map(compute, tasks)
-        return
-    todo = deque(tasks)
-    results: queue.SimpleQueue[list[Row] | BaseException] = queue.SimpleQueue()
-    left = len(todo)
-
-    def feed(worker: _Worker) -> None:
-        with suppress(IndexError):  # no task is left
-            while True:
-                task = todo.popleft()
-                try:
-                    results.put(worker.compute(task))
-                except BaseException as error:
-                    results.put(error)
-                    return
-
-    pool: list[_Worker] = []
-    threads: list[threading.Thread] = []
-    try:
-        for _ in range(min(workers, left)):
-            pool.append(_Worker())
-            threads.append(threading.Thread(target=feed, args=(pool[-1],), daemon=True))
-            threads[-1].start()
-        while left:
-            came = [results.get()]
-            with suppress(queue.Empty):
-                while True:
-                    came.append(results.get_nowait())
-            left -= len(came)
-            good = [rows for rows in came if not isinstance(rows, BaseException)]
-            if good:
-                yield [row for rows in good for row in rows]
-            for error in came:
-                if isinstance(error, BaseException):
-                    raise error
-    finally:
-        todo.clear()
-        for worker in pool:
-            worker.process.kill()
-        for thread in threads:
-            thread.join()  # each ends with its process
-        for worker in pool:
-            worker.close()

@@ -7,8 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from contextlib import closing
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -18,13 +18,10 @@ from hessext._checks import count
 from hessext._memory import require
 from hessext._progress import duration
 
-from .draws import CASES, Point, Row, Task, compute, compute_all, one_thread
+from .draws import CASES, Point, Task, compute, one_thread
+from .executors import Source, compute_all
+from .log import Log
 from .report import Sweep
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 _KEPT = 400  # bytes of a draw, at least: its task and its rows
 _START = 3.0  # seconds until a new worker computes: it imports torch, and scipy where expectations are needed
@@ -44,6 +41,7 @@ def sweep(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     workers: int | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
     path: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Sweep:
@@ -52,7 +50,7 @@ def sweep(
     x ~ N(0, I), labels uniform, weights N(0, 1/fan-in), ReLU, as in Figures 8 and 9; norms of d x d blocks come times
     1/d, as in hessext.theory. One of classes, samples, features, hidden and gamma may be a sequence: that size is
     swept. A draw depends on the seed, the sizes and its number alone and is computed on one thread: neither workers nor
-    interruptions change a bit.
+    interruptions change a bit, with one instruction set and version of torch. Rows record both.
 
     Args:
         case: 1 linear model with MSE, 2 with cross-entropy; 3 one hidden layer with MSE, 4 with cross-entropy.
@@ -66,6 +64,9 @@ def sweep(
         dtype: torch.float32 or torch.float64, of the same random numbers.
         workers: number of processes; 1 computes everything in this one. None: torch.get_num_threads(), or 1 where that
             is quicker.
+        executor: what computes in their place: a concurrent.futures.Executor such as those of dask.distributed, mpi4py
+            and loky, or a function that makes one and is called again if that broke. A draw that is lost with its
+            worker is handed out again, up to twice. Workers stay on one thread.
         path: a CSV file, in a folder that exists, that gets a row per draw and layer as soon as it is computed. If the
             file exists it is continued, with more draws or other sizes as well. None writes nothing.
         progress: show the expected time and a bar on stderr, the bar in terminals only.
@@ -73,7 +74,10 @@ def sweep(
     Raises:
         ValueError, TypeError: an argument, or `path` holds something else. FileNotFoundError: its folder is missing.
         BlockingIOError: another run writes to it. MemoryError: a draw's inputs, or its norms, do not fit.
-        KeyboardInterrupt: says how to go on.
+        RuntimeError: names draws that were lost with their workers. KeyboardInterrupt: says how to go on.
+
+    Warns:
+        UserWarning: draws of two instruction sets or versions of torch come together.
     """
     case = count("case", case, None)
     if case not in CASES:
@@ -82,12 +86,13 @@ def sweep(
     swept, points = points_of(CASES[case].network, classes, samples, features, hidden, gamma)
     draws, seed = count("draws", draws, 2), count("seed", seed, None)
     workers = None if workers is None else count("workers", workers, 1)
+    _check_executor(executor, workers)
     name = str(dtype).removeprefix("torch.")
     require(_KEPT * draws * len(points), f"a list of {draws} draws of {len(points)} points")
     tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
-    with closing(_Log(None if path is None else _files.path_of("path", path), tasks[0])) as log:
+    with closing(Log(None if path is None else _files.path_of("path", path), tasks[0])) as log:
         try:
-            _run(tasks, log, workers, progress)
+            _run(tasks, log, workers, executor, progress)
         except KeyboardInterrupt:
             kept = "nothing was written" if path is None else f"{path} holds them, the same call continues"
             done = sum(task in log for task in tasks)
@@ -143,39 +148,36 @@ def _point(classes, samples, features, hidden, gamma) -> Point:
     )
 
 
+def _check_executor(executor: object, workers: int | None) -> None:
+    if executor is not None and not isinstance(executor, Executor) and not callable(executor):
+        hint = " (its get_executor() makes one)" if hasattr(executor, "get_executor") else ""
+        what = "a concurrent.futures.Executor, or a function that makes one"
+        raise TypeError(f"executor: expected {what}; got {type(executor).__name__}{hint}")
+    if executor is not None and workers is not None:
+        raise ValueError(f"workers: expected None, as the executor has its own; got {workers}")
+
+
 # ---------------------------------------------------------------------------------------------------- running
 
 
-def _run(tasks: list[Task], log: _Log, workers: int | None, progress: bool) -> None:
-    """Compute and log what is missing. The first of every point is timed here: the weight of the others in the bar."""
-    todo = [task for task in tasks if task not in log]
-    if not todo:
-        return
-    seconds: dict[Point, float] = {}
+def _run(tasks: list[Task], log: Log, workers: int | None, source: Source | None, progress: bool) -> None:
+    """Compute and log what is missing."""
+    rest = [task for task in tasks if task not in log]
     shown = {"disable": None if progress else True, "leave": False}
-    with one_thread():
-        compute(todo[0]._replace(point=Point(2, 4, 4, min(2, todo[0].point.hidden))))  # libraries load
-        for task in tqdm(list({t.point: t for t in reversed(todo)}.values())[::-1], "timing the draws", **shown):
-            start = time.perf_counter()
-            log.add(compute(task))
-            seconds[task.point] = time.perf_counter() - start
-    rest = [task for task in todo if task not in log]
+    seconds, ahead = dict.fromkeys((task.point for task in rest), 1.0), "the others go to the executor"
+    if rest and source is None:
+        seconds = _timed(rest, log, shown)
+        rest = [task for task in rest if task not in log]
     if not rest:
         return
-    total = sum(seconds[task.point] for task in rest)
-
-    def expected(workers: int) -> float:
-        return total if workers == 1 else total / workers + _START
-
-    workers = min(workers or min(1, torch.get_num_threads(), key=expected), len(rest))
-    done = len(tasks) - len(rest)
+    total, done = sum(seconds[task.point] for task in rest), len(tasks) - len(rest)
+    if source is None:
+        source, ahead = _processes(total, workers, len(rest))
     if progress:
-        where = f"{workers} workers" if workers > 1 else "one thread"
-        time_left = duration(expected(workers))
-        print(f"{done} of {len(tasks)} draws done, about {time_left} to go on {where}", file=sys.stderr)
+        print(f"{done} of {len(tasks)} draws done, {ahead}", file=sys.stderr)
     form = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
     with (
-        closing(compute_all(rest, workers)) as batches,
+        closing(compute_all(rest, source)) as batches,
         tqdm(total=total, smoothing=0, bar_format=form, **shown) as bar,
     ):
         for rows in batches:
@@ -186,90 +188,24 @@ def _run(tasks: list[Task], log: _Log, workers: int | None, progress: bool) -> N
             bar.update(sum(seconds[task.point] for task in new))
 
 
-# ---------------------------------------------------------------------------------------------------- on disk
-
-_READERS: dict[str, Callable] = dict.fromkeys(Row._fields, int)
-_READERS |= {"dtype": str, "layer": str, "diagonal": float, "off_diagonal": float, "ratio": float}
-_READERS |= dict.fromkeys(("expected_diagonal", "expected_off_diagonal"), lambda text: float(text) if text else None)
-
-
-def _line(values: Iterable[object]) -> bytes:
-    return (",".join("" if value is None else str(value) for value in values) + "\n").encode()
-
-
-def _parse(line: bytes) -> Row:
-    texts = line.decode().split(",")
-    return Row(*(read(text) for read, text in zip(_READERS.values(), texts, strict=True)))
+def _timed(tasks: list[Task], log: Log, shown: dict) -> dict[Point, float]:
+    """Compute the first draw of every point here; its seconds are the weight of the others in the bar."""
+    seconds = {}
+    with one_thread():
+        compute(tasks[0]._replace(point=Point(2, 4, 4, min(2, tasks[0].point.hidden))))  # libraries load
+        for task in tqdm(list({t.point: t for t in reversed(tasks)}.values())[::-1], "timing the draws", **shown):
+            start = time.perf_counter()
+            log.add(compute(task))
+            seconds[task.point] = time.perf_counter() - start
+    return seconds
 
 
-class _Log:
-    """Rows of all draws done; with a path, those of a CSV file, open in one process at a time."""
+def _processes(total: float, workers: int | None, most: int) -> tuple[int, str]:
+    """How many compute `total` seconds of draws, and how long that takes, as text."""
 
-    def __init__(self, path: Path | None, example: Task) -> None:
-        self.path, self.file = path, None
-        self.rows: dict[tuple[Task, str], Row] = {}
-        if path is None:
-            return
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"path: expected a file in a folder that exists; got {path}")
-        if path.is_dir():
-            raise IsADirectoryError(f"path: expected a file; got the folder {path}")
-        self.file = path.open("a+b")
-        try:
-            self._lock()
-            self._read(example)
-        except BaseException:
-            self.close()
-            raise
+    def expected(workers: int) -> float:
+        return total if workers == 1 else total / workers + _START
 
-    def __contains__(self, task: Task) -> bool:
-        return all((task, layer) in self.rows for layer in CASES[task.case].layers)
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Take new rows; they are on disk when this returns."""
-        new = {(row.task, row.layer): row for row in rows}
-        new = {key: row for key, row in new.items() if key not in self.rows}  # a kill may have cut a draw in two
-        self._write(map(_line, new.values()))
-        self.rows |= new
-
-    def close(self) -> None:
-        """Close the file, which unlocks it."""
-        if self.file is not None:
-            self.file.close()
-
-    def _write(self, lines: Iterable[bytes]) -> None:
-        if self.file is not None:
-            self.file.write(b"".join(lines))
-            self.file.flush()
-            os.fsync(self.file.fileno())
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process, however it ends
-        except BlockingIOError:
-            raise BlockingIOError(f"path: another run is writing to {self.path}") from None
-
-    def _read(self, example: Task) -> None:
-        """Take the rows that are there. What follows the last newline is cut off; any other line must be whole."""
-        self.file.seek(0)
-        content = self.file.read()
-        *lines, torn = content.split(b"\n")
-        header = _line(Row._fields)
-        if not content or (content.startswith(b"case") and header.startswith(content)):  # less could be anyone's
-            self.file.truncate(0)
-            self._write([header])
-            return
-        if lines[:1] != [header.rstrip()]:
-            raise ValueError(f"path: expected a file of hessext.sweep, of this version; got {self.path}")
-        for number, line in enumerate(lines[1:], 2):
-            try:
-                row = _parse(line)
-            except ValueError as error:
-                raise ValueError(f"path: line {number} of {self.path} is damaged: {error}") from None
-            if row.task[:3] != example[:3]:
-                there, here = (f"case {case}, seed {seed}, {dtype}" for case, seed, dtype, *_ in (row.task, example))
-                raise ValueError(f"path: {self.path} holds {there}; got {here}, which needs another file")
-            self.rows[row.task, row.layer] = row
-        self.file.truncate(len(content) - len(torn))
+    workers = min(workers or min(1, torch.get_num_threads(), key=expected), most)
+    where = f"{workers} workers" if workers > 1 else "one thread"
+    return workers, f"about {duration(expected(workers))} to go on {where}"

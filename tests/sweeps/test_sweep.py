@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,8 @@ def command(out, workers):
     sizes = [f"--{name}={str(size).strip('[]').replace(' ', '')}" for name, size in LONG.items()]
     words = [sys.executable, "-m", "hessext", "ratios", "--case=3", *sizes, f"--workers={workers}", f"--out={out}"]
     root = Path(hessext.__file__).parents[1]
-    return subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    quiet = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(words, cwd=root, start_new_session=True, **quiet)
 
 
 def wait_for_lines(path, count, process):
@@ -103,10 +105,12 @@ def test_killed_run_continues_with_the_same_bits(tmp_path):
     assert by_number(cut) == by_number(whole)
 
 
-def test_interrupt_says_how_to_continue(tmp_path):
-    with command(tmp_path, 1) as process:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interrupt_says_how_to_continue(workers, tmp_path):
+    """As a terminal sends it, to workers as well."""
+    with command(tmp_path, workers) as process:
         wait_for_lines(tmp_path / "ratios.csv", 10, process)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
         message = process.stderr.read()
     assert process.returncode == 130
     assert "hessext ratios: stopped after" in message
@@ -207,43 +211,6 @@ def test_two_runs_at_once_are_refused(tmp_path):
     hessext.sweep(2, path=path, **TINY)
 
 
-# --------------------------------------------------------------------------------------------------- workers
-
-
-def test_exceptions_come_from_workers():
-    task = Task(2, 0, "float32", Point(2, 0, 3, 0), 0)  # no samples
-    with pytest.raises(ValueError, match=r"^x: "), contextlib.closing(draws.compute_all([task] * 3, 2)) as rows:
-        next(rows)
-
-
-@pytest.mark.parametrize("case", [1, 3])
-@pytest.mark.parametrize("size", ["classes", "samples", "features", "hidden"])
-def test_draws_that_do_not_fit(case, size):
-    if case == 1 and size == "hidden":
-        return
-    sizes = {"classes": 2, "samples": 3, "features": 4, "hidden": 2 if case == 3 else None} | {size: 10**15}
-    with pytest.raises(MemoryError, match=rf"^a draw \(.*{size} 10{{15}}.*\) needs"):
-        hessext.sweep(case, **sizes, draws=2, progress=False)
-
-
-def test_draws_that_do_not_fit_into_a_worker():
-    task = Task(2, 0, "float32", Point(10**12, 3, 4, 0), 0)
-    with (
-        pytest.raises(MemoryError, match=r"^a draw "),
-        contextlib.closing(draws.compute_all([task] * 3, 2)) as rows,
-    ):
-        next(rows)
-
-
-def test_a_dead_worker_is_an_error():
-    task = Task(2, 0, "float32", Point(2, 4, 3, 0), 0)
-    worker = draws._Worker()
-    os.kill(worker.process.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"ended with status -9"):
-        worker.compute(task)
-    worker.close()
-
-
 # --------------------------------------------------------------------------------------------------- bad input
 
 
@@ -272,6 +239,8 @@ def test_a_dead_worker_is_an_error():
         ({"case": 4}, ValueError, "hidden: expected m, the number of hidden units; got None"),
         ({"draws": 1}, ValueError, "draws: expected at least 2; got 1"),
         ({"workers": 0}, ValueError, "workers: expected at least 1; got 0"),
+        ({"executor": 2}, TypeError, "executor: expected a concurrent.futures.Executor, or a function"),
+        ({"executor": ThreadPoolExecutor}, ValueError, "workers: expected None, as the executor has its own; got 1"),
         ({"seed": 0.5}, TypeError, "seed: expected an integer; got 0.5"),
         ({"dtype": torch.float16}, ValueError, "dtype: expected torch.float32 or torch.float64; got torch.float16"),
     ],
@@ -279,6 +248,16 @@ def test_a_dead_worker_is_an_error():
 def test_bad_arguments(options, error, message):
     with pytest.raises(error, match=f"^{message}"):
         hessext.sweep(**({"case": 2} | TINY | options))
+
+
+@pytest.mark.parametrize("case", [1, 3])
+@pytest.mark.parametrize("size", ["classes", "samples", "features", "hidden"])
+def test_draws_that_do_not_fit(case, size):
+    if case == 1 and size == "hidden":
+        return
+    sizes = {"classes": 2, "samples": 3, "features": 4, "hidden": 2 if case == 3 else None} | {size: 10**15}
+    with pytest.raises(MemoryError, match=rf"^a draw \(.*{size} 10{{15}}.*\) needs"):
+        hessext.sweep(case, **sizes, draws=2, progress=False)
 
 
 def test_duration():
@@ -290,7 +269,7 @@ def test_expected_time(capsys, monkeypatch):
     options = TINY | {"progress": True}
     hessext.sweep(2, **(options | {"draws": 2, "classes": [2, 3]}))
     assert "2 of 4 draws done, about 1 s to go on one thread" in capsys.readouterr().err
-    monkeypatch.setattr(sweep, "compute_all", lambda tasks, workers: (draws.compute(task) for task in tasks))
+    monkeypatch.setattr(sweep, "compute_all", lambda tasks, source: (draws.compute(task) for task in tasks))
     hessext.sweep(2, **(options | {"workers": 2}))
     assert f"2 of 6 draws done, about {sweep._START:.0f} s to go on 2 workers" in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ def made(values, sizes, layer="output", case=2):
     """A result with given (diagonal, off-diagonal) of each draw of each point."""
     points = tuple(Point(C, 100, 50, 0) for C in sizes)
     rows = [
-        Row(case, 0, "float32", *point, k, layer, on, off, off / on, None, None)
+        Row(case, 0, "float32", *point, k, layer, on, off, off / on, None, None, "baseline", "2.4.0")
         for point, draws in zip(points, values, strict=True)
         for k, (on, off) in enumerate(draws)
     ]
