@@ -194,10 +194,29 @@ def factors(name: str, value: object, grid: tuple[int, int], block_shape: tuple[
     return tuple(matrix(f"{name}: {side}", t, rows=size[0], cols=size[1], like=like) for side, t, size in sides)
 
 
+def symmetric_factors(
+    name: str, value: object, grid: tuple[int, int], block_shape: tuple[int, int], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return such a pair of symmetric matrices, in float64."""
+    G, A = factors(name, value, grid, block_shape, like)
+    return symmetric(f"{name}: G", G), symmetric(f"{name}: A", A)
+
+
+def symmetric(name: str, t: Tensor) -> Tensor:
+    """Return t, a matrix or several (..., n, n), in float64 and symmetric, which it is but for rounding before."""
+    off, size = (t - t.mT).abs().max().item(), t.abs().max().item()
+    if off > 1e3 * torch.finfo(t.dtype).eps * size:
+        raise ValueError(
+            f"{name}: expected symmetric matrices; got entries that differ from their transposes by {off:.3g}"
+        )
+    t = t.double()
+    return (t + t.mT) / 2
+
+
 def named_factors(
     value: object, taken: Sequence[str], grid: tuple[int, int], block_shape: tuple[int, int], like: Tensor
-) -> dict[str, tuple]:
-    """Return pairs (G, A) of symmetric matrices by names that are not taken."""
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return pairs (G, A) of symmetric matrices, in float64, by names that are not taken."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -206,10 +225,7 @@ def named_factors(
     for name, pair in value.items():
         if not isinstance(name, str) or name in taken:
             raise ValueError(f"factors: expected a name other than the table's own; got {name!r}")
-        found[name] = factors(f"factors[{name!r}]", pair, grid, block_shape, like)
-        for side, t in zip("GA", found[name], strict=True):
-            if not torch.allclose(t, t.T, rtol=1e-4, atol=0):
-                raise ValueError(f"factors[{name!r}]: {side}: expected a symmetric matrix")
+        found[name] = symmetric_factors(f"factors[{name!r}]", pair, grid, block_shape, like)
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hessext import _memory
-from hessext._checks import block_index, finite, matrix, multiplied, out, pairs, vector
+from hessext._checks import block_index, finite, matrix, multiplied, named_factors, out, pairs, symmetric, vector
 from hessext._memory import require
 from hessext.model import losses
 from hessext.model.targets import checked_targets
@@ -46,6 +46,22 @@ def test_good_tensors_pass_detached():
     assert vector("b", X[0].double(), size=3, like=X.double()).shape == (3,)
     assert multiplied("v", X[0], 3, X).shape == (3,)
     assert multiplied("v", X.T, 3, X).shape == (3, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_symmetric_but_for_rounding(dtype):
+    """Relative to the largest entry: rounding of a product leaves small entries any sign."""
+    eps = torch.finfo(dtype).eps
+    t = torch.tensor([[1.0, eps, 3.0], [-eps, 0.0, 0.0], [3.0, 0.0, 1.0]], dtype=dtype)
+    for given in (t, torch.stack([t, t])):
+        found = symmetric("M", given)
+        assert found.dtype == torch.float64
+        assert torch.equal(found, found.mT)
+        assert (found - given).abs().max() <= eps
+    found = named_factors({"mine": (t, t)}, ("taken",), (3, 3), (3, 3), t)["mine"]
+    assert all(torch.equal(side, symmetric("M", t)) for side in found)
+    t[0, 1] = 1e4 * eps
+    refused(ValueError, "M: expected symmetric matrices; got entries that differ", lambda: symmetric("M", t))
 
 
 BAD_MATRICES = {

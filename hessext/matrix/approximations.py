@@ -167,8 +167,8 @@ class _Table:
         pairs, self.numbers[name] = self.pairs, G.numel() + A.numel()
         if not self.square:
             return self._unknown(name, _NOTHING)
-        A = A.double() / pairs.unit
-        product = KroneckerProduct(given_curvature(pairs, G.double()), given_features(pairs, A), pairs.curvature)
+        A = A / pairs.unit
+        product = KroneckerProduct(given_curvature(pairs, G), given_features(pairs, A), pairs.curvature)
         return self._kronecker(name, product, self.shares.of_fixed(product))
 
     def _kronecker(

@@ -101,9 +101,9 @@ class _Forms:
             self._check_sides(approximation, approximation, largest)
             return _FORMS[approximation][0](self)
         if isinstance(approximation, tuple | list):
-            G, A = _checks.factors(name, approximation, self.part.grid, self.part.block_shape, like)
+            G, A = _checks.symmetric_factors(name, approximation, self.part.grid, self.part.block_shape, like)
             self._check_sides("K-FAC", "a product of factors", largest)
-            return self._product(_symmetric(f"{name}: G", G), _symmetric(f"{name}: A", A))
+            return self._product(G, A)
         if not isinstance(approximation, Tensor):
             raise TypeError(
                 f"{name}: expected a name, a pair (G, A) of factors, a diagonal or diagonal blocks; got "
@@ -114,7 +114,7 @@ class _Forms:
         blocks = _checks.floats(name, approximation, (K, s, s), like)
         self._check_sides("block-diagonal", "a matrix of blocks", largest)
         require(3 * 8 * blocks.numel(), "eigenvectors of the blocks", self.part.device)
-        vectors, values = self._eigh(_symmetric(name, blocks))
+        vectors, values = self._eigh(_checks.symmetric(name, blocks))
         return Eigensystem(values, None, vectors)
 
     def _check_sides(self, form: str, what: str, largest: int) -> None:
@@ -241,14 +241,3 @@ _FORMS: dict[str, tuple[Callable[[_Forms], Eigensystem], str]] = {
     "Shampoo, squared factors": (_Forms.squared_factors, "Ks"),
     "nearest Kronecker": (_Forms.nearest, "Ks"),
 }
-
-
-def _symmetric(name: str, t: Tensor) -> Tensor:
-    """Return t in float64, symmetric but for rounding before. Raises ValueError."""
-    off, size = (t - t.mT).abs().max().item(), t.abs().max().item()
-    if off > 1e3 * torch.finfo(t.dtype).eps * size:
-        raise ValueError(
-            f"{name}: expected symmetric matrices; got entries that differ from their transposes by {off:.3g}"
-        )
-    t = t.double()
-    return (t + t.mT) / 2

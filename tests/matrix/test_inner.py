@@ -227,7 +227,7 @@ def test_refused():
         (lambda: B.approximations(groups=[0, 1]), r"groups: expected shape \(5,\)"),
         (lambda: B.approximations(factors={"a": (G, G)}), r"factors\['a'\]: A: expected shape \(3, 3\)"),
         (lambda: B.approximations(factors={"K-FAC": (G, A)}), "factors: expected a name other than the table's own"),
-        (lambda: B.approximations(factors={"a": (G.triu(), A)}), r"factors\['a'\]: G: expected a symmetric matrix"),
+        (lambda: B.approximations(factors={"a": (G.triu(), A)}), r"factors\['a'\]: G: expected symmetric matrices"),
         (lambda: B.nearest_kronecker(terms=0), "terms: expected at least 1"),
         (lambda: B.curvature([]), "samples: expected at least one"),
     ):
