@@ -17,7 +17,7 @@ from hessext import _files
 from . import cases, growth, machine, methods, report
 from .run import AGREES, BUDGET, QUICK_BUDGET, QUICK_REPEATS, REPEATS, Report, Settings, run
 
-README = Path(__file__).parent.parent / "README.md"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,13 +43,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compare", type=Path, metavar="JSON", help="flag what became slower; the exit status is then 1"
     )
-    readme = "write README.md's tables from this report (default: the one from --out or --load)"
-    parser.add_argument("--readme", type=Path, nargs="?", const=Path(), metavar="JSON", help=readme)
+    docs = "write docs/performance.md's tables from this report (default: the one from --out or --load)"
+    parser.add_argument("--docs", type=Path, nargs="?", const=Path(), metavar="JSON", help=docs)
     options = parser.parse_args(argv)
-    if options.readme not in (None, Path()):
-        options.load = options.readme
-    if options.readme and not (options.load or options.out):
-        parser.error("--readme: expected a report, or --out or --load with one; got none")
+    if options.docs not in (None, Path()):
+        options.load = options.docs
+    if options.docs and not (options.load or options.out):
+        parser.error("--docs: expected a report, or --out or --load with one; got none")
     options.repeats = options.repeats if options.repeats is not None else QUICK_REPEATS if options.quick else REPEATS
     options.budget = options.budget if options.budget is not None else QUICK_BUDGET if options.quick else BUDGET
     if min(*options.threads, options.repeats) < 1:
@@ -150,9 +150,15 @@ def main(argv: list[str] | None = None) -> int:
     print(report.text(found))
     if options.out:
         write(options.out, found)
-    if options.readme is not None:
+    if options.docs is not None:
         name = options.load.stem if options.load else options.out.name
-        _files.replace(README, report.write_readme(README, found, name).encode())
+        page, picture = (
+            DOCS / "performance.md",
+            _beside(options.load.with_suffix("") if options.load else options.out, ".png"),
+        )
+        _files.replace(page, report.write_docs(page, found, name).encode())
+        if picture.exists():
+            _files.replace(DOCS / "growth.png", picture.read_bytes())
     wrong = any(row["name"].startswith(report.OURS) for row in found["failed"])
     if old:
         lines, regressed = report.compare(old, found)

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import cases, methods
 
 SHORTEST = 0.005  # seconds; quicker calls are repeated inside one timing, so the clock does not matter
-INPUT_FACTOR, INPUT_SLACK = 1.2, 64 << 20  # what a call of hessext may take beyond its result: README, "limits"
+INPUT_FACTOR, INPUT_SLACK = 1.2, 64 << 20  # what a call of hessext may take beyond its result: docs/conventions.md
 
 Call = Callable[[], Tensor]
 Clock = Callable[[Call, int], float]  # of some calls in a row, seconds per call

@@ -1,4 +1,4 @@
-"""A report as text: tables for the terminal, for Markdown and for README.md, and the comparison with an older one."""
+"""A report as text: tables for terminal, Markdown and documentation, and the comparison with an older one."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ LEGEND = (
     "GFLOP/s: of the flops that the result must cost (both symmetries, active samples only). of roofline: the time\n"
     "that these flops, or inputs read and result written once, take at the peaks, over the median. x hessext: median\n"
     "ratio within a round. error: relative, against float64. MiB beyond: peak memory beyond the result, of what the\n"
-    "README promises."
+    "documentation promises."
 )
 
 
@@ -151,7 +151,7 @@ def markdown(report: Report, picture: str | None = None) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-# ------------------------------------------------------------------------------------------------------------- README
+# ------------------------------------------------------------------------------------------------- documentation
 
 
 def _other(rows: dict[str, dict], names: Iterable[str], named: bool = False) -> str:
@@ -209,16 +209,14 @@ def _not_ahead(report: Report) -> str:
     return f"{start}{', '.join(found) or 'in no case'}."
 
 
-def readme_block(report: Report, name: str) -> str:
-    """What stands in README.md between the markers, for the report in bench/results/`name`.json."""
-    folder = "bench/results"
-    picture = f"{folder}/{name}.png"
+def docs_block(report: Report, name: str) -> str:
+    """What stands in docs/performance.md between the markers, for the report in bench/results/`name`.json."""
     parts = [
         BEGIN.format(name),
         ".\n".join(heading(report)) + ".",
         summary(report),
-        f"![Time of the whole Hessian against N, d, C and m]({picture})" if growth.curves(report) else "",
-        f"Every line of every case: [{name}.md]({folder}/{name}.md). Run again: `{command(report)}`.",
+        "![Time of the whole Hessian against N, d, C and m](growth.png)" if growth.curves(report) else "",
+        f"Every line of every case is in `bench/results/{name}.md`. Run again: `{command(report)}`.",
         END,
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -234,13 +232,13 @@ def command(report: Report) -> str:
     return " ".join(["python -m bench", *options])
 
 
-def write_readme(readme: Path, report: Report, name: str) -> str:
-    """README's text with the block of this report; raises ValueError where it has no markers for it."""
-    before, begin, rest = readme.read_text().partition(BEGIN.format(name))
+def write_docs(page: Path, report: Report, name: str) -> str:
+    """The page's text with the block of this report; raises ValueError where it has no markers for it."""
+    before, begin, rest = page.read_text().partition(BEGIN.format(name))
     _, end, after = rest.partition(END + "\n")
     if not begin or not end:
-        raise ValueError(f"{readme.name}: expected the markers {BEGIN.format(name)} and {END}; found none")
-    return before + readme_block(report, name) + after
+        raise ValueError(f"{page.name}: expected the markers {BEGIN.format(name)} and {END}; found none")
+    return before + docs_block(report, name) + after
 
 
 # --------------------------------------------------------------------------------------------------------- comparison

@@ -1,4 +1,4 @@
-"""What the bench suite makes of its measurements: tables, growth, comparison, README; and its command line."""
+"""What the bench suite makes of its measurements: tables, growth, comparison, documentation; and its command line."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from bench import __main__ as program
 from bench import cases, growth, machine, measure, methods, report, run
 
 RESULTS = Path(program.__file__).parent / "results"
+PAGE = program.DOCS / "performance.md"
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +156,7 @@ def test_program(tmp_path, capsys):
         (["--compare", "none.json"], "none.json"),
         (["--load", "{}"], "expected a report of python -m bench"),
         (["--threads", "0"], "expected at least 1"),
-        (["--readme"], "--readme: expected a report"),
+        (["--docs"], "--docs: expected a report"),
         *([] if torch.cuda.is_available() else [(["--device", "cuda"], "torch sees no GPU")]),
     ],
 )
@@ -176,25 +177,25 @@ def test_list_names_everything(capsys):
     assert all(name in printed for name in [*cases.CASES, *methods.known()])
 
 
-def test_readme_is_written_between_the_markers(tmp_path):
-    found, readme = synthetic(OLD | {"growth[plain]": 1.0, "growth-m16[plain]": 2.0}), tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN.format('mine')}\nold\n{report.END}\nafter\n")
-    written = report.write_readme(readme, found, "mine")
+def test_the_page_is_written_between_the_markers(tmp_path):
+    found, page = synthetic(OLD | {"growth[plain]": 1.0, "growth-m16[plain]": 2.0}), tmp_path / "performance.md"
+    page.write_text(f"before\n{report.BEGIN.format('mine')}\nold\n{report.END}\nafter\n")
+    written = report.write_docs(page, found, "mine")
     assert written.startswith("before\n<!-- bench: mine -->\n") and written.endswith("<!-- bench end -->\nafter\n")
     assert (
         "plain m 1.00." in written and "Run again: `python -m bench --threads 2`." in written and "old" not in written
     )
-    readme.write_text(written)
-    assert report.write_readme(readme, found, "mine") == written
+    page.write_text(written)
+    assert report.write_docs(page, found, "mine") == written
     with pytest.raises(ValueError, match="expected the markers <!-- bench: other -->"):
-        report.write_readme(readme, found, "other")
+        report.write_docs(page, found, "other")
 
 
-def test_readme_is_what_the_results_say():
+def test_the_page_is_what_the_results_say():
     begin, end = report.BEGIN.split("{}")
-    name, block = program.README.read_text().split(begin)[1].split(report.END)[0].split(end)
+    name, block = PAGE.read_text().split(begin)[1].split(report.END)[0].split(end)
     if not block.strip():
-        pytest.skip("README.md quotes no run")
+        pytest.skip("the page quotes no run")
     found = json.loads((RESULTS / f"{name}.json").read_text())
-    assert report.write_readme(program.README, found, name) == program.README.read_text()
+    assert report.write_docs(PAGE, found, name) == PAGE.read_text()
     assert (RESULTS / f"{name}.txt").read_text() == report.text(found)
