@@ -19,6 +19,7 @@ from .part import Part, Term
 from .product import hessian_product
 
 if TYPE_CHECKING:
+    import numpy as np
     from scipy.sparse.linalg import LinearOperator
 
 
@@ -139,6 +140,33 @@ class Hessian:
     def trace(self) -> Tensor:
         """The trace, a scalar tensor."""
         return self.diagonal().sum(dtype=torch.float64).to(self.dtype)
+
+    def positions(self, name: str) -> Tensor:
+        """Where a layer's parameters stand in torch's order: v[H.positions("0")] is ordered as H["0"] is."""
+        return self._group(name).positions(self.device)
+
+    def solve_block_diagonal(self, v: Tensor, damping: float = 0.0) -> Tensor:
+        """u, like v in torch's order, with (H_ii + damping I) u_i = v_i for the block of every neuron of every layer.
+
+        v is (parameters,) or (parameters, k). A neuron's block has its weights and its bias. Raises as that of a part.
+        """
+        v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
+        result = torch.empty_like(v, memory_format=torch.contiguous_format)
+        for group in self._data.network.whole:
+            at = group.positions(self.device)
+            result[at] = BlockMatrix(self._part(group, group)).solve_block_diagonal(v[at], damping)
+        return result
+
+    def eigh_blocks(self) -> dict[str, torch.return_types.linalg_eigh]:
+        """`BlockMatrix.eigh_blocks` of every layer by its name; entries of eigenvectors as in `positions`."""
+        groups = self._data.network.whole
+        return {group.name: BlockMatrix(self._part(group, group)).eigh_blocks() for group in groups}
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """The whole Hessian for numpy, in torch's order."""
+        if copy is False:
+            raise ValueError("copy: expected True or None, as the matrix is formed now; got False")
+        return self.dense().numpy(force=True).astype(dtype, copy=False)
 
     def to_scipy(self) -> LinearOperator:
         """A scipy.sparse.linalg.LinearOperator, for eigsh, cg, ...: its products are `H @ v`, its dtype is H's."""

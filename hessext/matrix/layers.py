@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from hessext import _checks
+
 from .block_matrix import BlockMatrix
 from .hessian import Hessian
 from .part import Term
@@ -69,6 +71,25 @@ class LayerHessians(Hessian):
     def diagonal(self) -> Tensor:
         """The diagonals of all layers, one after another."""
         return torch.cat([H.diagonal() for H in self.each])
+
+    def solve_block_diagonal(self, v: Tensor, damping: float = 0.0) -> Tensor:
+        """As of one Hessian; v is that of all layers, one after another."""
+        v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
+        parts = v.split([H.shape[0] for H in self.each])
+        return torch.cat([H.solve_block_diagonal(some, damping) for H, some in zip(self.each, parts, strict=True)])
+
+    def eigh_blocks(self) -> dict[str, torch.return_types.linalg_eigh]:
+        """As of one Hessian."""
+        return {name: found for H in self.each for name, found in H.eigh_blocks().items()}
+
+    def positions(self, name: str) -> Tensor:
+        """As of one Hessian, among the parameters of all layers."""
+        start = 0
+        for H in self.each:
+            if name in H._data.network.groups:
+                return start + H.positions(name)
+            start += H.shape[0]
+        raise KeyError(f"expected one of {', '.join(map(repr, (*self._each, *self.layers)))}; got {name!r}")
 
     def dense(self, out: Tensor | None = None) -> NoReturn:
         """Not formed for several layers."""

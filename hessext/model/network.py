@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from hessext._tensors import Watch, compact, map_tensors
@@ -49,6 +50,12 @@ class ParameterGroup(NamedTuple):
     def size(self) -> int:
         """Parameters in a block."""
         return self.cols + self.bias
+
+    def positions(self, device: torch.device | None = None) -> Tensor:
+        """Where the blocks' parameters stand in torch's order, (blocks * size,), block after block."""
+        row = torch.arange(self.blocks, device=device)[:, None]
+        weights = self.start + row * self.cols + torch.arange(self.cols, device=device)
+        return torch.cat([weights, self.start_bias + row] if self.bias else [weights], 1).flatten()
 
 
 @dataclass(eq=False)

@@ -227,6 +227,49 @@ def test_eigh_blocks(case, dtype, pieces):
         torch.testing.assert_close(vectors @ (values.double()[..., None] * vectors.mT), blocks, **tolerance)
 
 
+@over_cases
+def test_whole_hessians_in_the_order_of_the_parameters(case):
+    """Blocks of all layers as they lie in H.dense(), weights of a neuron and its bias apart."""
+    H = make_inputs(case, torch.float64).hessian()
+    dense, blocks = H.dense(), torch.zeros(H.shape, dtype=torch.float64)
+    found = H.eigh_blocks()
+    assert set(found) == set(H.layers)
+    seen = []
+    for name in H.layers:
+        at, B = H.positions(name), H[name]
+        assert torch.equal(dense[at][:, at], B.dense())
+        seen.append(at)
+        for values, vectors, own in zip(*found[name], at.view(B.grid[0], -1), strict=True):
+            blocks[own[:, None], own] = dense[own[:, None], own]
+            torch.testing.assert_close(vectors @ values.diag() @ vectors.T, blocks[own[:, None], own])
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(H.shape[0]))
+    v = torch.linspace(-1, 1, 2 * H.shape[0], dtype=torch.float64).view(-1, 2)
+    damped = blocks + 0.1 * torch.eye(len(blocks), dtype=torch.float64)
+    torch.testing.assert_close(H.solve_block_diagonal(v, 0.1), torch.linalg.solve(damped, v))
+    torch.testing.assert_close(H.solve_block_diagonal(v[:, 0], 0.1), torch.linalg.solve(damped, v[:, 0]))
+    with pytest.raises(ValueError, match=r"^v: expected"):
+        H.solve_block_diagonal(v[1:], 0.1)
+
+
+def test_layers_of_one_network_one_after_another():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 5)).double()
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(5, (9,))
+    H, whole = hessext.layer(model, ["0", "2"], x, y), hessext.hessian(model, x, y)
+    v = torch.randn(H.shape[0], dtype=torch.float64)
+    torch.testing.assert_close(H.solve_block_diagonal(v, 0.1), whole.solve_block_diagonal(v, 0.1))
+    assert torch.equal(H.positions("2"), whole.positions("2"))
+    assert set(H.eigh_blocks()) == {"0", "2"}
+    with pytest.raises(KeyError, match="expected one of '0', '2'"):
+        H.positions("1")
+
+
+def test_as_a_numpy_array():
+    H = make_inputs(HIDDEN[0], torch.float32).hessian()
+    assert np.array_equal(np.asarray(H), H.dense().numpy())
+    assert np.asarray(H, dtype=np.float64).dtype == np.float64
+
+
 def test_singular_blocks_are_named():
     """The second unit is dead: its block is zero."""
     W = torch.tensor([[1.0, 0.5], [-1.0, -1.0], [0.5, 1.0]])
