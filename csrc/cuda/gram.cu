@@ -200,8 +200,6 @@ void launch_tiles(const Gram<T>& g, i64 tiles, double* partial, const Stream& st
 
 }  // namespace
 
-const void* any_kernel() { return reinterpret_cast<const void*>(add_partial); }
-
 template <class T>
 void gram_sums(const Gram<T>& g, double* sums, const Stream& stream) {
     use_device(stream);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../assembly.h"
 
@@ -33,17 +34,28 @@ __device__ __forceinline__ S& shared() {
     return *reinterpret_cast<S*>(memory);
 }
 
+std::string driver_hint();  // which driver there is, and which one this build needs
+
 inline void check(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
     std::string hint;
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion)
         hint = "; this build has no code for this GPU's architecture (hessext info)";
+    if (error == cudaErrorInsufficientDriver) hint = driver_hint();
     throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error) + hint);
 }
+
+// All kernels that are launched somewhere in this build.
+std::vector<const void*>& kernels();
+template <auto kernel>
+struct Listed {
+    static inline const bool done = (kernels().push_back(reinterpret_cast<const void*>(kernel)), true);
+};
 
 // launch<kernel<T>>(blocks, threads of a block, bytes of shared memory, stream, arguments...)
 template <auto kernel, class... A>
 void launch(i64 blocks, int threads, std::size_t shared, const Stream& stream, A... arguments) {
+    [[maybe_unused]] const bool& listed = Listed<kernel>::done;
     if (!blocks) return;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(unsigned(blocks));
@@ -61,10 +73,10 @@ void launch(i64 blocks, int threads, std::size_t shared, const Stream& stream, A
     check(error == cudaSuccess ? last : error, name.c_str());
 }
 
-// Makes the stream's device the current one; the caller restores it.
+// Makes the stream's device the current one; the caller restores it. All kernels are loaded there the first time: CUDA
+// would load each at its first launch, which it refuses while a graph is captured.
 void use_device(const Stream& stream);
 int multiprocessors(const Stream& stream);
-const void* any_kernel();  // of this build, to ask what its code was compiled for
 
 // Blocks of a kernel that a multiprocessor holds at a time.
 template <class Kernel>

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from helpers.reference import (
 from hessext import _ops
 from hessext.matrix import softmax_gram
 
+ROOT = Path(__file__).parents[2]
 _emulated = pytest.importorskip("hessext._emulated", reason="built by scripts/env")
 
 # Every part, one and several tiles, warps and lists that are not full, biases, and what fills the tile.
@@ -203,6 +206,44 @@ def test_emulator_finds_a_missing_barrier():
         _emulated.part()
 
 
+FIRST_CALL = """
+import torch
+from hessext import _emulated as core
+core.set_capturing(True)
+logits, top, rest = torch.randn(3, 5), torch.empty(3, dtype=torch.int64), torch.empty(3)
+core.softmax(False, logits, 3, 5, top, rest, core.Stream(0, 0, lambda size: 0))
+assert torch.equal(top, logits.argmax(1))
+"""
+
+
+def test_the_first_call_may_be_inside_a_capture():
+    """In a fresh process: CUDA loads a kernel at its first launch, which a capture does not allow."""
+    done = subprocess.run([sys.executable, "-c", FIRST_CALL], text=True, capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_old_driver_is_named(emulated):
+    emulated.set_driver(12040)
+    try:
+        with pytest.raises(RuntimeError, match=r"driver is one for CUDA 12\.4, .* needs one for CUDA 13\.0, .* 580 or"):
+            _ops.softmax_(torch.zeros(1, 2))
+    finally:
+        emulated.set_driver(13000)
+    _ops.softmax_(torch.zeros(1, 2))
+
+
+def test_every_gpu_has_code():
+    """The architectures of the default build: code of the same major version, or PTX of an older one."""
+    text = ROOT.joinpath("CMakeLists.txt").read_text()
+    built = " ".join(re.findall(r"(?:set|list)\((?:APPEND )?cuda_architectures ([^$)]*)\)", text))
+    real = [int(name.removesuffix("-real")) for name in built.split()]
+    ptx = [int(name) for name in built.split() if "-" not in name]
+    assert len(real) == 7
+    for capability in (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121):
+        same = any(a // 10 == capability // 10 and a <= capability for a in real)
+        assert same or any(a <= capability for a in ptx), capability
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sums_over_pairs_of_samples(dtype, cuda):
     torch.manual_seed(0)
@@ -222,7 +263,7 @@ def test_matrices_over_pairs_of_samples(case, dtype, cuda):
 
 def kernels_in_source():
     """What stands in csrc/cuda: each kernel in every type, and tiles in every shape."""
-    sources = Path(__file__).parents[2].joinpath("csrc", "cuda").glob("*.[hc]*")
+    sources = ROOT.joinpath("csrc", "cuda").glob("*.[hc]*")
     text = "\n".join(source.read_text() for source in sources)
     names = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\(", text))
     assert len(names) > 10

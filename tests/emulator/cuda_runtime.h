@@ -7,6 +7,8 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -29,9 +31,18 @@ namespace hessext::emulator {
 
 extern constinit thread_local unsigned char* shared_memory;  // of the block; NaN before it is written
 
-// One launch: blocks one after the other, in random order. Throws std::logic_error where threads of a block do not meet
-// at a barrier.
-void run(const std::string& kernel, dim3 grid, unsigned threads, std::size_t shared, const std::function<void()>& body);
+struct Launch {
+    std::string kernel;  // its name, with template arguments
+    dim3 grid;
+    unsigned threads;                    // of a block
+    std::size_t shared;                  // bytes
+    std::vector<std::string> arguments;  // bytes of each
+    std::function<void()> body;          // of one thread
+};
+
+// Blocks one after the other, in random order. Throws std::logic_error where threads of a block do not meet at a
+// barrier.
+void run(const Launch& launch);
 
 // "rows<float>" of "void launch(...) [with auto kernel = rows<float>; A = {int}]", as GCC and Clang spell it.
 std::string kernel_of(const std::string& caller);
@@ -86,15 +97,32 @@ inline float __uint_as_float(unsigned bits) {
 }
 
 // ------------------------------------------------------------------------------------------------------ runtime
-// One device, like an H100 but for its size.
+// One device, like an H100 but for its size, unless tests say otherwise.
 
-enum cudaError_t { cudaSuccess, cudaErrorNoKernelImageForDevice, cudaErrorUnsupportedPtxVersion };
+enum cudaError_t {
+    cudaSuccess,
+    cudaErrorNoKernelImageForDevice,
+    cudaErrorUnsupportedPtxVersion,
+    cudaErrorInsufficientDriver,
+    cudaErrorStreamCaptureUnsupported
+};
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount,
     cudaDevAttrComputeCapabilityMajor,
     cudaDevAttrComputeCapabilityMinor
 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed };
 using cudaStream_t = void*;
+
+namespace hessext::emulator {
+
+extern int architecture;  // of the device, and what its code was compiled for: 90
+extern int driver;        // the CUDA version that it is for
+extern bool capturing;    // whether a graph is captured
+extern thread_local cudaStreamCaptureMode capture_mode;
+bool load(const void* kernel);  // whether it is loaded now: not while a graph is captured in the global mode
+
+}  // namespace hessext::emulator
 
 struct cudaFuncAttributes {
     int ptxVersion;
@@ -107,14 +135,26 @@ struct cudaLaunchConfig_t {
 
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-    *value = which == cudaDevAttrMultiProcessorCount ? 4 : which == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = hessext::emulator::driver, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+    return *device = 0, hessext::emulator::driver < 13000 ? cudaErrorInsufficientDriver : cudaSuccess;
+}
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+    std::swap(*mode, hessext::emulator::capture_mode);
     return cudaSuccess;
 }
-inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-    return attributes->ptxVersion = 90, cudaSuccess;
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+    const int capability = hessext::emulator::architecture;
+    *value = which == cudaDevAttrMultiProcessorCount      ? 4
+             : which == cudaDevAttrComputeCapabilityMajor ? capability / 10
+                                                          : capability % 10;
+    return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+    attributes->ptxVersion = hessext::emulator::architecture;
+    return hessext::emulator::load(kernel) ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
 }
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, std::size_t) {
@@ -126,8 +166,16 @@ namespace hessext::emulator {
 // The caller is a template with a parameter `kernel`: its name says which one.
 template <class... P, class... A>
 cudaError_t launch(const char* caller, const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
-    run(kernel_of(caller), config->gridDim, config->blockDim.x, config->dynamicSmemBytes,
-        [&] { kernel(P(arguments)...); });
+    if (!load(reinterpret_cast<const void*>(kernel))) return cudaErrorStreamCaptureUnsupported;
+    const auto bytes = [](const auto& value) {
+        return std::string(reinterpret_cast<const char*>(&value), sizeof value);
+    };
+    run({kernel_of(caller),
+         config->gridDim,
+         config->blockDim.x,
+         config->dynamicSmemBytes,
+         {bytes(P(arguments))...},
+         [&] { kernel(P(arguments)...); }});
     return cudaSuccess;
 }
 

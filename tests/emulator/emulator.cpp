@@ -20,6 +20,9 @@ constinit thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace hessext::emulator {
 
+int architecture = 90, driver = 13000;
+bool capturing = false;
+thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 constinit thread_local unsigned char* shared_memory = nullptr;
 
 namespace {
@@ -44,7 +47,9 @@ struct Warp {
 
 std::mutex registry_mutex;
 std::set<std::string> registry;  // names of the kernels launched
+std::set<const void*> loaded;
 std::uint64_t order_seed = 0;
+std::function<void(const Launch&)> launcher;
 
 class Machine {  // of one host thread
     std::vector<std::unique_ptr<Fiber>> fibers_;
@@ -150,8 +155,8 @@ class Machine {  // of one host thread
         return values;
     }
 
-    void run(const std::string& kernel, dim3 grid, unsigned threads, std::size_t shared,
-             const std::function<void()>& body) {
+    void run(const Launch& launch) {
+        const auto& [kernel, grid, threads, shared, arguments, body] = launch;
         if (threads == 0 || threads % warp_size || threads > 1024)
             throw std::logic_error(kernel + ": blocks are whole warps, at most 1024 threads");
         if (shared > 48 << 10) throw std::logic_error(kernel + ": more than 48 KiB of shared memory");
@@ -182,13 +187,19 @@ class Machine {  // of one host thread
 
 }  // namespace
 
-void run(const std::string& kernel, dim3 grid, unsigned threads, std::size_t shared,
-         const std::function<void()>& body) {
+void run(const Launch& launch) {
+    if (launcher) return launcher(launch);
     {
         const std::lock_guard<std::mutex> lock(registry_mutex);
-        registry.insert(kernel);
+        registry.insert(launch.kernel);
     }
-    Machine::here().run(kernel, grid, threads, shared, body);
+    Machine::here().run(launch);
+}
+
+bool load(const void* kernel) {
+    const std::lock_guard<std::mutex> lock(registry_mutex);
+    if (!capturing || capture_mode == cudaStreamCaptureModeRelaxed) loaded.insert(kernel);
+    return loaded.count(kernel) != 0;
 }
 
 void block_barrier() { Machine::here().leave(State::at_block_barrier); }
@@ -203,6 +214,8 @@ std::string kernel_of(const std::string& caller) {
 }
 
 void set_order(std::uint64_t seed) { order_seed = seed; }
+
+void set_launcher(std::function<void(const Launch&)> other) { launcher = std::move(other); }
 
 void forget_executed() {
     const std::lock_guard<std::mutex> lock(registry_mutex);

@@ -25,6 +25,7 @@ __global__ void parted() {
 bool reverses(bool barrier) {
     std::vector<int> values(threads);
     for (int t = 0; t < threads; ++t) values[std::size_t(t)] = t;
+    cuda::use_device({});
     cuda::launch<reversed>(1, threads, sizeof(int) * threads, {}, values.data(), barrier);
     for (int t = 0; t < threads; ++t)
         if (values[std::size_t(t)] != threads - 1 - t) return false;
