@@ -34,6 +34,42 @@ class Watch:
                 )
 
 
+class Cache:
+    """What is made from tensors once and kept, on a GPU once for each stream that asks.
+
+    So no stream reads what another one is still writing. While a CUDA graph is captured nothing new is kept, as its
+    values are there only once the graph has run; what was made before is used.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._found: dict[tuple, dict[int, Any]] = {}  # by name and arguments, then by stream
+
+    def get(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """The value of a key, made if it is not there."""
+        stream, found = _stream(self._like), self._found.setdefault(key, {})
+        if stream in found:
+            return found[stream]
+        if _checks.captured(self._like):
+            return next(iter(found.values())) if found else make()
+        found[stream] = value = make()
+        return value
+
+
+def _stream(t: Tensor) -> int:
+    return torch.cuda.current_stream(t.device).cuda_stream if t.is_cuda else 0
+
+
+def once(method: Callable) -> Callable:
+    """Let a method of something with a `cache` keep what it gives, for each of its arguments."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any) -> Any:
+        return self.cache.get((method.__name__, *args), lambda: method(self, *args))
+
+    return run
+
+
 def own_precision(method: Callable) -> Callable:
     """Let a method of something on a `device` run outside of autocast, which computes in half precision."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
+
 import pytest
 import torch
 from helpers.cases import DTYPES, HIDDEN, LINEAR, Case, make_inputs
@@ -11,6 +14,7 @@ import hessext
 from hessext import _core
 from hessext.matrix import softmax_gram
 
+CASE = Case(197, 33, 17, 5, bias="ho")
 SPECIAL = [Case(30, 3, 200), Case(40, 30, 4, 5), Case(9, 40, 5, 6, loss="mse"), Case(40, 5, 6, 5, activation="tanh")]
 
 
@@ -57,10 +61,76 @@ def test_a_build_without_cuda_says_so(monkeypatch):
         hessext.linear(torch.ones(2, 3).as_subclass(OnGpu), torch.ones(4, 3))
 
 
+@contextmanager
+def waits_are_errors():
+    """torch's switch for it, which warns the first time that it is a prototype."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_switch_for_waits_is_always_put_back(monkeypatch):
+    modes = []
+
+    def set_mode(mode):
+        modes.append(mode)
+        if mode == "error":
+            warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with waits_are_errors():
+        assert modes == ["error"]
+    assert modes == ["error", "default"]
+
+
+def test_nothing_new_is_kept_while_a_graph_is_captured(monkeypatch):
+    """What is made then holds no values until the graph has run."""
+    H, capturing = make_inputs(CASE, torch.float64).hessian(), [True]
+    monkeypatch.setattr("hessext._checks.captured", lambda t: capturing[0])
+    expected = H.dense()
+    samples = H._data
+    assert not any(samples.cache._found.values())
+    capturing[0] = False
+    assert torch.equal(H.dense(), expected)
+    kept = samples.output
+    capturing[0] = True
+    assert samples.output is kept  # made before: it has its values
+    monkeypatch.setattr("hessext._tensors._stream", lambda t: 7)  # a capture has a stream of its own
+    assert samples.output is kept
+
+
+def test_streams_do_not_share_what_is_kept(monkeypatch):
+    """Another one's work may still be under way, and its memory is its own."""
+    samples, stream = make_inputs(CASE, torch.float64).hessian()._data, [0]
+    monkeypatch.setattr("hessext._tensors._stream", lambda t: stream[0])
+    first, slope = samples.output, samples.slope(0)
+    stream[0] = 1
+    second = samples.output
+    assert second is not first and torch.equal(second.probs, first.probs) and samples.slope(0) is not slope
+    assert samples.output is second
+    stream[0] = 0
+    assert samples.output is first
+
+
+def test_the_choice_of_a_form_does_not_look_at_a_gpus_values(monkeypatch):
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+        device = torch.device("cuda", 0)
+
+    for activation, share in (("relu", 0.5), ("leaky_relu", 1.0), ("tanh", 1.0)):
+        samples = make_inputs(Case(40, 6, 3, 5, activation=activation), torch.float64).hessian()._data
+        monkeypatch.setattr(type(samples), "slope", lambda *_: pytest.fail("a wait"))
+        samples.x = samples.x.as_subclass(OnGpu)
+        assert samples.active.__wrapped__(samples, 0) == share
+
+
 # ------------------------------------------------------------------------------------------------- on a GPU
 
 needs_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and _core.cuda), reason="no GPU, or no CUDA kernels")
-CASE = Case(197, 33, 17, 5, bias="ho")
 
 
 def on(device, case=CASE, dtype=torch.float32):
@@ -99,17 +169,15 @@ def test_nothing_waits_for_the_gpu():
     pairs = torch.tensor([[0, 0], [1, 2]], device="cuda")
     list(everything(H))
     out = torch.empty(H.shape, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_are_errors():
         H.dense(out)
         H["hidden"].dense()
         H["hidden"]._blocks(pairs)  # without the check of the pairs, which reads their bounds
+        H["hidden"].norms()
         H["output"].diagonal_blocks()
         H["output"].diagonal()
         H["hidden"].trace()
         H._apply(v)  # without the check of v
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
@@ -128,6 +196,19 @@ def test_a_captured_graph_replays():
     out.fill_(torch.nan)
     graph.replay()
     assert torch.equal(out, expected) and torch.equal(result, product) and torch.equal(again, expected)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_first_call_inside_a_capture_leaves_nothing_behind():
+    H, expected = on("cuda"), on("cpu").dense()
+    out = torch.empty(H.shape, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        H.dense(out)
+    assert_accurate(H.dense().cpu(), expected.double())
+    graph.replay()
+    assert_accurate(out.cpu(), expected.double())
 
 
 @pytest.mark.gpu

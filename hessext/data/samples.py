@@ -5,8 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, wraps
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,7 @@ from torch import Tensor
 from hessext import _checks, _ops
 from hessext._memory import require
 from hessext._ops import Kind
-from hessext._tensors import Watch, compact, map_tensors, moved, own_precision
+from hessext._tensors import Cache, Watch, compact, map_tensors, moved, once, own_precision
 from hessext.model import targets
 from hessext.model.activations import Derivatives
 from hessext.model.losses import Loss, OutputDerivatives
@@ -24,19 +22,6 @@ from hessext.model.network import Network
 from . import curvature
 
 _WIDE = 32 << 20  # bytes of a layer's outputs in float64
-
-
-def _once_per_layer(method: Callable[[Samples, int], Any]) -> Callable[[Samples, int], Any]:
-    """Let a method remember what it gave for each layer."""
-
-    @wraps(method)
-    def run(self: Samples, layer: int) -> Any:
-        key = method.__name__, layer
-        if key not in self._known:
-            self._known[key] = method(self, layer)
-        return self._known[key]
-
-    return run
 
 
 @dataclass(eq=False)
@@ -93,7 +78,7 @@ class Samples(Data):
 
     def __post_init__(self) -> None:
         self._watch = Watch(x=self.x, y=self.y)
-        self._known: dict[tuple[str, int], Any] = {}
+        self.cache = Cache(self.x)
 
     @classmethod
     def of(cls, network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Samples:
@@ -159,14 +144,21 @@ class Samples(Data):
         slope = slope.index_select(0, some) if isinstance(some, Tensor) else slope[some]
         return self.network.layers[layer].activation.through(slope, t)
 
-    @_once_per_layer
+    @once
     def active(self, layer: int) -> float:
-        """Share of units with act'(z) != 0, from some samples: the core leaves the others out."""
-        slope = self.slope(layer)
-        some = slope[:: -(-len(slope) // 64)]
+        """Share of units with act'(z) != 0, from some samples: the core leaves the others out.
+
+        On a GPU, where a look at them would be a wait, z is taken to be as often negative as positive.
+        """
+        if self.x.is_cuda:
+            some = self.network.layers[layer].activation.evaluate(torch.tensor([-1.0, 1.0]))[1]
+        else:
+            slope = self.slope(layer)
+            some = slope[:: -(-len(slope) // 64)]
         return some.count_nonzero().item() / some.numel()
 
-    @cached_property
+    @property
+    @once
     def _activated(self) -> list[Derivatives]:
         """(a, act', act'') (N, K) of each layer with an activation.
 
@@ -193,7 +185,8 @@ class Samples(Data):
         """A tensor of the logits' shape and dtype, without memory of its own."""
         return self.x.new_empty(()).expand(len(self), self.network.classes)
 
-    @cached_property
+    @property
+    @once
     def output(self) -> OutputDerivatives:
         """Derivatives of the loss with respect to the logits."""
         last = self.network.last
@@ -209,7 +202,8 @@ class Samples(Data):
             raise ValueError(f"x: expected logits that {like.dtype} can hold; got some that overflow")
         return output
 
-    @cached_property
+    @property
+    @once
     def scale(self) -> Tensor:
         """c_n (N,) of the softmax: the curvature of l_n is c_n (diag p_n - p_n p_n^T)."""
         return self.loss.scale(self.y, self.like_logits)
@@ -219,7 +213,8 @@ class Samples(Data):
         """Which samples (N,) the loss counts: those that are not ignored and have a weight."""
         return (self.scale if self.loss.softmax else self.output.scale) != 0
 
-    @cached_property
+    @property
+    @once
     def shift(self) -> Tensor | None:
         """sum_c p_c (V_c - V_top) (N, m) of the softmax, V the output weight; None without one."""
         o = self.output
@@ -227,17 +222,18 @@ class Samples(Data):
 
     # ---------------------------------------------------------------------------------------------- backward pass
 
-    @cached_property
+    @property
+    @once
     def residual(self) -> Tensor:
         """r_n = d loss / d f_n (N, C)."""
         return self.output.residual()
 
-    @_once_per_layer
+    @once
     def gradient(self, layer: int) -> Tensor:
         """g_l = d loss / d z_l (N, K)."""
         return self.residual if layer == self.network.last else self.through(layer, self._pulled_back(layer))
 
-    @_once_per_layer
+    @once
     def bend(self, layer: int) -> Tensor | None:
         """act''(z_l) W_{l+1}^T g_{l+1} (N, K), what the activation's own curvature adds; None where act'' vanishes."""
         second = self._activated[layer][2]
@@ -253,7 +249,7 @@ class Samples(Data):
 
     # -------------------------------------------------------------------------------------------------- curvature
 
-    @_once_per_layer
+    @once
     def factor(self, layer: int) -> Tensor:
         """F_l (N, C, K) with S_l = c_n F_l^T F_l, the Gauss-Newton term."""
         return curvature.factor(self, layer)
