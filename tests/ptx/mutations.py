@@ -1,0 +1,97 @@
+"""Faults put into PTX, of which each must be found: the checker is only worth what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from .parse import Instruction, Kernel, instruction
+
+GRAM = "gram_tiles<float, Shape<float, 64, 2, 2>, true>"
+MULTIPLY = "multiply_tiles<double, Shape<double, 32, 2, 2>, WeightedFeatures<double, Shape<double, 32, 2, 2>>, true>"
+LOGITS = "logit_tiles<RowShape<float, 128, 2, 4>>"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One statement of a kernel replaced by another, or by nothing."""
+
+    kernel: str
+    what: str
+    number: int  # of the statement
+    statement: str  # instead; empty: none
+
+    def of(self, kernel: Kernel) -> Kernel:
+        """The kernel with it."""
+        code, labels = list(kernel.code), dict(kernel.labels)
+        if self.statement:
+            code[self.number] = instruction(self.statement)
+        else:
+            del code[self.number]
+            labels = {name: at - (at > self.number) for name, at in labels.items()}
+        return replace(kernel, code=code, labels=labels)
+
+
+def _each(kernel: Kernel, opcode: str) -> list[tuple[int, Instruction]]:
+    return [(i, c) for i, c in enumerate(kernel.code) if c.opcode.startswith(opcode)]
+
+
+def _some(found: list, count: int) -> list:
+    """The first, the last, and some between."""
+    return found[:: max(1, -(-len(found) // count))]
+
+
+def removed(kernel: Kernel, opcode: str, needless: tuple[int, ...] = (), count: int = 100) -> Iterator[Mutation]:
+    """Without one of its barriers, shuffles, stores, but for those that are needless where the kernel is run."""
+    found = _each(kernel, opcode)
+    kept = {found[number][0] for number in needless}
+    for i, c in _some([(i, c) for i, c in found if i not in kept], count):
+        yield Mutation(kernel.name, f"without {c.text}, statement {i}", i, "")
+
+
+def swapped(kernel: Kernel, count: int) -> Iterator[Mutation]:
+    """Two registers of a fragment swapped: of A, of B, of the sums."""
+    for place, (i, c) in enumerate(_some(_each(kernel, "mma"), count)):
+        which = (1, 2, 0)[place % 3]
+        registers = c.operands[which].strip("{}").split(",")
+        registers[:2] = registers[1::-1]
+        operands = list(c.operands)
+        operands[which] = f"{{{', '.join(r.strip() for r in registers)}}}"
+        yield Mutation(kernel.name, f"{'DAB'[which]} swapped", i, f"{c.opcode} {', '.join(operands)}")
+
+
+def off_by_one(kernel: Kernel, comparison: str, other: str) -> Iterator[Mutation]:
+    """The first such comparison lets one more through: `if (e >= count) return` with `>`."""
+    i, c = _each(kernel, comparison)[0]
+    yield Mutation(kernel.name, f"{other} in {c.text}", i, c.text.replace(comparison, other, 1))
+
+
+def moved(kernel: Kernel, opcode: str, by: int) -> Iterator[Mutation]:
+    """An access some bytes further on."""
+    i, c = _each(kernel, opcode)[0]
+    place = next(operand for operand in c.operands if operand.startswith("["))
+    yield Mutation(
+        kernel.name, f"{by} bytes on: {c.text}", i, c.text.replace(place, f"{place[:-1].split('+')[0]}+{by}]")
+    )
+
+
+def mutations(kernels: dict[str, Kernel]) -> Iterator[tuple[str, Mutation]]:
+    """(name of an operation of tests/ptx/test_mutations.py, mutation)."""
+    gram, multiply, logits = (kernels[name] for name in (GRAM, MULTIPLY, LOGITS))
+    # The first barrier of the main loop is for a block that comes back to it, as that of gram does; the last __syncwarp
+    # of the epilogue is for one that goes on with shared memory without a barrier.
+    for operation, kernel, first in (("gram", gram, ()), ("multiply", multiply, (0,)), ("logits", logits, (0,))):
+        for mutation in (
+            *removed(kernel, "bar.sync", first),
+            *removed(kernel, "bar.warp.sync", (-1,), 2),
+            *removed(kernel, "st.shared", (), 3),
+            *removed(kernel, "st.global", (), 1),
+            *swapped(kernel, 3),
+        ):
+            yield operation, mutation
+    yield from (("logits", m) for m in moved(logits, "ld.global.v4", 4))
+    yield from (("gram", m) for m in removed(gram, "shfl", (), 2))
+    yield from (("residual", m) for m in off_by_one(kernels["label_residuals<float>"], "setp.ge.s64", "setp.gt.s64"))
+    yield from (("multiply", m) for m in removed(kernels["list_samples<double>"], "bar.sync"))
+    # The second one is for a block that has used the memory of a sum before.
+    yield from (("softmax", m) for m in removed(kernels["softmax_rows<float>"], "bar.sync", (1,)))

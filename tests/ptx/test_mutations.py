@@ -1,0 +1,92 @@
+"""Faults put into the kernels' PTX: each is found, as a fault or as a wrong result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from helpers.reference import assert_accurate, assert_softmax
+
+from hessext import _ops
+
+from . import build
+from .cases import logits, residual
+from .faults import Stopped
+from .launches import Device
+from .mutations import mutations
+from .parse import Kernel
+
+pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing())
+
+
+@cache
+def built():
+    return build.build(["90"])
+
+
+def gram():
+    """Several tiles, and several spans of classes in each."""
+    torch.manual_seed(0)
+    left, right, weight = torch.randn(40, 33), torch.randn(40, 70), torch.randn(33, 70)
+    total = torch.zeros(2, dtype=torch.float64)
+    _ops.gram_sums_(left, right, weight, False, None, [], [], total)
+    expected = (weight.double() * (left.double().T @ right.double())).sum()
+    assert abs(total[0] - expected) < 1e-5 * abs(expected)
+
+
+def multiply():
+    """Lists of samples, two rounds of them."""
+    torch.manual_seed(0)
+    x, slope = torch.randn(520, 20, dtype=torch.float64), (torch.randn(520, 2) > 0).double()
+    scale, V = torch.linspace(1, 2, 520, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    curvature = _ops.Curvature(1, 2, 2, True, 3, scale=scale, weight=V, gram=V.T @ V, slope=slope)
+    pairs = torch.tensor([[0, 0], [0, 1]])
+    found = _ops.blocks(pairs, False, x, False, x, False, True, *curvature)
+    for (i, j), block in zip(pairs.tolist(), found, strict=True):
+        weights = scale * slope[:, i] * slope[:, j] * (V.T @ V)[i, j]
+        assert_accurate(block, (x * weights[:, None]).T @ x)
+
+
+OPERATIONS = {
+    "gram": (gram, (16, 0, 0)),
+    "multiply": (multiply, (0, 0, 0)),
+    "logits": (lambda: logits(65, 130, 40, 0), (0, 0, 0)),
+    "residual": (lambda: residual(torch.float32), (0, 0, 0)),
+    "softmax": (lambda: assert_softmax(300, 1.0, torch.float32), (0, 0, 0)),
+}
+
+
+def found(operation: str, kernels: dict[str, Kernel]) -> str:
+    """What is wrong; empty if nothing."""
+    run, limits = OPERATIONS[operation]
+    device = Device(built()[0], kernels)
+    try:
+        with device.in_use(limits=limits):
+            run()
+    except (AssertionError, Stopped) as error:
+        return f"{error} {device.faults.lines()}"
+    return "\n".join(device.faults.lines())
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_nothing_is_found_in_the_kernels(operation):
+    assert found(operation, built()[1]["90"]) == ""
+
+
+def test_every_mutation_is_found():
+    kernels = built()[1]["90"]
+    listed = list(mutations(kernels))
+    missed = [
+        f"{operation}: {m.kernel}: {m.what}"
+        for operation, m in listed
+        if not found(operation, {**kernels, m.kernel: m.of(kernels[m.kernel])})
+    ]
+    assert len(listed) > 40
+    assert missed == []
+
+
+def test_a_kernel_that_is_not_there_is_found():
+    kernels = {name: replace(kernel) for name, kernel in built()[1]["90"].items() if "residual" not in name}
+    assert "not in the PTX" in found("residual", kernels)
