@@ -78,14 +78,14 @@ def moved(kernel: Kernel, opcode: str, by: int) -> Iterator[Mutation]:
 def mutations(kernels: dict[str, Kernel]) -> Iterator[tuple[str, Mutation]]:
     """(name of an operation of tests/ptx/test_mutations.py, mutation)."""
     gram, multiply, logits = (kernels[name] for name in (GRAM, MULTIPLY, LOGITS))
-    # The first barrier of the main loop is for a block that comes back to it, as that of gram does; the last __syncwarp
-    # of the epilogue is for one that goes on with shared memory without a barrier.
-    for operation, kernel, first in (("gram", gram, ()), ("multiply", multiply, (0,)), ("logits", logits, (0,))):
+    # The first barrier of the main loop is for a block that comes back to it, as that of gram does, and so is the first
+    # one of a sum; the last __syncwarp of the epilogue is for one that goes on with shared memory without a barrier.
+    for operation, kernel, needless in (("gram", gram, ()), ("multiply", multiply, (0, 3)), ("logits", logits, (0,))):
         for mutation in (
-            *removed(kernel, "bar.sync", first),
+            *removed(kernel, "bar.sync", needless),
             *removed(kernel, "bar.warp.sync", (-1,), 2),
             *removed(kernel, "st.shared", (), 3),
-            *removed(kernel, "st.global", (), 1),
+            *removed(kernel, "st.global", tuple(range(len(_each(kernel, "st.global")) - 1))),
             *swapped(kernel, 3),
         ):
             yield operation, mutation
