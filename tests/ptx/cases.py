@@ -30,8 +30,9 @@ DENSE = [
     Case(16, 37, 3, 1, activation="gelu", bias="ho"),
     Case(17, 3, 2, 9, activation="tanh", loss="mse", bias="o"),
     Case(20, 4, 3, 2, loss="ce sum ignore"),
-    Case(17, 50, 50, 1),  # tiles of 64, and of 128
-    Case(18, 128, 100, 1),
+    Case(17, 50, 50, 1),  # tiles of 64
+    Case(18, 128, 100, 1),  # of 128, over classes
+    Case(17, 250, 2, 1),  # and over features
 ]
 PIECES = 16, 1 << 14, 20  # spans of 16 samples, little workspace, launches of 20 blocks
 WAYS = {"": (True, (0, 0, 0)), " plain": (False, (0, 0, 0)), " in pieces": (True, PIECES)}
@@ -83,6 +84,16 @@ def _covariance(case: Case, dtype: torch.dtype) -> None:
     assert_accurate(make_inputs(case, dtype).hessian()["hidden"].dense(), matrix(blocks))
 
 
+def gram(dtype: torch.dtype) -> None:
+    """Several tiles, and with spans of 40 several of them, of several stages."""
+    torch.manual_seed(0)
+    left, right, weight = (torch.randn(*shape, dtype=dtype) for shape in ((72, 33), (72, 70), (33, 70)))
+    total = torch.zeros(2, dtype=torch.float64)
+    _ops.gram_sums_(left, right, weight, False, None, [], [], total)
+    terms = weight.double() * (left.double().T @ right.double())
+    assert abs(total[0] - terms.sum()) < torch.finfo(dtype).eps * terms.abs().sum()
+
+
 def logits(classes: int, samples: int, d: int, stride: int) -> None:
     torch.manual_seed(classes)
     weight, features = (torch.randn(rows, d + stride)[:, stride:] for rows in (classes, samples))
@@ -108,6 +119,7 @@ def cases() -> Iterator[tuple[str, Callable[[], None], tuple[bool, tuple[int, in
     """(name, what computes and asserts, how kernels are used then)."""
     for dtype in DTYPES:
         for way, settings in WAYS.items():
+            yield f"gram {dtype}{way}", partial(gram, dtype), settings
             for name, run, *arguments in _of_every_way(short=way == " in pieces"):
                 label = " ".join(a.name for a in arguments)
                 yield f"{name} {label} {dtype}{way}", partial(run, *arguments, dtype), settings

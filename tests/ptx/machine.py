@@ -21,6 +21,7 @@ from .shared import Shared, wavefronts
 from .values import UNSIGNED, source
 
 LANES = 1 << 14  # that are run at a time, at least one block
+MOST_STEPS = 1 << 22  # of a launch
 RUNS, AT_WARP, AT_BARRIER, DONE = range(4)
 _PARAMETER = 1 << 16  # distance of the addresses of two parameters
 PARAMETERS = 1 << 30  # address of the first
@@ -106,6 +107,7 @@ class Run:
         self._state = np.full(self.lanes, RUNS, np.int8)
         self.groups = np.zeros(self.lanes, np.int64)  # of cp.async, that each lane has committed
         self.copies: list[tuple[np.ndarray, ...]] = []  # on their way: group, lane, target, value of each
+        self._steps = 0
         self._seen: set[int] = set()  # accesses whose bank conflicts have been counted
 
     # ------------------------------------------------------------------------------------------- values of lanes
@@ -158,7 +160,7 @@ class Run:
         self.set(name, whole.reshape(-1), None if mask.all() else np.repeat(mask, 32))
 
     def present(self, mask: Any) -> np.ndarray:
-        """The mask, also where it is None."""
+        """The mask, also where it is None: all lanes."""
         return np.ones(self.lanes, bool) if mask is None else mask
 
     # ------------------------------------------------------------------------------------------------- memory
@@ -228,7 +230,9 @@ class Run:
         warps_in_hand = np.count_nonzero(group.reshape(-1, 32).any(1))
         while pc != stop:
             instruction = self._code[pc]
-            self._at, self.faults.instruction = pc, instruction.text
+            self._at, self.faults.instruction, self._steps = pc, instruction.text, self._steps + 1
+            if self._steps > MOST_STEPS:
+                self.faults.stop("does not end")
             program.issued[pc] += warps_in_hand
             active = self._active(pc, mask)
             if instruction.head == "bra":
@@ -257,8 +261,7 @@ class Run:
 
     def _active(self, pc: int, mask: Any) -> Any:
         """The lanes that execute an instruction: those of the mask whose predicate holds."""
-        predicate = self._program.predicates[pc]
-        if predicate is None:
+        if (predicate := self._program.predicates[pc]) is None:
             return mask
         holds = predicate(self) ^ self._code[pc].negated
         if np.ndim(holds) == 0:

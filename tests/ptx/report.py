@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -23,48 +23,43 @@ class Report:
     table: list[str]  # a line for each kernel
 
 
-HEADER = "arch launches  blocks faults conflicts  slots    mma  kernel"
-LEGEND = """conflicts: accesses to banks of shared memory, by how many are needed. slots: PTX instructions that a warp
-issues in one round of the main loop, which the compiler turns into about as many of its own; mma: by matrix
-instructions, where there are any."""
+HEADER = "arch launches  blocks faults  slots    mma   loop   else  kernel"
+LEGEND = """slots: PTX instructions that a warp issues in one round of the main loop; the compiler makes about as many of
+its own; mma: by matrix instructions, where there are any. loop, else: accesses to banks of shared memory for each that
+is needed, in the main loop and elsewhere; 1 without conflicts."""
 
 
-def conflicts(program: Program) -> str:
-    """1.00 without any."""
-    needed = sum(counts[0] for counts in program.wavefronts.values())
-    return f"{sum(counts[1] for counts in program.wavefronts.values()) / needed:.2f}" if needed else ""
+def main_loop(program: Program) -> tuple[int, int] | None:
+    """(first, last) instruction of the loop that issues most: of those with a barrier, else of the innermost ones."""
+    code = program.kernel.code
+    loops = [(a, b) for a, b in program.kernel.loops() if program.issued[b]]
+    stages = [(a, b) for a, b in loops if any(c.opcode == "bar.sync" for c in code[a : b + 1])]
+
+    def innermost(some: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [(a, b) for a, b in some if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in some)]
+
+    def issued(loop: tuple[int, int]) -> int:
+        return int(program.issued[loop[0] : loop[1] + 1].sum())
+
+    return max(innermost(stages) or innermost(loops), key=issued, default=None)
 
 
-def main_loop(program: Program) -> tuple[float, float]:
-    """(issue slots, matrix instructions) of one round of the loop whose rounds end at a barrier and issue most; of the
-    innermost loop that issues most where none does. (0, 0) without a loop.
-    """
-    code, issued = program.kernel.code, program.issued
-    loops = [(a, b) for a, b in program.kernel.loops() if issued[b]]
-    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
-    at_barriers = [(a, b) for a, b in loops if any(c.opcode == "bar.sync" for c in code[a : b + 1])]
-    products = [i for i, c in enumerate(code) if c.head == "mma"]
-
-    def size(loop: tuple[int, int]) -> int:
-        return int(issued[loop[0] : loop[1] + 1].sum())
-
-    # of nested loops with a barrier the innermost one
-    stages = [x for x in at_barriers if not any(x[0] <= c and d <= x[1] and x != (c, d) for c, d in at_barriers)]
-    chosen = max(stages or inner, key=size, default=None)
-    if chosen is None:
-        return 0.0, 0.0
-    first, last = chosen
-    rounds = issued[first]
-    return size(chosen) / rounds, sum(issued[i] for i in products if first <= i <= last) / rounds
+def _conflicts(program: Program, where: Callable[[int], bool]) -> str:
+    counts = [count for at, count in program.wavefronts.items() if where(at)]
+    return f"{sum(taken for _, taken in counts) / sum(needed for needed, _ in counts):.2f}" if counts else ""
 
 
 def row(architecture: str, program: Program, faults: int) -> str:
     """A line of the table."""
-    slots, products = main_loop(program)
-    per_product = f"{slots / products:6.1f}" if products else " " * 6
+    first, last = main_loop(program) or (0, -1)
+    issued, rounds = program.issued[first : last + 1], program.issued[first] if last >= 0 else 1
+    products = sum(n for n, c in zip(issued, program.kernel.code[first:], strict=False) if c.head == "mma")
+    slots = f"{issued.sum() / rounds:.0f}" if last >= 0 else ""
+    by_product = f"{issued.sum() / products:.1f}" if products else ""
+    inside, outside = (_conflicts(program, lambda at, i=i: (first <= at <= last) == i) for i in (True, False))
     return (
-        f"{architecture:>4} {program.launches:8} {program.blocks:7} {faults:6} {conflicts(program):>9} "
-        f"{f'{slots:.0f}' if slots else '':>6} {per_product}  {program.kernel.name}"
+        f"{architecture:>4} {program.launches:8} {program.blocks:7} {faults:6} {slots:>6} {by_product:>6} "
+        f"{inside:>6} {outside:>6}  {program.kernel.name}"
     )
 
 

@@ -131,6 +131,11 @@ def test_faults_are_named(body, fault):
     assert any(what.startswith(fault) for what in run(f"\t{body}\n")[1]), run(f"\t{body}\n")[1]
 
 
+def test_a_kernel_that_does_not_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(machine, "MOST_STEPS", 1000)
+    assert run("$L1:\n\tbra $L1;\n")[1] == ["does not end"]
+
+
 def test_lanes_that_part_meet_again():
     body = "@%p1 bra $L1;\n\tadd.s32 %r5, %r5, 100;\n\tbra $L2;\n$L1:\n\tadd.s32 %r5, %r5, 200;\n$L2:\n"
     values, found = run(f"\t{body}\tshfl.sync.bfly.b32 %r6|%p2, %r5, 1, %r11, %r10;\n\tst.global.u32 [%rd4], %r6;\n")
