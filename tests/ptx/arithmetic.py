@@ -77,6 +77,12 @@ def shift(head: str, a: Any, b: Any) -> Any:
     return np.where(b >= bits, a.dtype.type(0), a << by if head == "shl" else a >> by)
 
 
+def field(a: Any, first: Any, count: Any) -> Any:
+    """bfe: `count` bits of an unsigned integer, from bit `first` on."""
+    bits = np.where(count >= 8 * a.dtype.itemsize, ~a.dtype.type(0), shift("shl", a.dtype.type(1), count) - 1)
+    return shift("shr", a, first) & bits.astype(a.dtype)
+
+
 def convert(a: Any, to: np.dtype, parts: list[str]) -> Any:
     """cvt: floats to integers towards zero within their range."""
     if "sat" in parts:
@@ -119,6 +125,9 @@ def decode(instruction: Instruction) -> Execute | None:
     if head in ("shl", "shr"):
         reads[1] = source(operands[2], TYPES["u32"])
         return _result(instruction, reads, lambda a, b: shift(head, a, b))
+    if head == "bfe" and dtype.kind == "u":
+        reads[1:] = [source(operand, TYPES["u32"]) for operand in operands[2:]]
+        return _result(instruction, reads, field)
     if head in ("mul", "mad") and parts[0] == "wide":
         wide = np.dtype(f"{dtype.kind}{2 * dtype.itemsize}")
         if head == "mul":

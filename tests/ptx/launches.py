@@ -38,7 +38,8 @@ class Device:
     def __init__(self, host: ModuleType, kernels: dict[str, Kernel], architecture: str = "90") -> None:
         self.programs = {name: machine.Program(kernel) for name, kernel in kernels.items()}
         self.faults = Faults()
-        self._host, self._architecture = host, int(architecture)
+        # Every kernel is to be run: a device that uses tensor cores for both types, where the code has them.
+        self._host, self._architecture = host, 90 if int(architecture) >= 80 else int(architecture)
 
     def __getattr__(self, operation: str) -> Callable:
         """An operation of the core: its tensors become memory of the device for one call."""

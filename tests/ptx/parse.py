@@ -54,8 +54,8 @@ class Kernel:
 
 
 def short(name: str) -> str:
-    """`rows<float>` of `void hessext::cuda::rows<float>(float*)`, as c++filt and GCC spell it."""
-    name = re.sub(r"\(anonymous namespace\)|\{anonymous\}", "anonymous", name)
+    """`rows<float>` of `void hessext::cuda::rows<float>(float*)`, as c++filt and compilers spell it."""
+    name = re.sub(r"\(anonymous namespace\)|\{anonymous\}", "anonymous", name.lstrip("&"))
     depth = 0
     for i, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")

@@ -24,9 +24,9 @@ class Report:
 
 
 HEADER = "arch launches  blocks faults  slots    mma   loop   else  kernel"
-LEGEND = """slots: PTX instructions that a warp issues in one round of the main loop; the compiler makes about as many of
-its own; mma: by matrix instructions, where there are any. loop, else: accesses to banks of shared memory for each that
-is needed, in the main loop and elsewhere; 1 without conflicts."""
+LEGEND = """slots: PTX instructions that a warp issues in one round of the main loop; the compiler makes about as many
+of its own; mma: by matrix instructions, where there are any. loop, else: accesses to banks of shared memory for each
+that is needed, in the main loop and elsewhere; 1 without conflicts."""
 
 
 def main_loop(program: Program) -> tuple[int, int] | None:

@@ -131,6 +131,25 @@ def test_faults_are_named(body, fault):
     assert any(what.startswith(fault) for what in run(f"\t{body}\n")[1]), run(f"\t{body}\n")[1]
 
 
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("bfe.u32 %r6, %r5, 1, 3", lambda n: (n >> 1) & 7),
+        ("bfe.u32 %r6, %r5, 2, 40", lambda n: n >> 2),
+        ("shl.b32 %r6, %r5, 33", lambda n: 0 * n),
+        ("sub.s32 %r6, 5, %r5;\n\tshr.s32 %r6, %r6, 40", lambda n: -(n > 5).astype(int)),
+        ("sub.s32 %r6, 5, %r5;\n\tdiv.s32 %r6, %r6, 3", lambda n: np.trunc((5 - n) / 3)),
+        ("sub.s32 %r6, 5, %r5;\n\trem.s32 %r6, %r6, 3", lambda n: np.fmod(5 - n, 3)),
+        ("mad.lo.s32 %r6, %r5, %r5, -1", lambda n: n * n - 1),
+        ("selp.b32 %r6, %r5, 7, %p1", lambda n: np.where(n < 16, n, 7)),
+        ("mov.b64 %rd5, {%r5, %r1};\n\tshr.u64 %rd5, %rd5, 32;\n\tcvt.u32.u64 %r6, %rd5", lambda n: n),
+    ],
+)
+def test_arithmetic(statement, expected):
+    values, found = run(f"\t{statement};\n\tst.global.u32 [%rd4], %r6;\n")
+    assert found == [] and (values == expected(np.arange(64))).all()
+
+
 def test_a_kernel_that_does_not_end_is_stopped(monkeypatch):
     monkeypatch.setattr(machine, "MOST_STEPS", 1000)
     assert run("$L1:\n\tbra $L1;\n")[1] == ["does not end"]
