@@ -41,12 +41,17 @@ def _some(found: list, count: int) -> list:
     return found[:: max(1, -(-len(found) // count))]
 
 
+def without(kernel: Kernel, number: int, instruction: Instruction) -> Mutation:
+    """Without one statement."""
+    return Mutation(kernel.name, f"without {instruction.text}, statement {number}", number, "")
+
+
 def removed(kernel: Kernel, opcode: str, needless: tuple[int, ...] = (), count: int = 100) -> Iterator[Mutation]:
     """Without one of its barriers, shuffles, stores, but for those that are needless where the kernel is run."""
     found = _each(kernel, opcode)
     kept = {found[number][0] for number in needless}
     for i, c in _some([(i, c) for i, c in found if i not in kept], count):
-        yield Mutation(kernel.name, f"without {c.text}, statement {i}", i, "")
+        yield without(kernel, i, c)
 
 
 def swapped(kernel: Kernel, count: int) -> Iterator[Mutation]:
@@ -80,12 +85,16 @@ def mutations(kernels: dict[str, Kernel]) -> Iterator[tuple[str, Mutation]]:
     gram, multiply, logits = (kernels[name] for name in (GRAM, MULTIPLY, LOGITS))
     # The first barrier of the main loop is for a block that comes back to it, as that of gram does, and so is the first
     # one of a sum; the last __syncwarp of the epilogue is for one that goes on with shared memory without a barrier.
-    for operation, kernel, needless in (("gram", gram, ()), ("multiply", multiply, (0, 3)), ("logits", logits, (0,))):
+    for operation, kernel, needless, store in (
+        ("gram", gram, (), -1),
+        ("multiply", multiply, (0, 3), -1),
+        ("logits", logits, (0,), 0),  # the last ones are for what has no bias
+    ):
         for mutation in (
             *removed(kernel, "bar.sync", needless),
             *removed(kernel, "bar.warp.sync", (-1,), 2),
             *removed(kernel, "st.shared", (), 3),
-            *removed(kernel, "st.global", tuple(range(len(_each(kernel, "st.global")) - 1))),
+            without(kernel, *_each(kernel, "st.global")[store]),
             *swapped(kernel, 3),
         ):
             yield operation, mutation
