@@ -53,8 +53,8 @@ struct Sums {
         each([](T& v, int, int) { v = 0; });
     }
 
-    // A warp's 16 x cols entries on their way through shared memory.
-    using Staging = T[16][S::cols + 1];
+    // A warp's 16 x cols entries on their way through shared memory, padded for two accesses to a bank at most.
+    using Staging = T[16][S::cols + (sizeof(T) == 4 ? 4 : 1)];
 
     // f(value, row, column) for this thread's entries, in any order.
     template <class F>
