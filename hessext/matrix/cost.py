@@ -9,7 +9,6 @@ import torch
 from . import softmax_gram
 from .part import Part
 
-_CLASSES = 4096  # classes whose norms are formed all at once
 _IN_FLOAT64 = {torch.float32: 2, torch.float64: 1}  # what a multiply-add in float64 costs beside one of the dtype
 
 
@@ -32,7 +31,7 @@ def form_of_all(part: Part) -> Form:
     every = _upper(part)
     cheapest = min(_blocks(part, every), _pairs(part, every))
     softmax = part.of_output and part.same and part.term != "residual" and softmax_gram.one_sign(part)
-    if softmax and part.grid[0] <= _CLASSES and _class_pairs(part) < cheapest:
+    if softmax and _class_pairs(part) < cheapest:
         return Form.CLASS_PAIRS
     return form_of_squares(part, every)
 

@@ -32,10 +32,10 @@ def block_norms(part: Part, pairs: Tensor | None) -> Tensor:
         result.diagonal().copy_(norm)  # inf, if that overflows
         return result
     if part.within:
-        for first, norms in _norm_rows(part):
-            last = first + len(norms)
-            result[first:last, first:] = norms
-            result[first:, first:last] = norms.T
+        for i, j, norms in _norm_tiles(part):
+            some, others = (slice(first, first + size) for first, size in zip((i, j), norms.shape, strict=True))
+            result[some, others] = norms
+            result[others, some] = norms.T
         return result
     squares = _squares(part, cost.form_of_squares(part, rows * cols))
     for _, pairs in grid_pairs(rows, cols, False, _PAIRS, part.device):
@@ -56,14 +56,16 @@ def row_norms(part: Part) -> RowNorms:
         largest[rows] = torch.maximum(largest[rows], most)
         total[rows] += norms.clamp(min=0).sum(1)
 
-    for first, norms in () if part.replicated else _norm_rows(part):
-        last = first + len(norms)
-        own = norms[:, : len(norms)].diagonal()
-        diagonal[first:last] = own
-        own.fill_(-1)  # less than any norm
-        merge(slice(first, last), norms, first)
-        if last < count:
-            merge(slice(last, count), norms[:, len(norms) :].T, first)
+    for i, j, norms in () if part.replicated else _norm_tiles(part):
+        last = i + len(norms)
+        if i == j:
+            own = norms[:, : len(norms)].diagonal()
+            diagonal[i:last] = own
+            own.fill_(-1)  # less than any norm
+        merge(slice(i, last), norms, j)
+        beyond = norms[:, max(0, last - j) :]
+        if beyond.shape[1]:
+            merge(slice(max(j, last), j + norms.shape[1]), beyond.T, i)
     if part.replicated:
         diagonal += _first_square(part) ** 0.5
         at.copy_(torch.arange(count, device=part.device) == 0)
@@ -73,14 +75,18 @@ def row_norms(part: Part) -> RowNorms:
     return RowNorms(*(t.to(part.dtype) for t in (diagonal, mean, largest.clamp(min=0))), at)
 
 
-def _norm_rows(part: Part) -> Iterator[tuple[int, Tensor]]:
-    """Norms within a layer: the first row of some, and they from that column on, (rows, K - first) float64."""
+def _norm_tiles(part: Part) -> Iterator[tuple[int, int, Tensor]]:
+    """Norms within a layer, float64: first row i, first column j >= i, and what is there, all blocks i <= j in turn.
+
+    What begins on the diagonal begins with a whole square; what does not has no block below the diagonal.
+    """
     count, form = part.grid[0], cost.form_of_all(part)
     if form is Form.CLASS_PAIRS:
-        squares = softmax_gram.class_pair_squares(part)
-        own = _squares(part, cost.form_of_squares(part, count))
-        squares.diagonal().copy_(own(diagonal_pairs(0, count, part.device)))
-        yield 0, squares.sqrt_()
+        own = _squares(part, cost.form_of_squares(part, count))(diagonal_pairs(0, count, part.device))
+        for i, j, squares in softmax_gram.class_pair_squares(part):
+            if i == j:
+                squares.diagonal().copy_(own[i : i + len(squares)])
+            yield i, j, squares.sqrt_()
         return
     squares = _squares(part, form)
     for rows, pairs in grid_pairs(count, count, True, _PAIRS, part.device):
@@ -90,7 +96,7 @@ def _norm_rows(part: Part) -> Iterator[tuple[int, Tensor]]:
         norms[i - first, j - first] = squares(pairs).sqrt_()
         square = norms[:, : last - first]
         square += square.triu(1).T
-        yield first, norms
+        yield first, first, norms
 
 
 def block_ratio(part: Part) -> BlockRatio:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import repeat
+from itertools import combinations_with_replacement, repeat
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from .part import Part
 
 _KEPT = 256 << 20  # bytes of probabilities kept between passes
 _TILE = 32 << 20  # bytes of a tile of classes where they are not kept
+_CLASSES = 4096  # classes of a tile of `class_pair_squares`
 _WORK, _WORK_ON_GPU = 32 << 20, 256 << 20  # bytes of products of probabilities; a GPU takes few large assemblies
 
 
@@ -155,39 +156,50 @@ def _gather(rows: Tensor, top: Tensor, tile: Tensor, out: Tensor) -> None:
         out[some] = tile[top[some]]
 
 
-def class_pair_squares(part: Part) -> Tensor:
-    """||H_jk||_F^2 of all j != k of a softmax layer with c_n of one sign, (C, C) float64; the diagonal means nothing.
+def class_pair_squares(part: Part) -> Iterator[tuple[int, int, Tensor]]:
+    """||H_jk||_F^2, j != k, of a softmax layer with c_n of one sign: first j and k of a tile, and the tile, float64.
 
     It is sum_nn' w r_j r_k with r_j = p_nj p_n'j and w = c_n c_n' (phi_n . phi_n')^2: an outer-product assembly like
-    that of a block, whose samples are the pairs n <= n' and whose features are the classes.
+    that of a block, whose samples are the pairs n <= n' and whose features are the classes of a tile. Tiles are those
+    of j <= k, square ones on the diagonal, where j = k means nothing.
     """
     samples = part.samples
     samples.check_unchanged()
     phi = FeatureProducts(part.features(part.row), part.row.bias, torch.float64)
     P = samples.output.probs
-    N, C = P.shape
+    C = P.shape[1]
+    step = -(-C // -(-C // _CLASSES))
     work = _WORK_ON_GPU if part.device.type == "cuda" else _WORK
-    require(16 * C * C + 3 * work, f"norms of {C} x {C} blocks", part.device)
+    require(16 * step * step + 3 * work, f"norms of {step} x {step} blocks", part.device)
     power = power_of_two(P, 0)[0]
     # squares of the smallest probabilities underflow in float32
     wide = part.dtype == torch.float64 or bool((P / power).min() < 1e-8)
     P = (P / power).to(torch.float64 if wide else part.dtype)
     scale_power = power_of_two(samples.scale)
     scale = samples.scale.double() / scale_power
-    few = max(1, int((work / (C * P.element_size())) ** 0.5))
-    total = torch.zeros(C, C, dtype=torch.float64, device=P.device)
-    pair = torch.zeros(1, 2, dtype=torch.int64, device=P.device)
+    power, power_of_all = power.double().square(), (phi.power**2 * scale_power) ** 2
+    classes = [slice(c, min(C, c + step)) for c in range(0, C, step)]
+    for one, other in combinations_with_replacement(classes, 2):
+        tile = _class_pair_tile(phi, scale, P[:, one], P[:, other], one == other, work)
+        yield one.start, other.start, tile.mul_(power[one, None]).mul_(power[other]).mul_(power_of_all)
+
+
+def _class_pair_tile(phi: FeatureProducts, scale: Tensor, left: Tensor, right: Tensor, same: bool, work: int) -> Tensor:
+    """The sums of `class_pair_squares` over classes of left and of right (N, .), products in hand in `work` bytes."""
+    N, most = len(left), max(left.shape[1], right.shape[1])
+    few = max(1, int((work / (most * left.element_size())) ** 0.5))
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    pair = torch.zeros(1, 2, dtype=torch.int64, device=left.device)
     for n in range(0, N, few):
         a = slice(n, n + few)
         for k in range(n, N, few):
             b = slice(k, k + few)
             w = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b]).mul_(1 if n == k else 2)
-            r = (P[a, None] * P[None, b]).view(-1, C)
-            weights = Curvature(Kind.GIVEN, 1, 1, True, entries=w.view(1, -1).to(P.dtype))
-            total += _ops.blocks(pair, False, r, False, r, False, True, *weights)[0]
+            r = [(p[a, None] * p[None, b]).flatten(0, 1) for p in ((left,) if same else (left, right))]
+            weights = Curvature(Kind.GIVEN, 1, 1, True, entries=w.view(1, -1).to(left.dtype))
+            total += _ops.blocks(pair, False, r[0], False, r[-1], False, same, *weights)[0]
             del w, r, weights  # before the next ones are made
-    power = power.double().square()
-    return total.mul_(power[:, None]).mul_(power).mul_((phi.power**2 * scale_power) ** 2)
+    return total
 
 
 def one_sign(part: Part) -> bool:

@@ -9,7 +9,7 @@ from helpers.gram_reference import close, squared_norms, sums
 from helpers.reference import TOLERANCE
 
 import hessext
-from hessext.matrix import gram, norms, softmax_gram
+from hessext.matrix import cost, gram, norms, softmax_gram
 
 
 def unused(pairs):
@@ -115,15 +115,32 @@ def test_cancelling_blocks_are_formed():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [4096, 7], ids=["one tile", "tiles"])
 @pytest.mark.parametrize("scale", [1.0, 40.0], ids=["flat", "peaked"])
-def test_all_pairs_of_classes_at_once(scale, dtype):
+def test_all_pairs_of_classes_at_once(scale, classes, dtype, monkeypatch):
+    monkeypatch.setattr(softmax_gram, "_CLASSES", classes)
     inputs = make_inputs(Case(33, 5, 17, bias="o", scale=scale), dtype)
     got, B = inputs.hessian()["output"], inputs.lift().hessian()
     expected = squared_norms(B)
-    squares = softmax_gram.class_pair_squares(got._part)
-    squares.diagonal().copy_(expected.diagonal())
+    squares = expected.new_zeros(17, 17)
+    for i, j, tile in softmax_gram.class_pair_squares(got._part):
+        assert max(tile.shape) <= classes
+        squares[i : i + tile.shape[0], j : j + tile.shape[1]] = tile
+    squares = squares.triu(1)
     tolerance = 5 * TOLERANCE[dtype] * max(1, 8 * scale)  # rounding of logits
-    torch.testing.assert_close(squares, expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(squares, expected.triu(1), rtol=tolerance, atol=0)
+
+
+def test_norms_of_many_classes(monkeypatch):
+    """However many classes there are, their norms are formed in tiles: no other form takes over."""
+    large = hessext.linear(torch.zeros(4100, 40), torch.ones(8, 40))["output"]._part
+    assert cost.form_of_all(large) is cost.Form.CLASS_PAIRS
+    B = make_inputs(Case(9, 40, 23), torch.float64).hessian()["output"]
+    norms, rows = B.norms(), B.row_norms()
+    monkeypatch.setattr(softmax_gram, "_CLASSES", 7)
+    torch.testing.assert_close(B.norms(), norms, rtol=1e-13, atol=0)
+    for got, expected in zip(B.row_norms(), rows, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(
