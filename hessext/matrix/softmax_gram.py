@@ -184,21 +184,24 @@ def class_pair_squares(part: Part) -> Iterator[tuple[int, int, Tensor]]:
         yield one.start, other.start, tile.mul_(power[one, None]).mul_(power[other]).mul_(power_of_all)
 
 
-def _class_pair_tile(phi: FeatureProducts, scale: Tensor, left: Tensor, right: Tensor, same: bool, work: int) -> Tensor:
+def _class_pair_tile(
+    phi: FeatureProducts, scale: Tensor, left: Tensor, right: Tensor, same: bool, work: int
+) -> Tensor:
     """The sums of `class_pair_squares` over classes of left and of right (N, .), products in hand in `work` bytes."""
-    N, most = len(left), max(left.shape[1], right.shape[1])
-    few = max(1, int((work / (most * left.element_size())) ** 0.5))
+    most = max(left.shape[1], right.shape[1])
     total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
     pair = torch.zeros(1, 2, dtype=torch.int64, device=left.device)
-    for n in range(0, N, few):
-        a = slice(n, n + few)
-        for k in range(n, N, few):
-            b = slice(k, k + few)
-            w = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b]).mul_(1 if n == k else 2)
+    for a, b, own, times in SamplePairs(len(left), most * left.element_size(), left.device, work):
+        w = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b]).mul_(times)
+        if own:  # n < n' stands for both
+            n, k = torch.triu_indices(*w.shape, device=w.device)
+            w = w[n, k] * torch.where(n < k, 2, 1)
+            r = [p[a][n].mul_(p[a][k]) for p in ((left,) if same else (left, right))]
+        else:
             r = [(p[a, None] * p[None, b]).flatten(0, 1) for p in ((left,) if same else (left, right))]
-            weights = Curvature(Kind.GIVEN, 1, 1, True, entries=w.view(1, -1).to(left.dtype))
-            total += _ops.blocks(pair, False, r[0], False, r[-1], False, same, *weights)[0]
-            del w, r, weights  # before the next ones are made
+        weights = Curvature(Kind.GIVEN, 1, 1, True, entries=w.view(1, -1).to(left.dtype))
+        total += _ops.blocks(pair, False, r[0], False, r[-1], False, same, *weights)[0]
+        del w, r, weights  # before the next ones are made
     return total
 
 
