@@ -67,8 +67,8 @@ def column_energy(H_wv: BlockMatrix) -> Tensor:
 def at_initialization(task: Task) -> Forces:
     """What the theory expects before training; `cross` and `columns` are not predicted (nan).
 
-    Ratios are those of expectations at the network's own weights; the terms of (11) or (18) are of leading order in C
-    as N, d -> inf.
+    Ratios are those of expectations at the network's own weights; the terms of (11) or (18) are of random ones, as
+    N, d -> inf.
     """
     from hessext import theory  # scipy takes a second to load
 

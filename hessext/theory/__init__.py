@@ -6,19 +6,20 @@ number of classes, m that of hidden neurons. Squared Frobenius norms of (d, d) b
 (m, m) output blocks as they are. Limits are of N and d first, then of C.
 """
 
-from ._averages import hidden_ce, output_ce
+from ._averages import cross_ce, hidden_ce, output_ce
 from ._deep import deep_mse, effective_ranks
 from ._given_weights import given_weights
 from ._laws import hidden_spectrum, linear_spectrum, marchenko_pastur
-from ._limits import F, cross_ce, fourth_moment, h0, h1, hidden_ce_limit, output_ce_limit
+from ._limits import F, cross_ce_limit, fourth_moment, h0, h1, hidden_ce_limit, output_ce_limit
 from ._linear import linear_ce, linear_ce_limit, linear_mse
 from ._mse import cross_mse, hidden_mse, hidden_mse_limit, output_mse
 from ._replica import ReplicaMoments, replica_moments
-from ._results import CrossNorms, Estimate, Layers
+from ._results import CrossEstimate, CrossNorms, Estimate, Layers
 from ._softmax import softmax_moment
 from ._spectra import MarchenkoPastur, Spectrum
 
 __all__ = [
+    "CrossEstimate",
     "CrossNorms",
     "Estimate",
     "F",
@@ -27,6 +28,7 @@ __all__ = [
     "ReplicaMoments",
     "Spectrum",
     "cross_ce",
+    "cross_ce_limit",
     "cross_mse",
     "deep_mse",
     "effective_ranks",

@@ -13,9 +13,9 @@ from hessext._memory import require
 from hessext.matrix.results import BlockRatio
 
 from . import _arguments
-from ._given_weights import Hidden, Output, cross_entropy_squares
-from ._replica import replica_moments
-from ._results import Estimate
+from ._given_weights import Cross, Hidden, Output, cross_entropy_squares
+from ._replica import cross_moments, replica_moments
+from ._results import CrossEstimate, CrossNorms, Estimate
 
 
 def hidden_ce(
@@ -95,6 +95,34 @@ def output_ce(
         return estimate(squares)
     moments = replica_moments(m, C)
     return estimate((1 - 1 / N) * squares + np.array([moments.U1n, moments.U2n]) / N)
+
+
+def cross_ce(gamma: float, m: int, C: int, *, draws: int = 256, points: int = 128, seed: int = 0) -> CrossEstimate:
+    """E||.||_F^2 of the two terms of `H_{w_i v_j}` in (18) as N, d -> inf, labels uniform; THEORY.md (a).
+
+        residual = E_V||E_x[r_j 1_i u]||^2 + gamma E[(p_j - Y_j)^2 1_i],   r_j = p_j - 1/C
+        gauss_newton = E_V||E_x[q_ij u a^T]||_F^2 + gamma E[q_ij^2 |a|^2],   q_ij = 1_i p_j (v_ji - E_p v_i)
+
+    with u = W x and a = relu(u). The first terms are means over draws of V, the second ones have 10 digits.
+    `cross_ce_limit` is their limit as C -> inf.
+
+    Args:
+        gamma: d / N.
+        m: hidden neurons.
+        C: number of classes, >= 2.
+        draws: of the weights, >= 2; the error falls as their square root.
+        points: of each of the two point sets of a draw, a power of 2.
+        seed: of the draws.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range.
+    """
+    gamma = _arguments.positive("gamma", gamma)
+    squares = _draws(Cross, m, C, None, None, draws, points, seed)
+    means, errors = squares.mean(0), squares.std(0, ddof=1) / math.sqrt(len(squares))
+    square, spread = cross_moments(m, C)
+    terms = means + gamma * np.array([(1 / C - 2 / C**2) / 2 + square, spread])
+    return CrossEstimate.of(*(CrossNorms(*pair.tolist()) for pair in (terms, errors)))
 
 
 def _draws(layer: type, m: int, C: int, N: int | None, d: int | None, draws: int, points: int, seed: int) -> np.ndarray:

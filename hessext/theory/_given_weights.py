@@ -177,6 +177,35 @@ class Output:
         return float(left @ (kernel * (products**2 - squares)) @ right)
 
 
+class Cross:
+    """One point set's sums between the layers, of both terms of (18); of orthonormal W and N, d = inf alone.
+
+    Means over i and j of ||E[r_j 1_i x]||^2 with r_j = p_j - 1/C, and of ||E[q_ij x a^T]||_F^2 with q_ij =
+    1_i p_j (v_ji - E_p v_i), are sums over points of both sets. r_j r'_j and q_ij q'_ij, summed over classes, are
+    products of matrices points x classes.
+    """
+
+    def __init__(self, u: Array, z: Array, weights: Array, V: Array) -> None:
+        self.u, self.active, self.a, self.V = u, z > 0, np.maximum(z, 0), V
+        self.weights, self.p = weights, np.empty((len(z), len(V)))
+
+    def add(self, rows: slice, p: Array) -> None:
+        """Take the points' probabilities (rows, C)."""
+        self.p[rows] = p
+
+    def squares(self, other: Cross, N: float, d: float) -> tuple[float, float]:
+        """Means over i and j of the squares of both expectations."""
+        C, m = self.V.shape
+        residual = (self.p - 1 / C) @ (other.p - 1 / C).T * (self.active @ other.active.T.astype(float))
+        gauss_newton = np.zeros_like(residual)
+        for i in range(m):
+            left, right = (s.p * (s.V[:, i] - (s.p @ s.V[:, i])[:, None]) * s.active[:, i, None] for s in (self, other))
+            gauss_newton += left @ right.T
+        along = self.u @ other.u.T
+        terms = residual * along, gauss_newton * along * (self.a @ other.a.T)
+        return tuple(float(self.weights @ term @ other.weights) / (C * m) for term in terms)
+
+
 def _outer(v: Array, weights: Array) -> Array:
     """Distinct entries (n, q) of w v v^T, scaled so that a sum of products is an inner product of the matrices."""
     i, j = _pairs(v.shape[1])

@@ -160,9 +160,19 @@ def _replica_moments(m: int, C: int) -> ReplicaMoments:
 
 
 @cache
-def mean_square_probability(m: int, C: int) -> float:
-    """E[p_j^2 1_i] over W, V and x."""
-    return float(sum(at.one.sum() * Softmax(C, at.beta).moment(2) for at in _radii(m, C)))
+def cross_moments(m: int, C: int) -> tuple[float, float]:
+    """E[p_j^2 1_i] and E[(p_j (v_ji - E_p v_i) 1_i)^2 |a|^2] over W, V and x.
+
+    Given |a| and x, the logits over beta, v_ci sqrt(m) is a^_i x_c, a^ = a / |a|, and an independent normal of variance
+    1 - a^_i^2: sum_j p_j^2 (v_ji - E_p v_i)^2 has the mean (a^_i^2 kappa + (1 - a^_i^2) T) / m.
+    """
+    square = spread = 0.0
+    for at in _radii(m, C):
+        p, s = Softmax(C, at.beta), 1 / np.arange(1, m + 1)
+        kappa, T = (_expectation(_FUNCTIONALS[name], p) for name in ("kappa", "T"))
+        square += at.one.sum() * p.moment(2)
+        spread += at.beta**2 * (at.one @ (s * kappa + (1 - s) * T)) / C
+    return float(square), float(spread)
 
 
 class _Radius(NamedTuple):

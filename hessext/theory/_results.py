@@ -26,3 +26,16 @@ class CrossNorms(NamedTuple):
 
     residual: float
     gauss_newton: float
+
+
+class CrossEstimate(CrossNorms):
+    """The same as means over random draws; `error` are their standard errors."""
+
+    error: CrossNorms
+
+    @classmethod
+    def of(cls, value: CrossNorms, error: CrossNorms) -> CrossEstimate:
+        """Return the value with its error."""
+        result = cls(*value)
+        result.error = error
+        return result
