@@ -108,7 +108,7 @@ def tensor(name: str, t: object) -> None:
 
 def layout(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None) -> None:
     """Refuse another shape (None: any size), an empty tensor, a device other than like's or that this build lacks."""
-    if t.ndim != len(shape) or any(a not in (None, b) for a, b in zip(shape, t.shape, strict=True)):
+    if t.ndim != len(shape) or [1 for a, b in zip(shape, t.shape, strict=True) if a is not None and a != b]:
         raise ValueError(f"{name}: expected shape {shape_text(shape)}; got {shape_text(t.shape)}")
     if not t.numel():
         raise ValueError(f"{name}: expected at least one element; got shape {shape_text(t.shape)}")
@@ -116,7 +116,7 @@ def layout(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | N
         raise ValueError(f"{name}: expected device {like.device}; got {t.device}")
     if t.is_cuda and not _core.cuda:
         raise ValueError(f"{name}: expected a CPU tensor, as this build has no CUDA kernels; got {t.device}")
-    if not t.is_cuda and t.device.type != "cpu":
+    if not (t.is_cpu or t.is_cuda):
         raise ValueError(f"{name}: expected a CPU or CUDA tensor; got {t.device}")
 
 

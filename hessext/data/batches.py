@@ -76,10 +76,10 @@ class Batches(Data):
         for x, y in self._pieces():
             samples = Samples(self.network, summed, x, y)
             if result is None:
-                part = compute(samples, out)
+                part = samples.sum(compute, out)
                 result = part.double() if part.numel() <= _SMALL else part
             else:
-                part = compute(samples, spare)
+                part = samples.sum(compute, spare)
                 result += part
                 spare = None if out is None else part
             divisor += float(self.loss.divisor(y, samples.like_logits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from hessext.model.network import Network
 from . import curvature
 
 _WIDE = 32 << 20  # bytes of a layer's outputs in float64
+_LEAST, _MOST = 2.0**-50, 2.0**50  # features in float32 whose products with one another and curvature are in its range
 
 
 @dataclass(eq=False)
@@ -54,6 +56,16 @@ class Data(ABC):
     @abstractmethod
     def in_memory(self) -> Samples:
         """All of the data. Raises MemoryError where it does not fit."""
+
+    def largest(self, layer: int) -> float:
+        """The largest magnitude of a layer's inputs, of data in memory; 1 on a GPU, which would be waited for."""
+        features = self.features(layer)
+        return max(map(abs, _checks.bounds(features))) if features.is_cpu else 1.0
+
+    @property
+    def in_range(self) -> Data:
+        """Itself, or the same in float64 where float32 is too narrow."""
+        return self
 
     @property
     @abstractmethod
@@ -97,7 +109,7 @@ class Samples(Data):
         return cls(network, loss, x, None if y is None else y.contiguous())
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
     def check_unchanged(self) -> None:
         """Raise RuntimeError if what is not copied (x, y, large weights) was changed in place after this was made."""
@@ -111,8 +123,11 @@ class Samples(Data):
 
     @own_precision
     def sum(self, compute: Callable[[Samples, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
-        """Return compute(self, out): one piece is all of the data."""
-        return compute(self, out)
+        """Return compute(self, out): one piece is all of the data, in float64 where float32 is too narrow."""
+        if self.in_range is self:
+            return compute(self, out)
+        result = compute(self.in_range, None).to(self.x.dtype)
+        return result if out is None else out.copy_(result)
 
     def in_memory(self) -> Samples:
         """Return itself."""
@@ -133,6 +148,18 @@ class Samples(Data):
     def features(self, layer: int) -> Tensor:
         """Inputs a_{l-1} of a layer (N, cols)."""
         return self._activated[layer - 1][0] if layer else self.x
+
+    @_once_per_layer
+    def largest(self, layer: int) -> float:
+        """As above."""
+        return super().largest(layer)
+
+    @cached_property
+    def in_range(self) -> Samples:
+        """The same samples, in float64 where features are beyond what float32 can hold products of."""
+        sizes = map(self.largest, range(len(self.network.layers))) if self.x.dtype == torch.float32 else ()
+        inside = all(_LEAST <= size <= _MOST or size == 0 for size in sizes)
+        return self if inside else self.to(self.device, torch.float64)
 
     def slope(self, layer: int) -> Tensor:
         """act'(z) (N, K) of a layer's outputs."""
@@ -197,8 +224,8 @@ class Samples(Data):
             return F.linear(features, *affine)
 
         output = self.loss.output(logits, self.y, like)
-        # On a GPU this look at N numbers would be a wait.
-        if output.rest is not None and output.rest.is_cpu and not output.rest.isfinite().all():
+        # On a GPU this look at N numbers, each between 0 and 1 or nan, would be a wait.
+        if output.rest is not None and output.rest.is_cpu and not math.isfinite(output.rest.sum().item()):
             raise ValueError(f"x: expected logits that {like.dtype} can hold; got some that overflow")
         return output
 

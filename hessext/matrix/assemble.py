@@ -59,10 +59,11 @@ def dense(part: Part, out: Tensor | None) -> Tensor:
     direct, mirror = not part.transposed, part.transposed or part.same
 
     def write(samples: Samples, out: Tensor | None) -> Tensor:
-        out = _checks.out(out, part.shape, part.like)
+        of_samples = part.of(samples)
+        out = _checks.out(None, part.shape, of_samples.like) if out is None else out
         if part.replicated:
             out.zero_()
-        for call in Assemblies(part.of(samples))(None):
+        for call in Assemblies(of_samples)(None):
             _ops.dense_(out, part.shape[1], axes, direct, mirror, call.pairs, *call.arguments)
         return out
 
@@ -76,7 +77,7 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
     groups = sorted(network.whole, key=lambda group: group.layer)  # the core takes the earlier layer first
 
     def write(samples: Samples, out: Tensor | None) -> Tensor:
-        out = _checks.out(out, shape, network.like)
+        out = _checks.out(None, shape, samples.network.like) if out is None else out
         for row, col in combinations_with_replacement(groups, 2):
             part = Part(samples, term, row, col)
             if part.replicated:

@@ -6,7 +6,9 @@ from enum import Enum, auto
 
 import torch
 
-from . import softmax_gram
+from hessext._ops import Kind
+
+from . import dense_norms, softmax_gram
 from .part import Part
 
 _IN_FLOAT64 = {torch.float32: 2, torch.float64: 1}  # what a multiply-add in float64 costs beside one of the dtype
@@ -17,7 +19,8 @@ class Form(Enum):
 
     BLOCKS = auto()  # blocks are formed, some at a time, and squared
     PAIRS = auto()  # gram.PairSquares: sums over pairs of samples for each block
-    CLASS_PAIRS = auto()  # softmax_gram.class_pair_squares: all blocks of a softmax layer at once
+    CLASS_PAIRS = auto()  # softmax_gram.class_pair_norms: all blocks of a softmax layer at once
+    DENSE = auto()  # dense_norms.dense_squares: dense pieces of the matrix are formed, where blocks are small
     SUMS = auto()  # softmax_gram.softmax_sums: only the sums over all blocks of a softmax layer
 
 
@@ -27,18 +30,20 @@ def form_of_squares(part: Part, pairs: int) -> Form:
 
 
 def form_of_all(part: Part) -> Form:
-    """The form of all squared norms within a layer."""
-    every = _upper(part)
+    """The form of all squared norms of a part."""
+    every = _every(part)
     cheapest = min(_blocks(part, every), _pairs(part, every))
-    softmax = part.of_output and part.same and part.term != "residual" and softmax_gram.one_sign(part)
-    if softmax and _class_pairs(part) < cheapest:
+    softmax_layer = part.of_output and part.same and part.term != "residual" and not part.replicated
+    if softmax_layer and softmax_gram.one_sign(part) and _class_pairs(part) < cheapest:
         return Form.CLASS_PAIRS
-    return form_of_squares(part, every)
+    form = form_of_squares(part, every)
+    dense = part.like.is_cpu and (softmax_layer or part.kind is Kind.CROSS) and dense_norms.fits(part)
+    return Form.DENSE if form is Form.BLOCKS and dense and _dense_cycles(part) < _block_cycles(part) else form
 
 
 def form_of_ratio(part: Part) -> Form:
     """The form of the sums of squared norms over the diagonal and over all other blocks of a layer."""
-    every = _upper(part)
+    every = _every(part)
     if part.of_output and softmax_gram.one_sign(part):
         form, cost = Form.SUMS, _sample_pairs(part, 1.5 * part.grid[0])
     else:
@@ -49,9 +54,10 @@ def form_of_ratio(part: Part) -> Form:
 # ------------------------------------------------------------------------------------------- multiply-adds of each
 
 
-def _upper(part: Part) -> int:
-    """Number of blocks (i, j), i <= j."""
-    return part.grid[0] * (part.grid[0] + 1) // 2
+def _every(part: Part) -> int:
+    """Number of blocks, within a layer of those (i, j), i <= j."""
+    rows, cols = part.grid
+    return rows * (rows + 1) // 2 if part.within else rows * cols
 
 
 def _blocks(part: Part, pairs: int) -> float:
@@ -63,6 +69,33 @@ def _blocks(part: Part, pairs: int) -> float:
         if group.layer < samples.network.last:
             active *= samples.active(group.layer)
     return pairs * entries * len(samples) * active
+
+
+def _block_cycles(part: Part) -> float:
+    """Of the assembly that squares the blocks, in cycles of a vector of multiply-adds: those of csrc/cpu/plan.h."""
+    part = part.upright
+    lanes, s, t = 64 / part.dtype.itemsize, part.row.size, part.col.size
+    if part.kind is Kind.CROSS:
+        each = 12 + part.samples.active(part.row.layer) * (s * t / lanes + 40 + 0.75 * (s + t))
+    else:
+        area = s * (s + 1) / 2 / lanes
+        each = min(6 + area, 12 + area + 40 + 1.5 * s)
+    return _every(part) * len(part.samples) * each
+
+
+def _dense_cycles(part: Part) -> float:
+    """Of dense pieces: a product for each pair of features, or of a unit and a feature; then squares of entries."""
+    part = part.upright
+    lanes, s, t, (rows, cols) = 64 / part.dtype.itemsize, part.row.size, part.col.size, part.grid
+    below = part.col.layer - 1  # whose activation makes the features
+    features = part.samples.active(below) if below >= 0 else 1.0
+    if part.kind is Kind.CROSS:
+        products, active = rows * t, part.samples.active(part.row.layer) * features
+        each = 12 + active * (s * cols / lanes + 40 + 0.75 * (s + cols))
+    else:
+        products, active = s * (s + 1) / 2, features**2
+        each = 12 + active * (rows * (rows + 1) / 2 / lanes + 40 + 1.5 * rows)
+    return products * len(part.samples) * each + 4 * rows * cols * s * t
 
 
 def _pairs(part: Part, pairs: float) -> float:

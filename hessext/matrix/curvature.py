@@ -87,6 +87,7 @@ class Assemblies:
                 self.curvature = self.curvature._replace(slope=slope, residual=gradient)
         else:
             self.curvature = _closed_form(self._samples, part.kind, part.term)
+        self.curvature = _divided(self.curvature, self._upright)
 
     def __call__(self, pairs: Tensor | None) -> Iterator[Assembly]:
         """Yield what covers the pairs (P, 2) of the part, or all of them, i <= j within a layer."""
@@ -145,6 +146,16 @@ def grid_pairs(rows: int, cols: int, upper: bool, most: int, device: torch.devic
         pairs = torch.cartesian_prod(block, torch.arange(i if upper else 0, cols, device=device))
         yield some, pairs[pairs[:, 0] <= pairs[:, 1]] if upper else pairs
         i += more
+
+
+def _divided(curvature: Curvature, part: Part) -> Curvature:
+    """What belongs to the divided part; the residual's r_n[j] act'(z)[i] stands in the place of psi."""
+    _, col, of_curvature = part.divided
+    if of_curvature != 1:
+        curvature = curvature._replace(scale=curvature.scale / of_curvature)
+    if curvature.residual is not None and col * of_curvature != 1:
+        curvature = curvature._replace(residual=curvature.residual / of_curvature / col)
+    return curvature
 
 
 def _closed_form(samples: Samples, kind: Kind, term: str) -> Curvature:

@@ -191,19 +191,22 @@ class Hessian:
 
     def shares(self) -> dict[tuple[str, str], float]:
         """Share of ||H||_F^2 of each layer and of what lies between two, both of its places together; nan for H = 0."""
-        squares = self._squares()
+        squares, _ = self._squares()
         total = sum(squares.values())
         return {names: square / total if total else math.nan for names, square in squares.items()}
 
     def norm(self) -> float:
         """||H||_F; no block is kept."""
-        return math.sqrt(sum(self._squares().values()))
+        squares, unit = self._squares()
+        return math.sqrt(sum(squares.values())) * unit
 
-    def _squares(self) -> dict[tuple[str, str], float]:
-        """Squared norms of what `shares` names."""
+    def _squares(self) -> tuple[dict[tuple[str, str], float], float]:
+        """Squared norms of what `shares` names over the square of a power of two, the second."""
         groups, found = self._data.network.whole, {}
         for r, row in enumerate(groups):
             for col in groups[r:]:
                 norm = BlockMatrix(self._part(row, col)).norm()
-                found[row.name, col.name] = (1 if row is col else 2) * norm**2
-        return found
+                found[row.name, col.name] = norm
+        largest = max(found.values())
+        unit = 2.0 ** math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
+        return {names: (1 + (names[0] != names[1])) * (norm / unit) ** 2 for names, norm in found.items()}, unit

@@ -1,51 +1,65 @@
-"""Frobenius norms of blocks: all, row by row, or as the ratio of their means, in the form that `cost` chooses."""
+"""Frobenius norms of blocks: all, row by row, or as the ratio of their means, in the form that `cost` chooses.
+
+What is squared is brought into float64's range first, `in_range`: norms are then in a unit, a power of two.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hessext import _ops
 from hessext._memory import require
+from hessext._ops import Kind
+from hessext.model.network import ParameterGroup
 
-from . import cost, gram, softmax_gram
+from . import cost, dense_norms, gram, softmax_gram
 from .assemble import diagonal_pairs
 from .cost import Form
 from .curvature import Assemblies, grid_pairs
-from .part import Part
+from .part import Divisors, Part
 from .results import BlockRatio, RowNorms
 
 _PAIRS = 1 << 17  # blocks whose norms are taken at once
+_LEAST, _MOST = 2.0**-200, 2.0**200  # features and curvature whose fourth powers are far inside float64's range
 
 
 def block_norms(part: Part, pairs: Tensor | None) -> Tensor:
     """||H_ij||_F for the listed pairs (P,), or for all of the grid."""
+    dtype, (part, unit) = part.dtype, in_range(part)
     if pairs is not None:
-        return _squares(part, cost.form_of_squares(part, len(pairs)))(pairs).sqrt_().to(part.dtype)
+        return _squares(part, cost.form_of_squares(part, len(pairs)))(pairs).sqrt_().mul_(unit).to(dtype)
     rows, cols = part.grid
-    require(rows * cols * (part.dtype.itemsize + 8), f"norms of {rows} x {cols} blocks", part.device)
-    result = torch.zeros(rows, cols, dtype=part.dtype, device=part.device)
+    require(rows * cols * (dtype.itemsize + 8), f"norms of {rows} x {cols} blocks", part.device)
+    result = torch.zeros(rows, cols, dtype=dtype, device=part.device)
     if part.replicated:
-        norm = torch.tensor(_first_square(part) ** 0.5, dtype=torch.float64, device="cpu")
+        norm = torch.tensor(_first_square(part) ** 0.5 * unit, dtype=torch.float64, device="cpu")
         result.diagonal().copy_(norm)  # inf, if that overflows
         return result
     if part.within:
         for i, j, norms in _norm_tiles(part):
             some, others = (slice(first, first + size) for first, size in zip((i, j), norms.shape, strict=True))
-            result[some, others] = norms
+            result[some, others] = norms.mul_(unit)
             result[others, some] = norms.T
         return result
-    squares = _squares(part, cost.form_of_squares(part, rows * cols))
+    form = cost.form_of_all(part)
+    if form is Form.DENSE:
+        norms = dense_norms.dense_squares(part.upright).sqrt_().mul_(unit)
+        return result.copy_(norms.T if part.transposed else norms)
+    squares = _squares(part, form)
     for _, pairs in grid_pairs(rows, cols, False, _PAIRS, part.device):
         i, j = pairs.unbind(1)
-        result[i, j] = squares(pairs).sqrt_().to(part.dtype)
+        result[i, j] = squares(pairs).sqrt_().mul_(unit).to(dtype)
     return result
 
 
 def row_norms(part: Part) -> RowNorms:
     """RowNorms of one layer, a few rows of norms at a time."""
+    dtype, (part, unit) = part.dtype, in_range(part)
     count = part.grid[0]
     diagonal, total = (torch.zeros(count, dtype=torch.float64, device=part.device) for _ in range(2))
     largest, at = torch.full_like(total, -1), torch.full((count,), -1, device=part.device)
@@ -72,7 +86,7 @@ def row_norms(part: Part) -> RowNorms:
     if count == 1:
         at.fill_(-1)
     mean = total / max(1, count - 1)
-    return RowNorms(*(t.to(part.dtype) for t in (diagonal, mean, largest.clamp(min=0))), at)
+    return RowNorms(*(t.mul_(unit).to(dtype) for t in (diagonal, mean, largest.clamp_(min=0))), at)
 
 
 def _norm_tiles(part: Part) -> Iterator[tuple[int, int, Tensor]]:
@@ -83,10 +97,13 @@ def _norm_tiles(part: Part) -> Iterator[tuple[int, int, Tensor]]:
     count, form = part.grid[0], cost.form_of_all(part)
     if form is Form.CLASS_PAIRS:
         own = _squares(part, cost.form_of_squares(part, count))(diagonal_pairs(0, count, part.device))
-        for i, j, squares in softmax_gram.class_pair_squares(part):
+        for i, j, norms in softmax_gram.class_pair_norms(part):
             if i == j:
-                squares.diagonal().copy_(own[i : i + len(squares)])
-            yield i, j, squares.sqrt_()
+                norms.diagonal().copy_(own[i : i + len(norms)].sqrt())
+            yield i, j, norms
+        return
+    if form is Form.DENSE:
+        yield 0, 0, dense_norms.dense_squares(part).sqrt_()
         return
     squares = _squares(part, form)
     for rows, pairs in grid_pairs(count, count, True, _PAIRS, part.device):
@@ -101,12 +118,42 @@ def _norm_tiles(part: Part) -> Iterator[tuple[int, int, Tensor]]:
 
 def block_ratio(part: Part) -> BlockRatio:
     """BlockRatio of one layer."""
+    diagonal, off_diagonal, unit = _means(part)
+    ratio = BlockRatio.of(diagonal, off_diagonal).ratio  # in which the unit, whose square may be no float, cancels
+    return BlockRatio(diagonal * unit * unit, off_diagonal * unit * unit, ratio)
+
+
+def norm(part: Part) -> float:
+    """||B||_F, no block being kept."""
+    rows, cols = part.grid
+    if part.same:
+        diagonal, off_diagonal, unit = _means(part)
+        return (rows * diagonal + rows * (rows - 1) * off_diagonal) ** 0.5 * unit
+    part, unit = in_range(part)
+    form = cost.form_of_all(part)
+    if form is Form.DENSE:
+        return dense_norms.dense_squares(part.upright).sum().item() ** 0.5 * unit
+    squares = _squares(part, form)
+    pieces = grid_pairs(rows, cols, False, _PAIRS, part.device)
+    return sum(squares(pairs).sum().item() for _, pairs in pieces) ** 0.5 * unit
+
+
+def _means(part: Part) -> tuple[float, float, float]:
+    """Means of ||H_ii||_F^2 and of ||H_ij||_F^2, i != j, of one layer, and the unit that norms are in."""
+    diagonal, off_diagonal, unit = _sums(part)
     count = part.grid[0]
+    return diagonal / count, off_diagonal / max(1, count * (count - 1)), unit
+
+
+def _sums(part: Part) -> tuple[float, float, float]:
+    """Sums of ||H_ii||_F^2 and of ||H_ij||_F^2, i != j, of one layer, and the unit that norms are in."""
+    part, unit = in_range(part)
     if part.replicated or (part.of_output and part.term == "residual"):  # equal blocks, zero blocks
-        return _ratio(count, count * _first_square(part), 0.0)
+        return part.grid[0] * _first_square(part), 0.0, unit
     form = cost.form_of_ratio(part)
     if form is Form.SUMS:
-        return _ratio(count, *softmax_gram.softmax_sums(part))
+        diagonal, off_diagonal, own_unit = softmax_gram.softmax_sums(part)
+        return diagonal, off_diagonal, unit * own_unit
     squares = block_squares(part)
 
     def sums(pairs: Tensor) -> tuple[float, float]:
@@ -114,18 +161,7 @@ def block_ratio(part: Part) -> BlockRatio:
         on = pairs[:, 0] == pairs[:, 1]
         return found[on].sum().item(), found[~on].sum().item()
 
-    return _ratio(count, *pair_sums(part, gram.PairSquares(part, squares).sums if form is Form.PAIRS else sums))
-
-
-def norm(part: Part) -> float:
-    """||B||_F, no block being kept."""
-    rows, cols = part.grid
-    if part.same:
-        ratio = block_ratio(part)
-        return (rows * ratio.diagonal + rows * (rows - 1) * ratio.off_diagonal) ** 0.5
-    squares = _squares(part, cost.form_of_squares(part, rows * cols))
-    pieces = grid_pairs(rows, cols, False, _PAIRS, part.device)
-    return sum(squares(pairs).sum().item() for _, pairs in pieces) ** 0.5
+    return *pair_sums(part, gram.PairSquares(part, squares).sums if form is Form.PAIRS else sums), unit
 
 
 def pair_sums(part: Part, sums: Callable[[Tensor], tuple[float, float]]) -> tuple[float, float]:
@@ -136,10 +172,6 @@ def pair_sums(part: Part, sums: Callable[[Tensor], tuple[float, float]]) -> tupl
         on, off = sums(pairs)
         diagonal, off_diagonal = diagonal + on, off_diagonal + 2 * off
     return diagonal, off_diagonal
-
-
-def _ratio(count: int, diagonal: float, off_diagonal: float) -> BlockRatio:
-    return BlockRatio.of(diagonal / count, off_diagonal / max(1, count * (count - 1)))
 
 
 # ------------------------------------------------------------------------------------------------ squared norms
@@ -173,3 +205,48 @@ def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
 def _first_square(part: Part) -> float:
     """||H_00||_F^2, where it stands for all diagonal blocks."""
     return block_squares(part)(torch.zeros(1, 2, dtype=torch.int64, device=part.device)).item()
+
+
+# -------------------------------------------------------------------------------------------------------- range
+
+
+def in_range(part: Part) -> tuple[Part, float]:
+    """The part over powers of two, so that squares of its blocks are floats; and the unit that its norms are in.
+
+    It is float64 where float32 does not hold its blocks. In the ordinary range nothing is divided.
+    """
+    samples = part.samples.in_range
+    if samples is not part.samples:
+        part = part.of(samples)
+    if part.dtype != torch.float64 or not part.like.is_cpu or part.residual_far:
+        return part, 1.0
+    powers = [_power(samples.largest(g.layer), lambda g=g: part.features(g)) if g.cols else 1.0 for g in _sides(part)]
+    powers = [1.0 if g.bias and power < 1 else power for g, power in zip(_sides(part), powers, strict=True)]
+    # beside features that are divided by so much, the bias's 1 is nothing
+    row, col = (g._replace(bias=g.bias and power == 1) for g, power in zip(_sides(part), powers, strict=True))
+    curvature = _curvature_power(part)
+    if (*powers, curvature) == (1, 1, 1):
+        return part, 1.0
+    return replace(part, row=row, col=col, divided=Divisors(*powers, curvature)), math.prod((*powers, curvature))
+
+
+def _sides(part: Part) -> tuple[ParameterGroup, ParameterGroup]:
+    return part.row, part.col
+
+
+def _power(size: float, entries: Callable[[], Tensor]) -> float:
+    """The power of two at the largest entry, if `size` is unusual, of which that is a bound; else 1."""
+    if _LEAST <= size <= _MOST or not size:
+        return 1.0
+    return gram.power_of_two(entries()).item()
+
+
+def _curvature_power(part: Part) -> float:
+    """The same of Q_n with a softmax, c_n (1 - p_top), and of the residuals that stand beside it."""
+    o = part.samples.output if part.in_closed_form and part.term != "residual" else None
+    if o is None or o.rest is None or (part.kind is Kind.HIDDEN and part.samples.bends(part.row.layer)):
+        return 1.0
+    size = (o.scale * o.rest).abs().max().item()
+    if size < _LEAST and part.kind is Kind.CROSS and part.term == "full":
+        size = max(size, part.samples.residual.abs().max().item())
+    return 2.0 ** math.ceil(math.log2(size)) if 0 < size < _LEAST else 1.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,19 @@ from hessext._ops import Kind
 from hessext.data.samples import Data, Samples
 from hessext.model.network import ParameterGroup
 
+_SQUARES = 2.0**500  # features whose squares are far inside float64's range
 Term = Literal["full", "gauss_newton", "residual"]
+
+
+class Divisors(NamedTuple):
+    """Powers of two that what H_ij = sum_n Q_n[i, j] phi_n psi_n^T is made of is divided by."""
+
+    row: float = 1.0  # phi
+    col: float = 1.0  # psi
+    curvature: float = 1.0  # Q_n
+
+
+_NONE = Divisors()
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +40,7 @@ class Part:
     term: Term
     row: ParameterGroup
     col: ParameterGroup
+    divided: Divisors = _NONE
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -68,7 +82,7 @@ class Part:
         """Whether rows and columns are parameters of one layer, so that Q_n is symmetric."""
         return self.row.layer == self.col.layer
 
-    @property
+    @cached_property
     def kind(self) -> Kind:
         """Closed form of Q_n."""
         return self.data.kind(*sorted((self.row.layer, self.col.layer)))
@@ -97,7 +111,8 @@ class Part:
     @property
     def T(self) -> Part:
         """The part between the same groups in the other order."""
-        return Part(self.data, self.term, self.col, self.row)
+        row, col, curvature = self.divided
+        return Part(self.data, self.term, self.col, self.row, Divisors(col, row, curvature))
 
     @property
     def upright(self) -> Part:
@@ -123,4 +138,30 @@ class Part:
     def features(self, group: ParameterGroup) -> Tensor:
         """phi_n of a group without the bias's feature 1 (N, cols)."""
         features = self.samples.features(group.layer)
-        return features if group.cols else features[:, :0]
+        if not group.cols:
+            return features[:, :0]
+        if self._silent is not None:
+            features = features.masked_fill(self._silent[:, None], 0)
+        power = self.divided.row if group == self.row else self.divided.col
+        return features if power == 1 else features / power
+
+    @property
+    def scale(self) -> Tensor:
+        """c_n (N,) of a softmax."""
+        scale = self.samples.scale
+        return scale if self.divided.curvature == 1 else scale / self.divided.curvature
+
+    @cached_property
+    def _silent(self) -> Tensor | None:
+        """Which samples (N,) have no curvature, where features are so large that it would meet infinite squares."""
+        samples = self.samples
+        if self.kind not in (Kind.OUTPUT, Kind.HIDDEN) or samples.largest(self.row.layer) <= _SQUARES:
+            return None
+        silent = torch.zeros_like(samples.x[:, 0], dtype=torch.bool)
+        if samples.output.rest is not None:
+            silent |= samples.output.rest == 0
+        if self.kind is Kind.HIDDEN:
+            silent |= (samples.slope(self.row.layer) == 0).all(1)
+            if (bend := samples.bend(self.row.layer)) is not None:
+                silent &= (bend == 0).all(1)
+        return silent

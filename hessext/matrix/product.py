@@ -106,14 +106,14 @@ def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def part_product(part: Part, v: Tensor) -> Tensor:
-    """The product of a part of data in memory with a vector or the columns of a matrix."""
+    """The product of a part of data in memory with a vector or the columns of a matrix, in the data's dtype."""
 
     def apply(c: Tensor) -> Tensor:
         direction = {part.col.layer: _to_affine(part.col, c)}
         result = product(part.samples, part.term, direction, {part.row.layer})
         return _from_affine(part.row, result[part.row.layer])
 
-    return _by_columns(apply, v, part.shape[0])
+    return _by_columns(apply, v.to(part.dtype), part.shape[0])
 
 
 def hessian_product(samples: Samples, term: Term, v: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def hessian_product(samples: Samples, term: Term, v: Tensor) -> Tensor:
         ]
         return torch.cat(parts)
 
-    return _by_columns(apply, v, network.numel)
+    return _by_columns(apply, v.to(network.like.dtype), network.numel)
 
 
 def _split(network: Network, v: Tensor) -> Direction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import combinations_with_replacement, repeat
 
@@ -19,7 +20,7 @@ from .part import Part
 
 _KEPT = 256 << 20  # bytes of probabilities kept between passes
 _TILE = 32 << 20  # bytes of a tile of classes where they are not kept
-_CLASSES = 4096  # classes of a tile of `class_pair_squares`
+_CLASSES = 4096  # classes of a tile of `class_pair_norms`
 _WORK, _WORK_ON_GPU = 32 << 20, 256 << 20  # bytes of products of probabilities; a GPU takes few large assemblies
 
 
@@ -47,9 +48,9 @@ class OtherClasses:
             _ops.softmax_scan_(self._logits(c, slice(None)), c, self._largest, self.top, self._others)
         self.p = 1 / (1 + self._others)  # of the top class
         self.rest = self._others * self.p  # 1 - p
-        self.power = power_of_two(self.rest[:, None], 1)[:, 0]
+        self.power = self._power = power_of_two(self.rest[:, None], 1)[:, 0]
         if self._kept is not None:
-            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self.power)
+            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self._power)
 
     @property
     def example(self) -> Tensor:
@@ -68,12 +69,25 @@ class OtherClasses:
         if self._kept is not None:
             yield 0, self._kept[:, samples]
             return
-        state = (t[samples] for t in (self._largest, self.top, self._others, self.power))
+        state = (t[samples] for t in (self._largest, self.top, self._others, self._power))
         largest, top, others, power = state
         for c in range(0, len(self._weight), self._tile):
             tile = self._logits(c, samples)
             _ops.softmax_others_(tile, c, largest, top, others, power)
             yield c, tile
+
+    def enlarge(self) -> float:
+        """Divide `rest` and `power` of all samples, if tiny, by a power of two, which is returned.
+
+        Where 1 - p_top < 2^-120 everywhere, curvature is proportional to it in float64. The largest becomes 2^-100.
+        """
+        largest = self.rest.max().item()
+        if not 0 < largest < 2.0**-120:
+            return 1.0
+        unit = 2.0 ** (math.ceil(math.log2(largest)) + 100)
+        self.power = torch.where(self.rest > 0, self._power / unit, 1.0)
+        self.rest = self.rest / unit
+        return unit
 
     def probabilities(self, classes: Tensor) -> Tensor:
         """Those of some classes (classes, N), top classes too, in float64."""
@@ -91,8 +105,8 @@ class OtherClasses:
         return order.tensor_split(torch.searchsorted(top, firsts).tolist())
 
 
-def softmax_sums(part: Part) -> tuple[float, float]:
-    """Sums of ||H_jj||_F^2 and of ||H_jk||_F^2, j != k, over a softmax layer.
+def softmax_sums(part: Part) -> tuple[float, float, float]:
+    """Sums of ||H_jj||_F^2 and of ||H_jk||_F^2, j != k, over a softmax layer, and the unit that norms are in.
 
     With r_j = p_nj p_n'j, sum_{j != k} Q_n[j, k] Q_n'[j, k] = c_n c_n' ((sum_j r_j)^2 - sum_j r_j^2); the top classes
     of both samples are split off, only what is left of r goes through the difference.
@@ -100,19 +114,19 @@ def softmax_sums(part: Part) -> tuple[float, float]:
     samples = part.samples
     samples.check_unchanged()
     phi = FeatureProducts(part.features(part.row), part.row.bias, part.dtype)
-    scale_power = power_of_two(samples.scale)
-    scale = samples.scale / scale_power
+    scale_power = power_of_two(part.scale)
+    scale = part.scale / scale_power
     pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), part.device)
     require(pairs.bytes + memory_of_classes(part), "the ratio in the Gram form", part.device)
     P = OtherClasses(samples)
+    unit = (phi.power**2 * scale_power).item() * P.enlarge()
     diagonal = off_diagonal = 0.0
     for a, b, same, times in pairs:
         W = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b])
         on, off = sums_of_classes(P, P, a, b, same, W)[:2]
         diagonal, off_diagonal = diagonal + times * on, off_diagonal + times * off
         del W  # before the next one is made
-    power = ((phi.power**2 * scale_power) ** 2).item()
-    return diagonal * power, off_diagonal * power
+    return diagonal, off_diagonal, unit
 
 
 def memory_of_classes(part: Part) -> int:
@@ -156,12 +170,12 @@ def _gather(rows: Tensor, top: Tensor, tile: Tensor, out: Tensor) -> None:
         out[some] = tile[top[some]]
 
 
-def class_pair_squares(part: Part) -> Iterator[tuple[int, int, Tensor]]:
-    """||H_jk||_F^2, j != k, of a softmax layer with c_n of one sign: first j and k of a tile, and the tile, float64.
+def class_pair_norms(part: Part) -> Iterator[tuple[int, int, Tensor]]:
+    """||H_jk||_F, j != k, of a softmax layer with c_n of one sign: first j and k of a tile, and the tile, float64.
 
-    It is sum_nn' w r_j r_k with r_j = p_nj p_n'j and w = c_n c_n' (phi_n . phi_n')^2: an outer-product assembly like
-    that of a block, whose samples are the pairs n <= n' and whose features are the classes of a tile. Tiles are those
-    of j <= k, square ones on the diagonal, where j = k means nothing.
+    Its square is sum_nn' w r_j r_k with r_j = p_nj p_n'j and w = c_n c_n' (phi_n . phi_n')^2: an outer-product
+    assembly like that of a block, whose samples are the pairs n <= n' and whose features are the classes of a tile.
+    Tiles are those of j <= k, square ones on the diagonal, where j = k means nothing.
     """
     samples = part.samples
     samples.check_unchanged()
@@ -175,19 +189,17 @@ def class_pair_squares(part: Part) -> Iterator[tuple[int, int, Tensor]]:
     # squares of the smallest probabilities underflow in float32
     wide = part.dtype == torch.float64 or bool((P / power).min() < 1e-8)
     P = (P / power).to(torch.float64 if wide else part.dtype)
-    scale_power = power_of_two(samples.scale)
-    scale = samples.scale.double() / scale_power
-    power, power_of_all = power.double().square(), (phi.power**2 * scale_power) ** 2
+    scale_power = power_of_two(part.scale)
+    scale = part.scale.double() / scale_power
+    power, power_of_all = power.double(), phi.power**2 * scale_power
     classes = [slice(c, min(C, c + step)) for c in range(0, C, step)]
     for one, other in combinations_with_replacement(classes, 2):
         tile = _class_pair_tile(phi, scale, P[:, one], P[:, other], one == other, work)
-        yield one.start, other.start, tile.mul_(power[one, None]).mul_(power[other]).mul_(power_of_all)
+        yield one.start, other.start, tile.sqrt_().mul_(power[one, None]).mul_(power[other]).mul_(power_of_all)
 
 
-def _class_pair_tile(
-    phi: FeatureProducts, scale: Tensor, left: Tensor, right: Tensor, same: bool, work: int
-) -> Tensor:
-    """The sums of `class_pair_squares` over classes of left and of right (N, .), products in hand in `work` bytes."""
+def _class_pair_tile(phi: FeatureProducts, scale: Tensor, left: Tensor, right: Tensor, same: bool, work: int) -> Tensor:
+    """The sums of `class_pair_norms` over classes of left and of right (N, .), products in hand in `work` bytes."""
     most = max(left.shape[1], right.shape[1])
     total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
     pair = torch.zeros(1, 2, dtype=torch.int64, device=left.device)

@@ -137,7 +137,7 @@ class Network:
                 found[layer.name_of("bias")] = group._replace(name=layer.name_of("bias"), cols=0)
         return found
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Number of parameters."""
         last = self.whole[-1]

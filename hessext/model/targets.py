@@ -34,17 +34,17 @@ def checked_targets(y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss
     if y is None:
         return None
     _checks.tensor("y", y)
-    wanted = f"int64 labels {_checks.shape_text(shape)} or {like.dtype} targets {_checks.shape_text((*shape, C))}"
-    if y.ndim != len(shape) + y.is_floating_point():  # labels cast to float, or integer one-hot targets
-        raise ValueError(f"y: expected {wanted}; got {y.dtype} {_checks.shape_text(y.shape)}")
+    misshapen = y.ndim != len(shape) + y.is_floating_point()  # labels cast to float, or integer one-hot targets
+    if misshapen or not (y.is_floating_point() or y.dtype == torch.int64):
+        text, error = _checks.shape_text, ValueError if misshapen else TypeError
+        wanted = f"int64 labels {text(shape)} or {like.dtype} targets {text((*shape, C))}"
+        raise error(f"y: expected {wanted}; got {y.dtype}{' ' + text(y.shape) if misshapen else ''}")
     if y.is_floating_point():
         if loss.kind == "cross_entropy" and loss.ignore_index >= 0:
             raise ValueError(
                 f"y: ignore_index={loss.ignore_index} needs int64 labels {_checks.shape_text(shape)}; got {y.dtype}"
             )
         return _checks.floats("y", y, (*shape, C), like)
-    if y.dtype != torch.int64:
-        raise TypeError(f"y: expected {wanted}; got {y.dtype}")
     _checks.layout("y", y, shape, like)
     _labels(y, C, loss, like)
     return y

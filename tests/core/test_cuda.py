@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.cases import DTYPES, OVERFLOWING, PEAKED, Case, make_inputs
-from helpers.gram_reference import assert_tiles, close, sums
+from helpers.gram_reference import assert_tiles, close, softmax_sums, sums
 from helpers.reference import (
     TERMS,
     assert_accurate,
@@ -24,7 +24,6 @@ from helpers.reference import (
 )
 
 from hessext import _ops
-from hessext.matrix import softmax_gram
 
 ROOT = Path(__file__).parents[2]
 _emulated = pytest.importorskip("hessext._emulated", reason="built by scripts/env")
@@ -95,7 +94,7 @@ def test_peaked_softmax(case, cuda):
 @pytest.mark.parametrize("case", SUMS, ids=lambda c: c.name)
 def test_sums_over_classes(case, dtype, cuda, memory):
     squares = truth(case, dtype)["output", "output"].flatten(2).square().sum(2)
-    got = softmax_gram.softmax_sums(on(cuda, case, dtype)["output"]._part)
+    got = softmax_sums(on(cuda, case, dtype)["output"]._part)
     for value, wanted in zip(got, sums(squares), strict=True):
         close(value, wanted, {torch.float32: 1e-6, torch.float64: 1e-12}[dtype] * max(1, 4 * case.scale))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hessext.matrix import norms
+from hessext.matrix import norms, softmax_gram
 from hessext.matrix.gram import SamplePairs
 from hessext.matrix.sample_curvature import sample_curvature
 
@@ -15,6 +15,12 @@ def squared_norms(H):
     K = B.grid[0]
     pairs = torch.cartesian_prod(torch.arange(K), torch.arange(K))
     return norms.block_squares(B._part)(pairs).view(K, K)
+
+
+def softmax_sums(part):
+    """Sums of ||H_jj||_F^2 and of ||H_jk||_F^2, j != k, in the Gram form."""
+    *found, unit = softmax_gram.softmax_sums(part)
+    return tuple(value * unit * unit for value in found)
 
 
 def sums(squares):

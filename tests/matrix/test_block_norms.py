@@ -9,7 +9,7 @@ from helpers.gram_reference import close, squared_norms, sums
 from helpers.reference import TOLERANCE
 
 import hessext
-from hessext.matrix import cost, gram, norms, softmax_gram
+from hessext.matrix import cost, dense_norms, gram, norms, softmax_gram
 
 
 def unused(pairs):
@@ -123,10 +123,10 @@ def test_all_pairs_of_classes_at_once(scale, classes, dtype, monkeypatch):
     got, B = inputs.hessian()["output"], inputs.lift().hessian()
     expected = squared_norms(B)
     squares = expected.new_zeros(17, 17)
-    for i, j, tile in softmax_gram.class_pair_squares(got._part):
+    for i, j, tile in softmax_gram.class_pair_norms(got._part):
         assert max(tile.shape) <= classes
         squares[i : i + tile.shape[0], j : j + tile.shape[1]] = tile
-    squares = squares.triu(1)
+    squares = squares.triu(1).square_()
     tolerance = 5 * TOLERANCE[dtype] * max(1, 8 * scale)  # rounding of logits
     torch.testing.assert_close(squares, expected.triu(1), rtol=tolerance, atol=0)
 
@@ -157,8 +157,9 @@ def test_norms_of_many_classes(monkeypatch):
 )
 def test_the_cheaper_form_is_chosen(case, key, gram, monkeypatch):
     formed = []
-    blocks = hessext._ops.block_squares
-    monkeypatch.setattr(hessext._ops, "block_squares", lambda *a: formed.append(1) or blocks(*a))
+    for name in ("block_squares", "dense_"):
+        form = getattr(hessext._ops, name)
+        monkeypatch.setattr(hessext._ops, name, lambda *a, form=form: formed.append(1) or form(*a))
     B = make_inputs(case, torch.float64).hessian()[key]
     B.norms()
     assert bool(formed) != gram
@@ -166,3 +167,44 @@ def test_the_cheaper_form_is_chosen(case, key, gram, monkeypatch):
         formed.clear()
         B.ratio()
         assert bool(formed) != gram
+
+
+@pytest.mark.parametrize("piece", [1 << 26, 2000, 1], ids=["one piece", "pieces", "least pieces"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "key", "term"),
+    [
+        (Case(40, 3, 9, bias="o"), "output", "full"),
+        (Case(40, 3, 9, 4, bias="ho"), "output", "full"),
+        (Case(40, 5, 7, 4, bias="ho"), ("hidden", "output"), "full"),
+        (Case(40, 5, 7, 4, bias="ho"), ("output", "hidden"), "gauss_newton"),
+        (Case(40, 5, 7, 4, activation="tanh"), ("hidden", "output"), "residual"),
+        (Case(40, 5, 7, 4, bias="ho", loss="mse"), ("hidden", "output"), "full"),
+        (Case(40, 5, 7, 4, bias="ho"), ("hidden.weight", "output.bias"), "full"),
+    ],
+    ids=str,
+)
+def test_norms_from_dense_pieces(case, key, term, dtype, piece, monkeypatch):
+    monkeypatch.setattr(dense_norms, "_PIECE", piece)
+    inputs = make_inputs(case, dtype)
+    H, truth = (h if term == "full" else getattr(h, term)() for h in (inputs.hessian(), inputs.lift().hessian()))
+    rows, cols = truth[key].grid
+    pairs = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
+    expected = norms.block_squares(truth[key]._part)(pairs).view(rows, cols)
+    part = H[key]._part
+    squares = dense_norms.dense_squares(part.upright)
+    squares = squares.T if part.transposed else squares
+    error = (squares.sqrt() - expected.sqrt()).abs().max()
+    assert error <= (1e-5 if dtype == torch.float32 else 1e-12) * expected.sqrt().max()
+
+
+def test_small_blocks_come_from_dense_pieces():
+    """At the paper's widths blocks of the last layer and beside it are small, those of the hidden layer are not."""
+    H = make_inputs(Case(300, 100, 100, 8), torch.float32).hessian()
+    forms = [cost.form_of_all(H[key]._part) for key in ("output", ("hidden", "output"), "hidden")]
+    assert forms == [cost.Form.DENSE, cost.Form.DENSE, cost.Form.BLOCKS]
+    for key in ("output", ("hidden", "output"), ("output", "hidden")):
+        B = H[key]
+        torch.testing.assert_close(B.norms().square().sum().sqrt().item(), B.norm(), rtol=1e-5, atol=0)
+        some = torch.tensor([[0, 0], [3, 2], [7, 7]])
+        torch.testing.assert_close(B.norms()[some[:, 0], some[:, 1]], B.norms(some), rtol=1e-5, atol=0)

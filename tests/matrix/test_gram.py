@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 from helpers.cases import DTYPES, Case, make_inputs
-from helpers.gram_reference import assert_tiles, close, squared_norms, sums
+from helpers.gram_reference import assert_tiles, close, softmax_sums, squared_norms, sums
 from helpers.reference import TOLERANCE
 from torch.nn.functional import one_hot
 
@@ -30,7 +30,7 @@ from hessext.matrix import gram, norms, softmax_gram
 )
 def test_softmax_sums(case, dtype, memory, isa):
     inputs = make_inputs(case, dtype)
-    got = softmax_gram.softmax_sums(inputs.hessian()["output"]._part)
+    got = softmax_sums(inputs.hessian()["output"]._part)
     for value, expected in zip(got, sums(squared_norms(inputs.lift().hessian())), strict=True):
         close(value, expected, 5 * TOLERANCE[dtype])
 
@@ -94,7 +94,7 @@ def test_peaked_softmax_in_fifty_digits(level, shared, dtype):
     tolerance = TOLERANCE[dtype] * max(1, (x @ W.T).abs().max().item())  # rounding of the logits
     for diagonal, off_diagonal in (
         sums(squared_norms({"output": B})),
-        softmax_gram.softmax_sums(B._part),
+        softmax_sums(B._part),
     ):
         close(diagonal / C, on, tolerance)
         close(off_diagonal / (C * (C - 1)), off, tolerance)
@@ -107,7 +107,7 @@ def test_units_of_the_features_do_not_matter(scale, dtype):
     inputs = make_inputs(Case(12, 3, 9), torch.float64)
     x, W = (inputs.x * scale).to(dtype), (inputs.output_weight / scale).to(dtype)
     B, truth = hessext.linear(W, x)["output"], hessext.linear(W.double(), x.double())["output"]
-    for value, expected in zip(softmax_gram.softmax_sums(B._part), sums(squared_norms({"output": truth})), strict=True):
+    for value, expected in zip(softmax_sums(B._part), sums(squared_norms({"output": truth})), strict=True):
         close(value, expected, 5 * TOLERANCE[dtype])
 
 
@@ -144,7 +144,7 @@ def test_a_large_weight_is_not_copied_and_watched(monkeypatch):
         with pytest.raises(RuntimeError, match="output_weight was changed in place"):
             call()
     with pytest.raises(RuntimeError, match="output_weight was changed in place"):
-        softmax_gram.softmax_sums(H["output"]._part)
+        softmax_sums(H["output"]._part)
 
 
 def test_a_sample_without_weight_does_not_hide_the_others():
@@ -160,7 +160,7 @@ def test_a_sample_without_weight_does_not_hide_the_others():
         loss = "cross_entropy" if y is None else torch.nn.CrossEntropyLoss(ignore_index=-100)
         B = hessext.linear(W, x, y, loss=loss)["output"]
         truth = hessext.linear(W.double(), x.double(), y, loss=loss)
-        for value, expected in zip(softmax_gram.softmax_sums(B._part), sums(squared_norms(truth)), strict=True):
+        for value, expected in zip(softmax_sums(B._part), sums(squared_norms(truth)), strict=True):
             close(value, expected, 44e-6)
 
 
@@ -170,7 +170,7 @@ def test_bias_beside_tiny_features(dtype):
     x, W, b = ((t * f).to(dtype) for t, f in ((inputs.x, 1e-25), (inputs.output_weight, 1e25), (inputs.output_bias, 1)))
     B = hessext.linear(W, x, bias=b)["output"]
     truth = hessext.linear(W.double(), x.double(), bias=b.double())
-    for value, expected in zip(softmax_gram.softmax_sums(B._part), sums(squared_norms(truth)), strict=True):
+    for value, expected in zip(softmax_sums(B._part), sums(squared_norms(truth)), strict=True):
         close(value, expected, 5 * TOLERANCE[dtype])
 
 
@@ -178,7 +178,7 @@ def test_bias_beside_tiny_features(dtype):
 def test_extreme_features_raise_nothing(scale, dtype):
     x = torch.full((12, 9), scale, dtype=dtype) * torch.linspace(-1, 1, 12, dtype=dtype)[:, None]
     B = hessext.linear(torch.zeros(7, 9, dtype=dtype), x)["output"]
-    assert all(value >= 0 for value in softmax_gram.softmax_sums(B._part))
+    assert all(value >= 0 for value in softmax_sums(B._part))
     assert (gram.PairSquares(B._part, norms.block_squares(B._part)).each(torch.tensor([[0, 1]])) >= 0).all()
     assert B.ratio().diagonal >= 0
     B.norms(), B.row_norms()
@@ -207,7 +207,7 @@ def test_more_classes_than_a_span(dtype):
     P = torch.softmax(wide.x @ wide.output_weight.T, 1)
     W = (wide.x @ wide.x.T).square() / 20**2
     S, Q = P * (1 - P), P.square()
-    got = softmax_gram.softmax_sums(inputs.hessian()["output"]._part)
+    got = softmax_sums(inputs.hessian()["output"]._part)
     close(got[0], (W * (S @ S.T)).sum().item(), TOLERANCE[dtype])
     close(got[1], (W * ((P @ P.T).square() - Q @ Q.T)).sum().item(), TOLERANCE[dtype])
 
@@ -235,7 +235,7 @@ def test_more_memory_means_fewer_passes_over_the_classes(monkeypatch):
     part = hessext.linear(torch.ones(C, 2), torch.ones(N, 2))["output"]._part
     for squares in (1 << 30, 2000, 500, 1):
         monkeypatch.setattr(gram, "_SQUARES", squares)
-        softmax_gram.softmax_sums(part)
+        softmax_sums(part)
         passes.append(sum(made) / (C * N))
         made.clear()
     assert passes[0] == 2 < passes[1] < passes[2] < passes[3] == 1 + N
