@@ -159,6 +159,11 @@ def _all() -> Iterator[Case]:
     deep, small = Sizes(2000, 32, 10, (16, 16)), Sizes(200, 8, 5, (6, 4))
     yield Case("deep-dense", "deep networks", "three layers: whole Hessian", deep, small)
 
+    for name, (part, quantity, *sides) in SWITCHES.items():
+        for side, sizes in zip(("below", "above"), sides, strict=True):
+            title, methods = f"{quantity} of {part}, {side} a switch", ("hessext", "plain")
+            yield Case(f"{name}-{side}", "switches", title, sizes, None, part, quantity, methods=methods)
+
     yield Case("growth", "growth", "whole Hessian", GROWTH, GROWTH, methods=GROWTH_METHODS)
     for letter, values in VARIED.items():
         for value in values:
@@ -167,6 +172,20 @@ def _all() -> Iterator[Case]:
             name = f"growth-{letter}{value}"
             yield Case(name, "growth", "whole Hessian", sizes, small, varied=letter, methods=GROWTH_METHODS)
 
+
+# Sizes on both sides of what switches with size, by the name of their walk in `steps`.
+SWITCHES: dict[str, tuple[Part, Quantity, Sizes, Sizes]] = {
+    "class-tiles": ("output", "norms", Sizes(4, 4, 4096), Sizes(4, 4, 4097)),
+    "class-work": ("output", "norms", Sizes(128, 16, 512), Sizes(129, 16, 512)),
+    "ratio-kept": ("output", "ratio", Sizes(256, 32, 262144), Sizes(256, 32, 262145)),
+    "ratio-samples": ("output", "ratio", Sizes(3172, 16, 64), Sizes(3173, 16, 64)),
+    "strip": ("hidden", "norms", Sizes(256, 200, 4, 16), Sizes(257, 200, 4, 16)),
+    "feature-pairs": ("output", "dense", Sizes(32, 723, 3), Sizes(32, 724, 3)),
+    "panel-bytes": ("output", "dense", Sizes(196608, 4, 8), Sizes(196609, 4, 8)),
+    "span": ("output", "dense", Sizes(9216, 8, 32), Sizes(9217, 8, 32)),
+    "product-thin": ("all", "product", Sizes(2000, 64, 500, 64), Sizes(2000, 64, 500, 65)),
+    "product-samples": ("output", "product", Sizes(1048, 64, 1000), Sizes(1049, 64, 1000)),
+}
 
 CASES = {case.name: case for case in _all()}
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from .cases import APPROXIMATIONS, Case, Problem
 from .method import Method
 from .peers import PEERS
 from .plain import plain
+
+if TYPE_CHECKING:
+    from hessext import BlockMatrix, Hessian
 
 
 @dataclass(frozen=True)
@@ -30,23 +34,29 @@ class Entry:
 # ------------------------------------------------------------------------------------------------------------ hessext
 
 
-def hessext_result(problem: Problem, out: Tensor | None = None) -> Tensor:
-    """Ask hessext for what the case is about."""
+def hessian(problem: Problem) -> Hessian:
+    """hessext's object of a problem."""
     import hessext
 
-    case = problem.case
-    if case.deep:
-        h = hessext.feed_forward(
-            list(problem.weights.values()), problem.x, problem.y, activations="relu", loss=case.loss
-        )
-    elif problem.hidden_weight is None:
-        h = hessext.linear(problem.output_weight, problem.x, problem.y, loss=case.loss)
-    else:
-        h = hessext.one_hidden(
-            problem.hidden_weight, problem.output_weight, problem.x, problem.y, activation="relu", loss=case.loss
-        )
-    if case.part != "all":
-        h = h["hidden", "output"] if case.part == "cross" else h[case.part]
+    weights, loss = list(problem.weights.values()), problem.case.loss
+    if problem.case.deep:
+        return hessext.feed_forward(weights, problem.x, problem.y, activations="relu", loss=loss)
+    if problem.hidden_weight is None:
+        return hessext.linear(*weights, problem.x, problem.y, loss=loss)
+    return hessext.one_hidden(*weights, problem.x, problem.y, activation="relu", loss=loss)
+
+
+def asked(problem: Problem) -> Hessian | BlockMatrix:
+    """The part that the case is about."""
+    h, part = hessian(problem), problem.case.part
+    if part == "all":
+        return h
+    return h["hidden", "output"] if part == "cross" else h[part]
+
+
+def hessext_result(problem: Problem, out: Tensor | None = None) -> Tensor:
+    """Ask hessext for what the case is about."""
+    case, h = problem.case, asked(problem)
     match case.quantity:
         case "dense":
             return h.dense(out=out)

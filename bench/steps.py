@@ -1,0 +1,66 @@
+"""Steps of cost where something switches with size: python -m bench.steps [NAME ...].
+
+Of each pair of neighbouring sizes in `walks`, both are timed in turn. What costs more than 1.3 times its smaller
+neighbour is reported, and so is what costs less than 1 / 1.3 of it. Run it on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from functools import partial
+
+import torch
+
+from .cases import Problem, make
+from .measure import SHORTEST, cpu_clock
+from .methods import asked
+from .walks import Walk, walks
+
+STEP = 1.3
+ROUNDS, MORE = 5, 25  # of timing a pair of sizes; of a pair that seems to be a step
+
+
+def ratio_of_costs(walk: Walk, below: int, above: int, rounds: int) -> float:
+    """Least time at the larger size over that at the smaller one, both timed in turn, objects made anew."""
+    calls = [partial(_call, walk, make(walk.case(size))) for size in (below, above)]
+    inner = max(1, int(SHORTEST / max(cpu_clock(call) for call in calls)))
+    best = [math.inf] * 2
+    for _ in range(rounds):
+        best = [min(least, cpu_clock(call, inner)) for least, call in zip(best, calls, strict=True)]
+    return best[1] / best[0]
+
+
+def _call(walk: Walk, problem: Problem) -> object:
+    return walk.ask(asked(problem))
+
+
+def report(names: list[str]) -> list[str]:
+    """Walk, print each pair of sizes, and return the lines of those that are steps."""
+    found, table = [], walks()
+    for name in names or table:
+        walk = table[name]
+        for below, above in walk.pairs():
+            ratio = ratio_of_costs(walk, below, above, ROUNDS)
+            if not 1 / STEP <= ratio <= STEP:
+                ratio = ratio_of_costs(walk, below, above, MORE)
+            line = f"{name}: {walk.varied} {below} -> {above} at {walk.sizes}: {ratio:.2f}  ({walk.about})"
+            step = not 1 / STEP <= ratio <= STEP
+            print(("STEP " if step else "     ") + line, flush=True)
+            found += [line] * step
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 where there is a step."""
+    parser = argparse.ArgumentParser(prog="python -m bench.steps", description=__doc__)
+    parser.add_argument("names", nargs="*", help="some of the walks (all): " + ", ".join(walks()))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    return int(bool(report(options.names)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
