@@ -1,7 +1,8 @@
 """Steps of cost where something switches with size: python -m bench.steps [NAME ...].
 
 Of each pair of neighbouring sizes in `walks`, both are timed in turn. What costs more than 1.3 times its smaller
-neighbour is reported, and so is what costs less than 1 / 1.3 of it. Run it on an otherwise idle machine.
+neighbour is reported, and so is what costs less than 1 / 1.3 of it. Cost is the processor time of all threads:
+other work on the machine then matters little.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
 from functools import partial
 
 import torch
 
 from .cases import Problem, make
-from .measure import SHORTEST, cpu_clock
+from .measure import SHORTEST, Call
 from .methods import asked
 from .walks import Walk, walks
 
@@ -22,13 +24,21 @@ STEP = 1.3
 ROUNDS, MORE = 5, 25  # of timing a pair of sizes; of a pair that seems to be a step
 
 
+def clock(call: Call, inner: int = 1) -> float:
+    """Processor seconds per call, of some calls in a row."""
+    start = time.process_time()
+    for _ in range(inner):
+        call()
+    return (time.process_time() - start) / inner
+
+
 def ratio_of_costs(walk: Walk, below: int, above: int, rounds: int) -> float:
     """Least time at the larger size over that at the smaller one, both timed in turn, objects made anew."""
     calls = [partial(_call, walk, make(walk.case(size))) for size in (below, above)]
-    inner = max(1, int(SHORTEST / max(cpu_clock(call) for call in calls)))
+    inner = max(1, int(SHORTEST / max(clock(call) for call in calls)))
     best = [math.inf] * 2
     for _ in range(rounds):
-        best = [min(least, cpu_clock(call, inner)) for least, call in zip(best, calls, strict=True)]
+        best = [min(least, clock(call, inner)) for least, call in zip(best, calls, strict=True)]
     return best[1] / best[0]
 
 

@@ -251,7 +251,7 @@ def _hessian(
 ) -> Hessian:
     """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; before(x) are the inputs."""
     loss, memory = losses.resolve(loss), _checks.count("memory", memory)
-    if not isinstance(x, Iterable) or isinstance(x, Tensor | str | dict) or type(x).__module__ == "numpy":
+    if isinstance(x, Tensor | str | dict) or not isinstance(x, Iterable) or type(x).__module__ == "numpy":
         return Hessian(Samples.of(network, loss, x if before is None else before(x), y))
     if y is not None:
         got = type(x).__name__

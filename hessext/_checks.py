@@ -33,19 +33,29 @@ def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None
     return floats(name, t, (size,), like)
 
 
-def samples(name: str, t: Tensor, cols: int, like: Tensor) -> Tensor:
-    """Return t detached: finite, non-empty (N, cols) or (N, T, cols), or of more axes, of like's dtype and device."""
+def samples(name: str, t: Tensor, cols: int, like: Tensor) -> tuple[Tensor, float]:
+    """Return t detached: finite, non-empty (N, cols) or (N, T, cols), or of more axes, of like's dtype and device.
+
+    Second what `finite` returns.
+    """
     tensor(name, t)
-    return floats(name, t, (*(None,) * max(1, t.ndim - 1), cols), like)
+    shaped(name, t, (*(None,) * max(1, t.ndim - 1), cols), like)
+    largest = finite(name, t)
+    return t.detach() if t.requires_grad else t, largest
 
 
-def finite(name: str, t: Tensor) -> None:
-    """Refuse a (non-empty) tensor that holds NaN or infinity; not seen while a CUDA graph is captured."""
+def finite(name: str, t: Tensor) -> float:
+    """Refuse a (non-empty) tensor that holds NaN or infinity, and return the largest magnitude.
+
+    While a CUDA graph is captured nothing is seen, and 1 is returned.
+    """
     if captured(t):
-        return
-    if not all(map(math.isfinite, bounds(t))):
+        return 1.0
+    low, high = bounds(t)
+    if not (math.isfinite(low) and math.isfinite(high)):
         count = int((~t.isfinite()).sum())
         raise ValueError(f"{name}: expected finite values; got {count} that are NaN or infinite")
+    return max(high, -low)
 
 
 def captured(t: Tensor) -> bool:
@@ -88,12 +98,17 @@ def multiplied(name: str, v: Tensor, size: int, like: Tensor) -> Tensor:
 def floats(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None) -> Tensor:
     """Return t detached: finite, non-empty, of this shape (None: any size), float32 or float64 or of like's dtype."""
     tensor(name, t)
+    shaped(name, t, shape, like)
+    finite(name, t)
+    return t.detach() if t.requires_grad else t
+
+
+def shaped(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None) -> None:
+    """Refuse another shape (None: any size), or what is not float32 or float64 or of like's dtype and device."""
     dtypes = (torch.float32, torch.float64) if like is None else (like.dtype,)
     if t.dtype not in dtypes:
         raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}; got {t.dtype}")
     layout(name, t, shape, like)
-    finite(name, t)
-    return t.detach() if t.requires_grad else t
 
 
 def tensor(name: str, t: object) -> None:
@@ -124,6 +139,12 @@ def bounds(t: Tensor) -> tuple[float, float]:
     """Minimum and maximum in one pass, without temporaries, and one wait for a GPU; NaN if there is one."""
     low, high = torch.aminmax(t)
     return tuple(torch.stack((low, high)).tolist()) if t.is_cuda else (low.item(), high.item())
+
+
+def largest(t: Tensor) -> float:
+    """The largest magnitude."""
+    low, high = bounds(t)
+    return max(high, -low)
 
 
 def shape_text(shape: Sequence[int | None]) -> str:

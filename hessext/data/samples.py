@@ -60,7 +60,7 @@ class Data(ABC):
     def largest(self, layer: int) -> float:
         """The largest magnitude of a layer's inputs, of data in memory; 1 on a GPU, which would be waited for."""
         features = self.features(layer)
-        return max(map(abs, _checks.bounds(features))) if features.is_cpu else 1.0
+        return _checks.largest(features) if features.is_cpu else 1.0
 
     @property
     def in_range(self) -> Data:
@@ -95,7 +95,7 @@ class Samples(Data):
     @classmethod
     def of(cls, network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Samples:
         """Check data and loss, and make every position of a sequence a sample. Raises as `hessext.linear`."""
-        x = _checks.samples("x", x, network.inputs, network.like)
+        x, largest = _checks.samples("x", x, network.inputs, network.like)
         y = targets.checked_targets(y, x.shape[:-1], network.classes, loss, x)
         if y is None and network.last:
             raise ValueError("y: the Hessian of a network depends on the targets; expected those of the loss; got None")
@@ -106,7 +106,9 @@ class Samples(Data):
             x, y = x.flatten(0, last), None if y is None else y.flatten(0, last)
         if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
             x = x.contiguous()
-        return cls(network, loss, x, None if y is None else y.contiguous())
+        found = cls(network, loss, x, None if y is None else y.contiguous())
+        found._known["largest", 0] = largest
+        return found
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -157,9 +159,11 @@ class Samples(Data):
     @cached_property
     def in_range(self) -> Samples:
         """The same samples, in float64 where features are beyond what float32 can hold products of."""
-        sizes = map(self.largest, range(len(self.network.layers))) if self.x.dtype == torch.float32 else ()
-        inside = all(_LEAST <= size <= _MOST or size == 0 for size in sizes)
-        return self if inside else self.to(self.device, torch.float64)
+        if self.x.dtype == torch.float32:
+            sizes = [self.largest(layer) for layer in range(len(self.network.layers))]
+            if max(sizes) > _MOST or min(size or 1.0 for size in sizes) < _LEAST:
+                return self.to(self.device, torch.float64)
+        return self
 
     def slope(self, layer: int) -> Tensor:
         """act'(z) (N, K) of a layer's outputs."""

@@ -87,7 +87,8 @@ class Assemblies:
                 self.curvature = self.curvature._replace(slope=slope, residual=gradient)
         else:
             self.curvature = _closed_form(self._samples, part.kind, part.term)
-        self.curvature = _divided(self.curvature, self._upright)
+        if part.divided != (1, 1, 1):
+            self.curvature = _divided(self.curvature, self._upright)
 
     def __call__(self, pairs: Tensor | None) -> Iterator[Assembly]:
         """Yield what covers the pairs (P, 2) of the part, or all of them, i <= j within a layer."""

@@ -140,7 +140,7 @@ class Part:
         features = self.samples.features(group.layer)
         if not group.cols:
             return features[:, :0]
-        if self._silent is not None:
+        if features.dtype == torch.float64 and self._silent is not None:
             features = features.masked_fill(self._silent[:, None], 0)
         power = self.divided.row if group == self.row else self.divided.col
         return features if power == 1 else features / power

@@ -47,8 +47,8 @@ def test_a_step_is_reported(monkeypatch, capsys):
     """Calls that take 1 and 2 seconds by a clock of our own."""
     walk = walks.Walk("x._Y", cases.Sizes(4, 3, 2), "N", (4, 9), lambda B: B, decides=lambda s: s.N > 6)
     monkeypatch.setattr(steps, "walks", lambda: {"ours": walk})
-    monkeypatch.setattr(steps, "cpu_clock", lambda call, inner=1: 1.0 + (call.args[1].case.sizes.N > 6))
+    monkeypatch.setattr(steps, "clock", lambda call, inner=1: 1.0 + (call.args[1].case.sizes.N > 6))
     assert steps.report([]) == ["ours: N 6 -> 7 at N=4 d=3 C=2: 2.00  (x._Y)"]
     assert re.match("STEP ours", capsys.readouterr().out)
-    monkeypatch.setattr(steps, "cpu_clock", lambda call, inner=1: 1.0)
+    monkeypatch.setattr(steps, "clock", lambda call, inner=1: 1.0)
     assert steps.report(["ours"]) == []
