@@ -126,7 +126,7 @@ def _walks() -> Iterator[tuple[str, Walk]]:
     for name, about, which, sizes, letter, ends, part, ask in (
         ("norms-form-d", of_all, cost.form_of_all, Sizes(128, 0, 128), "d", (2, 128), "output", norms),
         ("norms-form-N", of_all, cost.form_of_all, Sizes(0, 16, 128), "N", (4, 1024), "output", norms),
-        ("norms-form-C", of_all, cost.form_of_all, Sizes(200, 8, 0), "C", (2, 512), "output", norms),
+        ("norms-form-C", of_all, cost.form_of_all, Sizes(1000, 8, 0), "C", (2, 256), "output", norms),
         ("hidden-form-N", of_all, cost.form_of_all, Sizes(0, 32, 10, 48), "N", (16, 1024), "hidden", norms),
         ("hidden-form-d", of_all, cost.form_of_all, Sizes(200, 0, 10, 48), "d", (2, 128), "hidden", norms),
         ("cross-form-N", form, cost.form_of_all, Sizes(0, 64, 64, 8), "N", (8, 1024), "cross", norms),
@@ -256,7 +256,8 @@ PIECES = {
     "results that differ": "matrix/sample_curvature._TENSOR data/batches._SMALL",
     "kept so as not to be formed again, where memory allows": """_api.KEPT _layer.KEPT matrix/sample_curvature._KEPT
         data/curvature._FACTOR matrix/approximations._WHOLE""",
-    "numbers, not sizes": """matrix/norms._LEAST matrix/norms._MOST data/samples._LEAST data/samples._MOST
+    "numbers, not sizes": """matrix/cost._ENTRY matrix/cost._TOPS
+        matrix/norms._LEAST matrix/norms._MOST data/samples._LEAST data/samples._MOST
         matrix/part._SQUARES matrix/gram._SQUARES_ON_GPU matrix/softmax_gram._WORK_ON_GPU matrix/preconditioner.NOISE
         matrix/sample_pairs._LEAST matrix/kronecker.FLOOR matrix/kronecker._FORMED matrix/kronecker._BLOCK
         data/tails._PROPOSED data/tail._ROUNDINGS data/tail_curvature._FEW model/linear._NAMED

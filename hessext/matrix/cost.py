@@ -11,6 +11,8 @@ from hessext._ops import Kind
 from . import dense_norms, softmax_gram
 from .part import Part
 
+_ENTRY = 250  # multiply-adds in float64 that an entry of a hidden layer's Q_n costs beside its products
+_TOPS = 150  # multiply-adds that the top classes of a pair of samples cost in `softmax_sums`
 _IN_FLOAT64 = {torch.float32: 2, torch.float64: 1}  # what a multiply-add in float64 costs beside one of the dtype
 
 
@@ -26,7 +28,11 @@ class Form(Enum):
 
 def form_of_squares(part: Part, pairs: int) -> Form:
     """The form of squared norms of so many blocks, for each of them."""
-    return Form.PAIRS if not part.replicated and _pairs(part, pairs) < _blocks(part, pairs) else Form.BLOCKS
+    by_pairs, by_blocks = _pairs(part, pairs), _blocks(part, pairs)
+    if part.kind is Kind.HIDDEN and part.same:  # where blocks are small, what comes beside the products counts
+        by_pairs += _IN_FLOAT64[part.dtype] * _ENTRY * pairs * len(part.samples)
+        by_blocks = pairs / _every(part) * _block_cycles(part) * (64 / part.dtype.itemsize)
+    return Form.PAIRS if not part.replicated and by_pairs < by_blocks else Form.BLOCKS
 
 
 def form_of_all(part: Part) -> Form:
@@ -45,7 +51,7 @@ def form_of_ratio(part: Part) -> Form:
     """The form of the sums of squared norms over the diagonal and over all other blocks of a layer."""
     every = _every(part)
     if part.of_output and softmax_gram.one_sign(part):
-        form, cost = Form.SUMS, _sample_pairs(part, 1.5 * part.grid[0])
+        form, cost = Form.SUMS, _sample_pairs(part, 1.5 * part.grid[0] + _TOPS)
     else:
         form, cost = Form.PAIRS, _pairs(part, every / 2)  # a sum needs half of the products
     return form if cost < _blocks(part, every) else Form.BLOCKS
@@ -75,8 +81,11 @@ def _block_cycles(part: Part) -> float:
     """Of the assembly that squares the blocks, in cycles of a vector of multiply-adds: those of csrc/cpu/plan.h."""
     part = part.upright
     lanes, s, t = 64 / part.dtype.itemsize, part.row.size, part.col.size
+    active = part.samples.active(part.row.layer) if part.row.layer < part.samples.network.last else 1.0
     if part.kind is Kind.CROSS:
-        each = 12 + part.samples.active(part.row.layer) * (s * t / lanes + 40 + 0.75 * (s + t))
+        each = 12 + active * (s * t / lanes + 40 + 0.75 * (s + t))
+    elif part.kind is Kind.HIDDEN:
+        each = 12 + active**2 * (s * (s + 1) / 2 / lanes + 40 + 1.5 * s)
     else:
         area = s * (s + 1) / 2 / lanes
         each = min(6 + area, 12 + area + 40 + 1.5 * s)
@@ -95,7 +104,7 @@ def _dense_cycles(part: Part) -> float:
     else:
         products, active = s * (s + 1) / 2, features**2
         each = 12 + active * (rows * (rows + 1) / 2 / lanes + 40 + 1.5 * rows)
-    return products * len(part.samples) * each + 4 * rows * cols * s * t
+    return products * len(part.samples) * each + 16 * rows * cols * s * t
 
 
 def _pairs(part: Part, pairs: float) -> float:
