@@ -42,6 +42,10 @@ class Part:
     col: ParameterGroup
     divided: Divisors = _NONE
 
+    def __reduce__(self) -> tuple:
+        """Pickle what it is a view of, not what was asked for."""
+        return Part, (self.data, self.term, self.row, self.col, self.divided)
+
     @property
     def grid(self) -> tuple[int, int]:
         """Number of block rows and block columns."""
