@@ -107,7 +107,7 @@ class Samples(Data):
         if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
             x = x.contiguous()
         found = cls(network, loss, x, None if y is None else y.contiguous())
-        found._known["largest", 0] = largest
+        found.cache.get(("largest", 0), lambda: largest)
         return found
 
     def __len__(self) -> int:
@@ -151,12 +151,13 @@ class Samples(Data):
         """Inputs a_{l-1} of a layer (N, cols)."""
         return self._activated[layer - 1][0] if layer else self.x
 
-    @_once_per_layer
+    @once
     def largest(self, layer: int) -> float:
         """As above."""
         return super().largest(layer)
 
-    @cached_property
+    @property
+    @once
     def in_range(self) -> Samples:
         """The same samples, in float64 where features are beyond what float32 can hold products of."""
         if self.x.dtype == torch.float32:

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import torch
 from helpers.cases import DTYPES, Case, make_inputs
-from helpers.gram_reference import assert_tiles, close, sums
+from helpers.gram_reference import assert_tiles, close, softmax_sums, sums
 from helpers.reference import (
     assert_accurate,
     assert_softmax,
@@ -20,7 +20,6 @@ from helpers.reference import (
 )
 
 from hessext import _ops
-from hessext.matrix import softmax_gram
 
 DENSE = [
     Case(33, 65, 3),  # several tiles
@@ -62,7 +61,7 @@ def _pairs_of_samples(case: Case, dtype: torch.dtype) -> None:
 
 def _softmax_sums(case: Case, dtype: torch.dtype) -> None:
     squares = truth(case, dtype)["output", "output"].flatten(2).square().sum(2)
-    found = softmax_gram.softmax_sums(make_inputs(case, dtype).hessian()["output"]._part)
+    found = softmax_sums(make_inputs(case, dtype).hessian()["output"]._part)
     for value, wanted in zip(found, sums(squares), strict=True):
         close(value, wanted, {torch.float32: 1e-6, torch.float64: 1e-12}[dtype])
 
