@@ -91,6 +91,7 @@ class Samples(Data):
     def __post_init__(self) -> None:
         self._watch = Watch(x=self.x, y=self.y)
         self.cache = Cache(self.x)
+        self._largest: dict[int, float] = {}
 
     @classmethod
     def of(cls, network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Samples:
@@ -107,7 +108,7 @@ class Samples(Data):
         if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
             x = x.contiguous()
         found = cls(network, loss, x, None if y is None else y.contiguous())
-        found.cache.get(("largest", 0), lambda: largest)
+        found._largest[0] = largest
         return found
 
     def __len__(self) -> int:
@@ -151,10 +152,11 @@ class Samples(Data):
         """Inputs a_{l-1} of a layer (N, cols)."""
         return self._activated[layer - 1][0] if layer else self.x
 
-    @once
     def largest(self, layer: int) -> float:
         """As above."""
-        return super().largest(layer)
+        if layer not in self._largest:
+            self._largest[layer] = super().largest(layer)
+        return self._largest[layer]
 
     @property
     @once
