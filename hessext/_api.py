@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from . import _checks
-from ._memory import require
+from ._parameters import Given, chain
+from ._tensors import lifted
 from .data.batches import Batches
+from .data.classes import own_rows, rows_of
+from .data.ranks import Ranks, over_ranks
 from .data.samples import Samples
+from .data.shared import Shared
 from .matrix.hessian import Hessian
 from .model import losses, trace
-from .model.activations import Activation, resolve
-from .model.losses import LossLike
-from .model.network import Layer, Network
+from .model.activations import resolve
+from .model.losses import Loss, LossLike
+from .model.network import Network
 
-_COPIED = 64 << 20  # bytes of the largest weight that is copied
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 KEPT = 1 << 30  # bytes of batches that are kept for norms
 
 
+@over_ranks
 def linear(
     weight: Tensor,
     x: Tensor | Iterable[Any],
@@ -30,12 +37,15 @@ def linear(
     bias: Tensor | None = None,
     loss: LossLike = "cross_entropy",
     memory: int = KEPT,
+    group: ProcessGroup | None = None,
 ) -> Hessian:
     """Hessian of a linear model f = W x + b: equations (3), (5). One layer, "output", C blocks of d (+1 with a bias).
 
     Args:
-        weight: W (C, d), float32 or float64. It and the bias are copied; a weight above 64 MiB, x and y are not and
-            must not be changed in place.
+        weight: W (C, d), float32 or float64; bfloat16 and float16 are lifted to float32, in which results are, those of
+            a head a piece at a time. It and the bias are copied; a weight above 64 MiB, x and y are not and
+            must not be changed in place. Where its rows are split over ranks, a DTensor with Shard(0), or (rows on this
+            rank, first row, group); x and y are then the same on these ranks, which ask for results together.
         x: inputs (N, d), of weight's dtype and device; or (N, T, d), as language models have them, with targets (N, T)
             or (N, T, C): every position is a sample, as in torch's loss of flattened logits and targets. Or batches
             (x, y), a DataLoader or another iterable, which is read anew for every result: blocks, dense, products and
@@ -48,14 +58,18 @@ def linear(
             C = 1), "mse" (mean over samples of ||f - y||^2, no 1/2), or an nn.CrossEntropyLoss, nn.BCEWithLogitsLoss
             (C = 1) or nn.MSELoss with its own options, whose weights are copied.
         memory: bytes that all samples of batches may take where a result is no sum over them: norms, ratio, row_norms.
+        group: a torch.distributed process group. Each of its ranks brings samples of its own, tensors or batches, or
+            none (None, an empty tensor or list), and the same weights; H is that of all of them. Results are the same
+            on all ranks, which must ask for them together.
 
     Raises:
         ValueError: a shape, device or value; TypeError: not a tensor, or its dtype. The argument is named.
             Errors in later batches come with the results that read them.
     """
-    return output_layer("output", weight, bias, x, y, loss, memory=memory)
+    return output_layer("output", weight, bias, x, y, loss, memory=memory, group=group)
 
 
+@over_ranks
 def one_hidden(
     hidden_weight: Tensor,
     output_weight: Tensor,
@@ -67,6 +81,7 @@ def one_hidden(
     activation: str | nn.Module = "relu",
     loss: LossLike = "cross_entropy",
     memory: int = KEPT,
+    group: ProcessGroup | None = None,
 ) -> Hessian:
     """Hessian of a network f = V act(W x + b) + c: equations (1), (8), (9), (11), (14), (15), (18).
 
@@ -84,17 +99,19 @@ def one_hidden(
             torch's module of it. Derivatives at kinks are torch's: relu'(0) = 0.
         loss: as in `linear`.
         memory: as in `linear`.
+        group: as in `linear`.
 
     Raises:
         ValueError: a shape, device, value or name; TypeError: not a tensor, or its dtype. The argument is named.
     """
     layers = [
-        _Given("hidden", "hidden_weight", hidden_weight, "hidden_bias", hidden_bias, resolve(activation)),
-        _Given("output", "output_weight", output_weight, "output_bias", output_bias),
+        Given("hidden", "hidden_weight", hidden_weight, "hidden_bias", hidden_bias, resolve(activation)),
+        Given("output", "output_weight", output_weight, "output_bias", output_bias),
     ]
-    return _hessian(Network(_chain(layers)), x, y, loss, memory)
+    return _hessian(Network(chain(layers)), x, y, loss, memory, group)
 
 
+@over_ranks
 def feed_forward(
     weights: Sequence[Tensor],
     x: Tensor | Iterable[Any],
@@ -104,6 +121,7 @@ def feed_forward(
     activations: str | nn.Module | Sequence[str | nn.Module] = "relu",
     loss: LossLike = "cross_entropy",
     memory: int = KEPT,
+    group: ProcessGroup | None = None,
 ) -> Hessian:
     """Hessian of a network of any depth, z_l = W_l a_{l-1} + b_l, a_l = act_l(z_l), a_0 = x, logits z_L: THEORY (g).
 
@@ -119,6 +137,7 @@ def feed_forward(
         activations: one for all hidden layers or one for each of them, as in `one_hidden`.
         loss: as in `linear`.
         memory: as in `linear`.
+        group: as in `linear`.
 
     Raises:
         ValueError: a shape, device, value or name, or not one bias or activation for each layer that takes one;
@@ -137,12 +156,13 @@ def feed_forward(
         raise ValueError(f"activations: expected {len(weights) - 1}, one for each hidden layer; got {len(activations)}")
     found = [resolve(activation, f"activations[{k}]") for k, activation in enumerate(activations)]
     layers = [
-        _Given(str(k), f"weights[{k}]", weight, f"biases[{k}]", bias, activation)
+        Given(str(k), f"weights[{k}]", weight, f"biases[{k}]", bias, activation)
         for k, (weight, bias, activation) in enumerate(zip(weights, biases, [*found, None], strict=True))
     ]
-    return _hessian(Network(_chain(layers)), x, y, loss, memory)
+    return _hessian(Network(chain(layers)), x, y, loss, memory, group)
 
 
+@over_ranks
 def hessian(
     model: nn.Module,
     x: Tensor | Iterable[Any],
@@ -150,6 +170,7 @@ def hessian(
     loss: LossLike = "cross_entropy",
     *,
     memory: int = KEPT,
+    group: ProcessGroup | None = None,
 ) -> Hessian:
     """Hessian of a module whose forward is a chain of nn.Linear and activations of any depth, however it is written.
 
@@ -167,6 +188,7 @@ def hessian(
         y: targets as in `linear`.
         loss: as in `linear`.
         memory: as in `linear`.
+        group: as in `linear`.
 
     Raises:
         TypeError: the part of the module that is not supported; dropout in training mode; tied parameters; hooks.
@@ -176,8 +198,8 @@ def hessian(
     layers = []
     for step in form.steps:
         weight, bias = (f"{step.name}.{part}" if step.name else part for part in ("weight", "bias"))
-        layers.append(_Given(step.name, weight, step.linear.weight, bias, step.linear.bias, step.activation))
-    return _hessian(Network(_chain(layers), registered, by_parameter=True), x, y, loss, memory, form.before)
+        layers.append(Given(step.name, weight, step.linear.weight, bias, step.linear.bias, step.activation))
+    return _hessian(Network(chain(layers), registered, by_parameter=True), x, y, loss, memory, group, form.before)
 
 
 def output_layer(
@@ -190,35 +212,26 @@ def output_layer(
     *,
     memory: int = KEPT,
     by_parameter: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Hessian:
     """Return the Hessian of a linear model whose layer has this name; `by_parameter` as of `Network`."""
-    layers = _chain([_Given(name, "weight", weight, "bias", bias)])
-    return _hessian(Network(layers, by_parameter=by_parameter), x, y, loss, memory)
+    ranks, rows = Ranks.of(group), rows_of("weight", weight)
+    if rows is None:
+        layers = chain([Given(name, "weight", weight, "bias", bias)])
+        return _hessian(Network(layers, by_parameter=by_parameter), x, y, loss, memory, ranks)
+    weight, split = own_rows("weight", rows, ranks)
+    with ranks.operation("linear"):
+        layers = chain([Given(name, "weight", weight, "bias", _own_bias(bias, split, len(weight)))])
+        return _hessian(Network(layers, by_parameter=by_parameter, split=split), x, y, loss, memory, ranks)
 
 
-class _Given(NamedTuple):
-    """A layer's name, and its parameters as they came, with the names that messages call them by."""
-
-    name: str
-    weight_name: str
-    weight: Tensor
-    bias_name: str
-    bias: Tensor | None
-    activation: Activation | None = None
-
-
-def _chain(given: list[_Given]) -> tuple[Layer, ...]:
-    """Check the parameters of layers that follow one another, and copy them if small."""
-    layers: list[Layer] = []
-    for layer in given:
-        before = layers[-1].weight if layers else None
-        cols = None if before is None else len(before)
-        weight = _checks.matrix(layer.weight_name, layer.weight, cols=cols, like=before)
-        bias = layer.bias
-        if bias is not None:
-            bias = _checks.vector(layer.bias_name, bias, size=len(weight), like=weight)
-        layers.append(_snapshot(layer.name, weight, bias, layer.activation))
-    return tuple(layers)
+def _own_bias(bias: Any, split: tuple[int, int] | None, rows: int) -> Tensor | None:
+    """The bias of the rows that are here, given for all rows, or split as they are."""
+    of_bias = rows_of("bias", bias)
+    if of_bias is not None:
+        return of_bias.here
+    first, total = split or (0, rows)
+    return bias[first : first + rows] if isinstance(bias, Tensor) and bias.shape == (total,) else bias
 
 
 def _sequence(name: str, value: Any, expected: str) -> list:
@@ -227,32 +240,55 @@ def _sequence(name: str, value: Any, expected: str) -> list:
     return list(value)
 
 
-def _snapshot(name: str, weight: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Layer:
-    """Return a layer with its own parameters: the Hessian is that of the moment it was asked for.
-
-    A language model's head is gigabytes: it is not copied, and a change in place is noticed.
-    """
-    size = weight.numel() * weight.element_size()
-    if size <= _COPIED:
-        weight = weight.clone(memory_format=torch.contiguous_format)
-    elif not weight.is_contiguous():
-        require(size, "a contiguous copy of the weight", weight.device)
-        weight = weight.contiguous()
-    return Layer(name, weight, None if bias is None else bias.clone(), activation)
-
-
 def _hessian(
     network: Network,
     x: Tensor | Iterable[Any],
     y: Tensor | None,
     loss: LossLike,
     memory: int,
+    group: ProcessGroup | Ranks | None,
     before: Callable[[Tensor], Tensor] | None = None,
 ) -> Hessian:
     """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; before(x) are the inputs."""
-    loss, memory = losses.resolve(loss), _checks.count("memory", memory)
-    if isinstance(x, Tensor | str | dict) or not isinstance(x, Iterable) or type(x).__module__ == "numpy":
+    loss, memory, ranks = losses.resolve(loss), _checks.count("memory", memory), Ranks.of(group)
+    x, y = (_lift(t, network.like) for t in (x, y))
+    if not ranks.alone:
+        x, batches = _on_this_rank(x)
+        make = None
+        if batches:
+            make = partial(_batches, network, x=x, y=y, memory=memory, before=before)
+            x = y = None
+        elif x is not None and before is not None:
+            x = before(x)
+        return Hessian(Shared.of(network, loss, ranks, x, y, make))
+    if not _is_batches(x):
         return Hessian(Samples.of(network, loss, x if before is None else before(x), y))
+    return Hessian(_batches(network, loss, x, y, memory, before))
+
+
+def _lift(t: Any, like: Tensor) -> Any:
+    """A tensor in half precision in the dtype of the results; anything else as it is."""
+    half = isinstance(t, Tensor) and t.is_floating_point() and lifted(t.dtype) == like.dtype != t.dtype
+    return t.to(like.dtype) if half else t
+
+
+def _is_batches(x: Any) -> bool:
+    return isinstance(x, Iterable) and not isinstance(x, Tensor | str | dict) and type(x).__module__ != "numpy"
+
+
+def _on_this_rank(x: Any) -> tuple[Any, bool]:
+    """Samples or batches, None where there are none, and which of both."""
+    if isinstance(x, Tensor):
+        return x if x.numel() else None, False
+    if not _is_batches(x):
+        return x, False
+    empty = not isinstance(x, Iterator) and next(iter(x), None) is None
+    return (None, False) if empty else (x, True)
+
+
+def _batches(
+    network: Network, loss: Loss, x: Any, y: Tensor | None, memory: int, before: Callable[[Tensor], Tensor] | None
+) -> Batches:
     if y is not None:
         got = type(x).__name__
         if isinstance(y, str | nn.Module):
@@ -260,4 +296,4 @@ def _hessian(
                 f"y: expected None beside batches (x, y); got {type(y).__name__}: a loss is passed as loss="
             )
         raise TypeError(f"x: expected a torch.Tensor; got {got} (of batches (x, y)? they come without a y beside them)")
-    return Hessian(Batches(network, loss, x, memory, before))
+    return Batches(network, loss, x, memory, before)

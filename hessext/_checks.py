@@ -21,16 +21,25 @@ from ._memory import require
 # --- tensors ------------------------------------------------------------------------------------------------
 
 
+HALVES = torch.bfloat16, torch.float16  # which are lifted to float32
+
+
 def matrix(
-    name: str, t: Tensor, *, rows: int | None = None, cols: int | None = None, like: Tensor | None = None
+    name: str,
+    t: Tensor,
+    *,
+    rows: int | None = None,
+    cols: int | None = None,
+    like: Tensor | None = None,
+    half: bool = False,
 ) -> Tensor:
     """Return t detached: a finite, non-empty (rows, cols) float tensor of like's dtype and device."""
-    return floats(name, t, (rows, cols), like)
+    return floats(name, t, (rows, cols), like, half=half)
 
 
-def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None = None) -> Tensor:
+def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None = None, half: bool = False) -> Tensor:
     """Return t detached: a finite, non-empty (size,) float tensor of like's dtype and device."""
-    return floats(name, t, (size,), like)
+    return floats(name, t, (size,), like, half=half)
 
 
 def samples(name: str, t: Tensor, cols: int, like: Tensor) -> tuple[Tensor, float]:
@@ -95,18 +104,21 @@ def multiplied(name: str, v: Tensor, size: int, like: Tensor) -> Tensor:
     return floats(name, v, (size, None), like)
 
 
-def floats(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None) -> Tensor:
-    """Return t detached: finite, non-empty, of this shape (None: any size), float32 or float64 or of like's dtype."""
+def floats(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None, *, half: bool = False) -> Tensor:
+    """Return t detached: finite, non-empty, of this shape (None: any size), float32 or float64 or of like's dtype.
+
+    With `half`, bfloat16 and float16 stand for float32.
+    """
     tensor(name, t)
-    shaped(name, t, shape, like)
+    shaped(name, t, shape, like, half=half)
     finite(name, t)
     return t.detach() if t.requires_grad else t
 
 
-def shaped(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None) -> None:
+def shaped(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None, *, half: bool = False) -> None:
     """Refuse another shape (None: any size), or what is not float32 or float64 or of like's dtype and device."""
     dtypes = (torch.float32, torch.float64) if like is None else (like.dtype,)
-    if t.dtype not in dtypes:
+    if t.dtype not in dtypes and not (half and t.dtype in HALVES and torch.float32 in dtypes):
         raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}; got {t.dtype}")
     layout(name, t, shape, like)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,15 @@ from . import _checks
 from ._api import output_layer
 from ._memory import require
 from ._tensors import version
-from .data.places import Places
+from .data.classes import refuse_split, rows_of
+from .data.group import Group
+from .data.headers import checksum
+from .data.places import NoPlaces, Places
 from .data.question import Question
+from .data.ranks import Ranks, over_ranks
 from .data.runs import default_forward, described, input_of, same_random_numbers
+from .data.samples import Data
+from .data.shared import Shared, signature
 from .data.tails import Tails
 from .matrix.hessian import Hessian
 from .matrix.layers import LayerHessians
@@ -23,11 +29,15 @@ from .model import losses
 from .model.linear import LinearLayer, check_modes, find
 from .model.losses import LossLike
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 KEPT = 4 << 30  # bytes
 
 Forward = Callable[[nn.Module, Any], Tensor | tuple[Any, Tensor | None] | None]
 
 
+@over_ranks
 def layer(
     model: nn.Module,
     name: str | nn.Module | Sequence[str | nn.Module],
@@ -37,6 +47,7 @@ def layer(
     loss: LossLike = "cross_entropy",
     forward: Callable[[nn.Module, Any], tuple[Any, Tensor]] | None = None,
     memory: int = KEPT,
+    group: ProcessGroup | None = None,
 ) -> Hessian:
     """Exact Hessian of a loss in one linear layer anywhere in any network, THEORY (h), all other parameters held fixed.
 
@@ -68,6 +79,7 @@ def layer(
         memory: bytes that may be kept: the layers' inputs (MemoryError beyond them), the curvature at the head's
             inputs, S_n of one layer that others reach the loss through alone, and the recorded tails. Where the tails
             do not fit, they are computed again for each slab of rows; where S_n does not, they are longer.
+        group: as in `linear`: each rank brings batches of its own, or none (None, an empty list), and the same model.
 
     Returns:
         A Hessian of the layer's parameters, in float32 or float64. A pickle carries the model, the batches and
@@ -85,19 +97,65 @@ def layer(
     if not names:
         raise ValueError("name: expected a linear layer or a list of some; got an empty list")
     layers = [find(model, one, "name") for one in names]
+    for one in layers:
+        refuse_split(f"name: weight of {one.name!r}", one.weight)
     if len({one.module for one in layers}) < len(layers):
         raise ValueError(f"name: expected different layers; got {', '.join(repr(one.name) for one in layers)}")
     question = Question(model, layers, "name", losses.resolve(loss), forward, _checks.count("memory", memory))
-    tails = Tails(question, _batches(x, y))
+    ranks = Ranks.of(group)
+    tails = _tails(question, ranks, x, y)
+    if tails is not None:
+        inside = [one in tails.layers for one in layers]
+    if not ranks.alone:  # of those that have batches
+        found = [which for which in ranks.notes("layers", None if tails is None else inside) if which is not None]
+        if not found or any(which != found[0] for which in found):
+            raise ValueError(
+                f"x: expected batches on one rank at least, whose logits the same layer gives; got {found or 'none'}"
+            )
+        inside = found[0]
     each = {}
-    for one in layers:
-        if one in tails.layers:
-            each[one.name] = Hessian(Places(tails, tails.layers.index(one)))
+    for one, has_tail in zip(layers, inside, strict=True):
+        if has_tail:
+            each[one.name] = Hessian(_places(question, tails, one, ranks))
         else:
-            each[one.name] = _head(one, *tails.head_samples(), loss)
+            samples = (None, None) if tails is None else tails.head_samples()
+            each[one.name] = _head(one, *samples, loss, ranks)
     return LayerHessians(each) if len(each) > 1 else each[layers[0].name]
 
 
+def _tails(question: Question, ranks: Ranks, x: Any, y: Tensor | None) -> Tails | None:
+    """The tails of this rank's batches, divided by what those of all ranks give; None where there are no batches."""
+    if ranks.alone:
+        return Tails(question, _batches(x, y))
+    parameters = checksum(*(p for p in question.model.parameters()))
+    ranks.agree("model and loss", [parameters, str(question.loss)[:200], [one.name for one in question.layers]])
+    tails = None if _nothing(x) else Tails(question, _batches(x, y), 0.0)
+    divisor = sum(ranks.notes("divisor", 0.0 if tails is None else tails.divisor))
+    if tails is not None:
+        tails.divide_by(divisor)
+    return tails
+
+
+def _places(question: Question, tails: Tails | None, one: LinearLayer, ranks: Ranks) -> Data:
+    if tails is not None:
+        own = Places(tails, tails.layers.index(one))
+    else:
+        weight = one.weight
+        dtype = question.dtype or torch.promote_types(torch.float32, weight.dtype)
+        own = NoPlaces(one, question.loss, question.device or weight.device, dtype)
+    if ranks.alone:
+        return own
+    ranks = ranks.copy()
+    signature(ranks, own.network, own.loss)
+    return Shared(own.network, own.loss, own, ranks, divided=True)
+
+
+def _nothing(x: Any) -> bool:
+    """Whether there is no batch."""
+    return x is None or (isinstance(x, Tensor) and not x.numel()) or (isinstance(x, list | tuple) and not len(x))
+
+
+@over_ranks
 def head(
     model: nn.Module,
     module: nn.Module | str,
@@ -106,6 +164,7 @@ def head(
     loss: LossLike = "cross_entropy",
     *,
     forward: Forward | None = None,
+    group: ProcessGroup | None = None,
 ) -> Hessian:
     """Hessian of a loss in one linear layer whose outputs are the logits, (3), (5), all that comes before held fixed.
 
@@ -124,6 +183,7 @@ def head(
         forward: for batches of another form: forward(model, batch) runs the model and returns the targets, or None,
             for a language model `F.pad(batch["labels"][:, 1:], (0, 1), value=-100)`, say; or logits and targets.
             By default x, y = batch and model(x), which must return the layer's outputs.
+        group: as in `linear`: each rank brings batches of its own, or none (None, an empty list), and the same weights.
 
     Raises:
         ValueError: a model in training mode, no such module, no batch, a layer that is not called once in each batch or
@@ -135,6 +195,18 @@ def head(
     one = find(model, module, "module")
     check_modes(model)
     losses.resolve(loss)
+    ranks, rows = Ranks.of(group), rows_of("module", one.weight)
+    if rows is not None:
+        ranks.classes = Group(rows.group)
+    with ranks.operation("head"):
+        samples = (None, None) if not ranks.alone and _nothing(x) else _collected(model, one, x, y, forward)
+        return _head(one, *samples, loss, ranks)
+
+
+def _collected(
+    model: nn.Module, one: LinearLayer, x: Any, y: Tensor | None, forward: Forward | None
+) -> tuple[Tensor, Tensor | None]:
+    """Inputs of the layer that gives the logits (N, d), and targets, of all batches."""
     dtype = torch.promote_types(torch.float32, one.weight.dtype)
     features, targets, size = [], [], 0
     training = any(m.training for m in model.modules())
@@ -155,13 +227,14 @@ def head(
     if not features or len(targets) not in (0, len(features)):
         got = f"targets of {len(targets)} of {len(features)}" if features else "none"
         raise ValueError(f"batches: expected at least one, and targets of all or of none; got {got}")
-    return _head(one, torch.cat(features), torch.cat(targets) if targets else None, loss)
+    return torch.cat(features), torch.cat(targets) if targets else None
 
 
-def _head(one: LinearLayer, features: Tensor, y: Tensor | None, loss: LossLike) -> Hessian:
+def _head(one: LinearLayer, features: Tensor | None, y: Tensor | None, loss: LossLike, ranks: Ranks) -> Hessian:
     """The Hessian of a layer that gives the logits of these features."""
-    weight, bias = (None if p is None else p.to(features) for p in (one.weight, one.bias))
-    return output_layer(one.name, weight, bias, features, y, loss, by_parameter=True)
+    device = one.weight.device if features is None else features.device
+    weight, bias = (None if p is None else p.to(device) for p in (one.weight, one.bias))
+    return output_layer(one.name, weight, bias, features, y, loss, by_parameter=True, group=ranks.copy())
 
 
 def _batches(x: Any, y: Tensor | None) -> Iterable[Any]:
@@ -181,6 +254,7 @@ def _run(
 
     def keep(_: nn.Module, args: tuple, kwargs: dict, logits: Tensor) -> None:
         x = input_of(args, kwargs)  # may be changed in place when the model goes on
+        x = x.full_tensor() if hasattr(x, "placements") else x  # as torch's parallel styles hand it over
         calls.append((x.detach().to(dtype, copy=True), logits, version(logits)))
 
     handle = layer.register_forward_hook(keep, with_kwargs=True)

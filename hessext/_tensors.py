@@ -18,6 +18,17 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
+def lifted(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that numbers are computed in: float32 for half precision."""
+    return torch.float32 if dtype in _checks.HALVES else dtype
+
+
+def lifted_like(t: Tensor) -> Tensor:
+    """A tensor of t's shape and device in that dtype; where it is not t, without memory of its own."""
+    dtype = lifted(t.dtype)
+    return t if dtype == t.dtype else t.new_empty((), dtype=dtype).expand(t.shape)
+
+
 class Watch:
     """Tensors that are not copied must not change: their versions when this was made. Called before every result."""
 

@@ -46,6 +46,11 @@ def check(
     """
     if not hasattr(H, "term"):
         raise TypeError(f"H: expected a hessext.Hessian; got {type(H).__name__}")
+    with H._data.ranks.operation("check"):
+        return _check(H, rtol, max_bytes, samples, seed)
+
+
+def _check(H: Any, rtol: float | None, max_bytes: int, samples: int, seed: int) -> CheckReport:
     if hasattr(H, "each"):  # several layers without the parts between them
         reports = [check(one, rtol=rtol, max_bytes=max_bytes, samples=samples, seed=seed) for one in H.each]
         parts = tuple(part for report in reports for part in report.parts)
@@ -57,7 +62,8 @@ def check(
     truth = truth_of(H, None, None, None, torch.float64)
     dtype = H.dtype
     if rtol is None:
-        rtol = TOLERANCE[dtype] * max(1.0, truth.logits(truth.parameters).abs().max().item())
+        largest = truth.logits(truth.parameters).abs().max().item()
+        rtol = TOLERANCE[dtype] * max(1.0, *truth.ranks.notes("largest logit", largest))
     complete = truth.size * truth.size * 8 <= max_bytes
     compare = _compare_all if complete else _compare_sample
     found = compare(H, truth, max_bytes, samples, random)

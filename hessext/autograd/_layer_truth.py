@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessext.data.places import Places
+from hessext.data.places import NoPlaces, OneLayer, Places
 from hessext.data.runs import Runner, plain_autograd
+from hessext.data.shared import Shared
 from hessext.model import targets
 
 from ._loss import scalar_loss
@@ -19,7 +20,8 @@ from ._truth import Truth
 
 def truth_of(target: Any, x: Tensor | None, y: Tensor | None, loss: Any, dtype: torch.dtype) -> Truth:
     """The truth of a Hessian object, or of a module with data."""
-    if isinstance(getattr(target, "_data", None), Places):
+    data = getattr(target, "_data", None)
+    if isinstance(data.local if isinstance(data, Shared) else data, OneLayer):
         if x is not None or y is not None:
             raise TypeError("x, y: expected None beside a Hessian, which has its own data; got tensors")
         return LayerTruth(target, dtype)
@@ -30,12 +32,22 @@ class LayerTruth(Truth):
     """The truth of a Hessian from `hessext.layer`: the whole model, lifted to dtype, run on each batch."""
 
     def __init__(self, target: Any, dtype: torch.dtype) -> None:
-        self._places: Places = target._data
+        self.ranks = target._data.ranks
+        self._places: OneLayer = target._data.in_memory()
         self.term, self.dtype, self.device = target.term, dtype, target.device
         self.parameters = {k: p.detach().to(dtype) for k, p in self._places.network.parameters.items()}
         self.size = self.work = sum(p.numel() for p in self.parameters.values())
+        self.logits: Callable[[Any], Tensor]
+        if isinstance(self._places, NoPlaces):
+            self.logits, own = lambda _: torch.zeros(1, device=self.device), 0.0
+        else:
+            self.logits, own = self._read()
+        self._divisor = sum(self.ranks.notes("divisor", own)) if self._places.loss.reduction != "sum" else 1.0
+
+    def _read(self) -> tuple[Callable[[Any], Tensor], float]:
+        """What gives the largest logit of each batch, and the share of these batches in the divisor."""
         question = self._places.question
-        self._runner = Runner(question.model, question.forward, dtype, question.device)
+        self._runner = Runner(question.model, question.forward, self.dtype, question.device)
         self._sum = replace(question.loss, reduction="sum")
         largest, found = [], []
         for f, y in self._runs(dict(self.parameters)):
@@ -43,8 +55,8 @@ class LayerTruth(Truth):
             found.append(y)
             classes = f.shape[1]
         y = torch.cat(found)
-        self._divisor = float(question.loss.divisor(y, y.new_empty((), dtype=dtype).expand(len(y), classes)))
-        self.logits: Callable[[Any], Tensor] = lambda _: torch.stack(largest)
+        own = float(question.loss.divisor(y, y.new_empty((), dtype=self.dtype).expand(len(y), classes)))
+        return lambda _: torch.stack(largest), own
 
     def _runs(self, parameters: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits (M, C) and targets of each batch with these parameters of the layer."""
@@ -57,6 +69,12 @@ class LayerTruth(Truth):
     def rows(self, indices: Tensor, chunk_size: int | None, out: Tensor) -> None:
         """Writes rows `indices` (R,) of the Hessian into out (R, P), one product after the other, batch by batch."""
         out.zero_()
+        if isinstance(self._places, Places):
+            self._add_rows(indices, out)
+        out /= self._divisor
+        self.ranks.sum(out)
+
+    def _add_rows(self, indices: Tensor, out: Tensor) -> None:
         leaves = {k: p.clone().requires_grad_() for k, p in self.parameters.items()}
         with plain_autograd(self.device):
             for f, y in self._runs(leaves):
@@ -65,7 +83,6 @@ class LayerTruth(Truth):
                     e = torch.zeros(self.size, dtype=self.dtype, device=self.device)
                     e[i] = 1
                     into += product(list(self._unflatten(e).values()))
-        out /= self._divisor
 
     def _product(self, leaves: list[Tensor], f: Tensor, y: Tensor) -> Callable[[list[Tensor]], Tensor]:
         """v -> H v (P,) of one batch's sum of losses; no term is formed as a difference of the others."""

@@ -41,7 +41,7 @@ def scalar_loss(loss: Loss, logits: Tensor, y: Tensor | None) -> Callable[[Tenso
     if loss.kind == "binary_cross_entropy":
         y = logits.new_zeros(N, 1) if y is None else y.detach().to(logits.dtype)
         w, v = (torch.ones_like(y) if t is None else t.to(logits) for t in (loss.weight, loss.pos_weight))
-        t = torch.stack([(1 - y) * w, v * y * w], -1).view(N, 2) / (N if loss.reduction == "mean" else 1)
+        t = torch.stack([(1 - y) * w, v * y * w], -1).view(N, 2) / loss.divisor(y, logits)
         two = _softmax_loss(t, F.pad(logits, (1, 0)))
         return lambda f: two(F.pad(f, (1, 0)))
     if y is None:  # only where the Hessian does not depend on it
@@ -49,14 +49,13 @@ def scalar_loss(loss: Loss, logits: Tensor, y: Tensor | None) -> Callable[[Tenso
     labels = not y.is_floating_point()
     target = (F.one_hot(y.clamp(0, C - 1), C) if labels else y.detach()).to(logits.dtype)
     if loss.kind == "mse":
-        count = {"samples": N, "mean": N * C, "sum": 1}[loss.reduction]
+        count = loss.divisor(y, logits)
         return lambda f: (f - target).square().sum() / count
     weight = torch.ones_like(target[0]) if loss.weight is None else loss.weight.to(logits)
     kept = (y != loss.ignore_index)[:, None] if labels else 1
     hit = weight[y.clamp(0, C - 1)][:, None] if labels else weight  # torch weighs a label's whole term by its class
     t = ((1 - loss.label_smoothing) * target * hit + loss.label_smoothing / C * weight) * kept
-    if loss.reduction == "mean":
-        t = t / ((hit * kept).sum() if labels else N)
+    t = t / loss.divisor(y, logits)
     return _softmax_loss(t, logits)
 
 

@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional as F
 
 from hessext import _checks
+from hessext.data.ranks import Ranks
 from hessext.data.samples import Samples
 from hessext.model import losses
 from hessext.model.network import Layer, Network
@@ -24,7 +25,7 @@ class Truth:
     """Hessian-vector products of one problem with its parameters flattened; `layers` maps names to flat indices."""
 
     def __init__(self, target: Any, x: Tensor | None, y: Tensor | None, loss: Any, dtype: torch.dtype) -> None:
-        self.term = "full"
+        self.term, self.ranks = "full", Ranks()
         if isinstance(target, nn.Module):
             if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
                 got = ", ".join(type(t).__name__ for t in (x, y))
@@ -47,7 +48,7 @@ class Truth:
         else:
             if x is not None or y is not None:
                 raise TypeError("x, y: expected None beside a Hessian, which has its own data; got tensors")
-            samples = target._data.in_memory()
+            samples, self.ranks = target._data.in_memory().whole(), target._data.ranks
             network, x, y, loss = samples.network, samples.x, samples.y, samples.loss
             self.term, parameters = target.term, network.parameters
             activations = _activations_at_own_kinks(samples, dtype)
@@ -96,7 +97,7 @@ class Truth:
         return lambda v: self._flatten(pull_back(self._unflatten(v))[0])
 
     def rows(self, indices: Tensor, chunk_size: int | None, out: Tensor) -> None:
-        """Writes rows `indices` (R,) of the Hessian into out (R, P)."""
+        """Writes rows `indices` (R,) of the Hessian into out (R, P), those of all ranks together."""
         chunk = chunk_size or max(1, CHUNK_BYTES // (self.work * self.dtype.itemsize))
         product, start = vmap(self.product()), 0
         for part in indices.split(min(chunk, len(indices))):
@@ -104,6 +105,7 @@ class Truth:
             basis.scatter_(1, part[:, None], 1.0)
             out[start : start + len(part)] = product(basis)
             start += len(part)
+        self.ranks.sum(out)
 
     def _unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         parts = flat.split([p.numel() for p in self.parameters.values()])

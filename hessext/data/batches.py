@@ -18,7 +18,7 @@ from hessext.model.losses import BinaryCrossEntropy, Loss
 
 from .samples import Data, Samples
 
-_SMALL = 8 << 20  # numbers of a result whose sum is kept in float64
+SMALL = 8 << 20  # numbers of a result whose sum is kept in float64
 _PIECE = 128 << 20  # bytes of samples, and of what is computed from them, that are worked on at once
 
 
@@ -77,7 +77,7 @@ class Batches(Data):
             samples = Samples(self.network, summed, x, y)
             if result is None:
                 part = samples.sum(compute, out)
-                result = part.double() if part.numel() <= _SMALL else part
+                result = part.double() if part.numel() <= SMALL else part
             else:
                 part = samples.sum(compute, spare)
                 result += part

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hessext import _ops
@@ -18,7 +17,7 @@ from hessext._memory import require
 from hessext._ops import Curvature, Kind
 from hessext._random import generator
 from hessext.model.losses import Loss, OutputDerivatives
-from hessext.model.network import Affine
+from hessext.model.network import Layer
 
 from .symmetric import SymmetricMatrices
 
@@ -29,7 +28,7 @@ _BLOCKS = 256 << 20  # bytes of curvature formed at once
 class Outputs:
     """The loss as a function of logits, or of the inputs of the head, of samples that are given with each call."""
 
-    def __init__(self, loss: Loss, head: Affine | None) -> None:
+    def __init__(self, loss: Loss, head: Layer | None) -> None:
         self.loss, self.head = replace(loss, reduction="sum"), head
 
     def gradient(self, a: Tensor, y: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ class Outputs:
         pieces = []
         for rows in self._pieces(a):
             residual = self._derivatives(a[rows], y[rows]).residual()
-            pieces.append(residual if self.head is None else residual @ self.head[0])
+            pieces.append(residual if self.head is None else self.head.pulled(residual))
         return torch.cat(pieces)
 
     def product(self, a: Tensor, y: Tensor, v: Tensor, M: SymmetricMatrices | None = None) -> Tensor:
@@ -59,12 +58,12 @@ class Outputs:
         if not self.loss.softmax:
             return self.product(a, y, v[None])[0]
         like = a[:, :1].expand(-1, len(w))
-        along = w if self.head is None else w @ self.head[0]
+        along = w if self.head is None else self.head.pulled(w[None])[0]
         return torch.outer(self.loss.scale(y, like) * (v @ along), along)
 
     def random_classes(self, a: Tensor) -> Tensor:
         """The vector w (C,) of `spread`."""
-        C = a.shape[1] if self.head is None else len(self.head[0])
+        C = a.shape[1] if self.head is None else len(self.head.weight)
         w = torch.randn(C, generator=generator("mixing", 0), dtype=torch.float64) / C**0.5
         return w.to(a)
 
@@ -72,7 +71,7 @@ class Outputs:
         """Whether M costs less than that many products through the head."""
         if self.head is None or not self.loss.softmax:
             return False
-        C, d = self.head[0].shape
+        C, d = self.head.weight.shape
         return C * d * d / 2 + rows * d * d < 2 * rows * C * d
 
     def quadratic(self, a: Tensor, y: Tensor) -> SymmetricMatrices:
@@ -82,7 +81,8 @@ class Outputs:
             M = sum_{c != t} p_c V_c V_c^T - u V_t^T - V_t u^T - (1 - p_t) V_t V_t^T - u u^T
         for V up to a common shift; every summand is small where one class dominates.
         """
-        V = self.head[0] - self.head[0].mean(0)
+        V = self.head.weight.to(a.dtype)
+        V = V - V.mean(0)
         (_, d), N = V.shape, len(a)
         size = SymmetricMatrices.numbers(N, d) * a.element_size()
         require(size, f"the curvature at the head's inputs of {N} samples", a.device)
@@ -102,15 +102,15 @@ class Outputs:
 
     def _pieces(self, a: Tensor, most: int = 1 << 62) -> list[slice]:
         """Samples whose logits fit into the memory of this module, `most` at a time."""
-        C = a.shape[1] if self.head is None else len(self.head[0])
+        C = a.shape[1] if self.head is None else len(self.head.weight)
         step = max(1, min(most, _WORK // (C * a.element_size())))
         return [slice(n, min(n + step, len(a))) for n in range(0, len(a), step)]
 
     def _derivatives(self, a: Tensor, y: Tensor) -> OutputDerivatives:
-        like = a if self.head is None else a.new_empty(()).expand(len(a), len(self.head[0]))
-        return self.loss.output(lambda: a.clone() if self.head is None else F.linear(a, *self.head), y, like)
+        like = a if self.head is None else a.new_empty(()).expand(len(a), len(self.head.weight))
+        return self.loss.output(lambda: a.clone() if self.head is None else self.head.outputs(a), y, like)
 
     def _through_logits(self, output: OutputDerivatives, v: Tensor) -> Tensor:
         if self.head is None:
             return output.product_(v.clone())
-        return output.product_(v @ self.head[0].T) @ self.head[0]
+        return self.head.pulled(output.product_(replace(self.head, bias=None).outputs(v)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from hessext._ops import Kind
 from hessext._tensors import own_precision
 from hessext.model.linear import LinearLayer
+from hessext.model.losses import Loss
 from hessext.model.network import Layer, Network
 
 from .question import Question
@@ -20,14 +21,70 @@ from .tails import Tails
 _SLAB = 256 << 20  # bytes of whole rows of S in hand
 
 
-class Places(Data):
+class OneLayer(Data):
+    """Places of one layer of any network, in memory: what a Hessian of this layer alone is a sum over."""
+
+    def __init__(self, layer: LinearLayer, loss: Loss, device: torch.device, dtype: torch.dtype) -> None:
+        parameters = (None if t is None else t.to(device, dtype) for t in (layer.weight, layer.bias))
+        super().__init__(Network((Layer(layer.name, *parameters),), by_parameter=True), loss)
+
+    def kind(self, row: int, col: int) -> Kind:
+        """Q_n has no closed form."""
+        return Kind.GIVEN
+
+    @own_precision
+    def sum(self, compute: Callable[[OneLayer, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
+        """Return compute(self, out): one piece is all of the data."""
+        return compute(self, out)
+
+    def in_memory(self) -> OneLayer:
+        """Return itself."""
+        return self
+
+    def bends(self, layer: int) -> bool:
+        """Whether there may be more to S_n than its Gauss-Newton term."""
+        return True
+
+
+class NoPlaces(OneLayer):
+    """What a rank without batches has in their place: one that counts for nothing."""
+
+    def __init__(self, layer: LinearLayer, loss: Loss, device: torch.device, dtype: torch.dtype) -> None:
+        self._layer = layer
+        super().__init__(layer, loss, device, dtype)
+        self.counted = torch.zeros(1, dtype=torch.bool, device=device)
+
+    def __len__(self) -> int:
+        return 1
+
+    def check_unchanged(self) -> None:
+        """There is nothing that could change but the weight, which does not matter."""
+
+    numel = 0
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> NoPlaces:
+        """Return the same elsewhere."""
+        return NoPlaces(self._layer, self.loss, device, dtype)
+
+    def features(self, layer: int) -> Tensor:
+        """Zeros (1, cols)."""
+        return self.network.like.new_zeros(1, self.network.inputs)
+
+    def curvature_product(self, layer: int, term: str, v: Tensor) -> Tensor:
+        """Zeros (1, K)."""
+        return torch.zeros_like(v)
+
+    def curvature_entries(self, row: int, col: int, pairs: Tensor, term: str) -> Tensor:
+        """Zeros (P, 1)."""
+        return self.network.like.new_zeros(len(pairs), 1)
+
+
+class Places(OneLayer):
     """H = sum_n S_n (x) a_n a_n^T over the places n of one layer, THEORY (h); `TailCurvature` forms S_n in rows."""
 
     def __init__(self, tails: Tails, number: int) -> None:
         self._tails, self._number = tails, number
-        layer = tails.layers[number]
-        parameters = (None if t is None else t.to(tails.device, tails.dtype) for t in (layer.weight, layer.bias))
-        super().__init__(Network((Layer(layer.name, *parameters),), by_parameter=True), tails.loss)
+        super().__init__(tails.layers[number], tails.loss, tails.device, tails.dtype)
 
     @property
     def layer(self) -> LinearLayer:
@@ -51,22 +108,9 @@ class Places(Data):
         """Pickle what the tails are computed from."""
         return Places, (self._tails, self._number)
 
-    def kind(self, row: int, col: int) -> Kind:
-        """Q_n has no closed form."""
-        return Kind.GIVEN
-
     def check_unchanged(self) -> None:
         """Raise RuntimeError where the model or the batches were changed in place after this was made."""
         self._tails.check_unchanged()
-
-    @own_precision
-    def sum(self, compute: Callable[[Places, Tensor | None], Tensor], out: Tensor | None = None) -> Tensor:
-        """Return compute(self, out): one piece is all of the data."""
-        return compute(self, out)
-
-    def in_memory(self) -> Places:
-        """Return itself."""
-        return self
 
     @property
     def numel(self) -> int:
@@ -76,10 +120,6 @@ class Places(Data):
     def to(self, device: torch.device, dtype: torch.dtype) -> Places:
         """Return the places of the same layer of the model elsewhere, run there on the same batches."""
         return Places(self._tails.elsewhere(device, dtype), self._number)
-
-    def bends(self, layer: int) -> bool:
-        """Whether there may be more to S_n than its Gauss-Newton term."""
-        return True
 
     @property
     def counted(self) -> Tensor | None:

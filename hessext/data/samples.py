@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from hessext.model.losses import Loss, OutputDerivatives
 from hessext.model.network import Network
 
 from . import curvature
+from .ranks import Ranks
 
 _WIDE = 32 << 20  # bytes of a layer's outputs in float64
 _LEAST, _MOST = 2.0**-50, 2.0**50  # features in float32 whose products with one another and curvature are in its range
@@ -34,6 +35,17 @@ class Data(ABC):
     loss: Loss
 
     results = 1  # tensors of a result's size that `sum` needs
+    ranks = Ranks()  # that have samples, or classes, of their own
+
+    @property
+    def first_class(self) -> int:
+        """The first class that is here, where the ranks have split them."""
+        return self.network.split[0] if self.network.split else 0
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples in memory of each rank."""
+        return [len(self.in_memory())]
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +125,19 @@ class Samples(Data):
 
     def __len__(self) -> int:
         return self.x.shape[0]
+
+    def divided(self, loss: Loss, total: float) -> Samples:
+        """The same samples, of a mean as of this loss, but divided by `total`."""
+        return replace(self, loss=replace(self.loss, reduction=loss.reduction, total=total))
+
+    def whole(self) -> Samples:
+        """The same samples with all classes, which are here."""
+        return self
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p_n (N, C) of all classes."""
+        return self.output.probs
 
     def check_unchanged(self) -> None:
         """Raise RuntimeError if what is not copied (x, y, large weights) was changed in place after this was made."""
@@ -224,11 +249,11 @@ class Samples(Data):
     def output(self) -> OutputDerivatives:
         """Derivatives of the loss with respect to the logits."""
         last = self.network.last
-        features, affine, like = self.features(last), self.network.layers[last].affine, self.like_logits
+        features, layer, like = self.features(last), self.network.layers[last], self.like_logits
 
         def logits() -> Tensor:  # must not keep self alive
             require(2 * like.numel() * like.element_size(), "logits and their derivatives", like.device)
-            return F.linear(features, *affine)
+            return layer.outputs(features)
 
         output = self.loss.output(logits, self.y, like)
         # On a GPU this look at N numbers, each between 0 and 1 or nan, would be a wait.

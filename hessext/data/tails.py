@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
-from hessext._tensors import Watch
+from hessext._tensors import Watch, lifted
 from hessext.model import targets
 from hessext.model.linear import LinearLayer, is_linear
+from hessext.model.network import Layer
 
 from .outputs import Outputs
 from .question import Piece, Question, targets_of, tensors_in
@@ -28,7 +29,8 @@ _PROPOSED = 12  # linear layers that are tried for a message, the last ones call
 class Tails:
     """Batches are read once and kept; their tails are recorded again where `memory` does not hold them."""
 
-    def __init__(self, question: Question, batches: Iterable[Any]) -> None:
+    def __init__(self, question: Question, batches: Iterable[Any], divisor: float | None = None) -> None:
+        """`divisor`: what a mean divides by, where it is known; 0 where other batches have a share in it."""
         self.question, self.loss = question, question.loss
         own = question.layers[0].weight.dtype
         self.dtype = question.dtype or torch.promote_types(torch.float32, own)
@@ -46,6 +48,8 @@ class Tails:
         self.ends: dict[int, int] | None = None  # layers whose tails pass through the outputs of another one alone
         with plain_autograd(self.device):
             self._read(batches)
+        if divisor != 0:
+            self.divide_by(self.divisor if divisor is None else divisor)
         self._data = Watch(**dict(tensors_in("batches", [piece.batch for piece in self.pieces])))
 
     def __reduce__(self) -> tuple:
@@ -55,12 +59,19 @@ class Tails:
             pickle.dumps(self.question.forward)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(f"forward: expected a function that can be pickled, one of a module; {error}") from None
-        return Tails, (self.question, [piece.batch for piece in self.pieces])
+        return Tails, (self.question, [piece.batch for piece in self.pieces], self.divisor)
+
+    def divide_by(self, divisor: float) -> None:
+        """Set what a mean divides by. Raises ValueError where that is 0."""
+        if self.loss.reduction != "sum":
+            targets.check_divisor(divisor)
+        self.divisor = divisor if self.loss.reduction != "sum" else 1.0
 
     def elsewhere(self, device: torch.device, dtype: torch.dtype) -> Tails:
         """The same collected on another device or in another dtype."""
         self.check_unchanged()
-        return Tails(replace(self.question, dtype=dtype, device=device), [piece.batch for piece in self.pieces])
+        batches = [piece.batch for piece in self.pieces]
+        return Tails(replace(self.question, dtype=dtype, device=device), batches, self.divisor)
 
     def head_samples(self) -> tuple[Tensor, Tensor | None]:
         """Inputs (M, d) of the layer that gives the logits, of their rows, and the targets."""
@@ -125,9 +136,7 @@ class Tails:
             del record
         if not self.pieces:
             raise ValueError("batches: expected at least one; got none")
-        if self.loss.reduction != "sum":
-            targets.check_divisor(divisor)
-        self.divisor = divisor if self.loss.reduction != "sum" else 1.0
+        self.divisor = divisor
         self.features = [torch.cat(some) for some in features]
         self.head_inputs = torch.cat(head_inputs) if head_inputs else None
         self.curvature = TailCurvature(self)
@@ -144,7 +153,7 @@ class Tails:
             rows = head_rows(record)
             if rows is not None:
                 self.layers, self.head = others, candidate
-                self.outputs = Outputs(self.loss, self._head_affine)
+                self.outputs = Outputs(self.loss, self._head_layer())
                 return record, rows
         self.outputs = Outputs(self.loss, None)
         return self.runner.record(batch, self.layers, None, self.question.argument, whole=True), None
@@ -156,10 +165,12 @@ class Tails:
             raise ValueError(f"batches: expected logits that are outputs of {self.head.name!r}, as in the first batch")
         return record, rows
 
-    @property
-    def _head_affine(self) -> tuple[Tensor, Tensor | None]:
+    def _head_layer(self) -> Layer:
+        """The head where the tails end, its weight in half precision as it is."""
         weight, bias = self.head.weight, self.head.bias
-        return tuple(None if t is None else t.to(self.device, self.dtype) for t in (weight, bias))
+        dtype = weight.dtype if lifted(weight.dtype) == self.dtype else self.dtype
+        bias = None if bias is None else bias.to(self.device, self.dtype)
+        return Layer(self.head.name, weight.to(self.device, dtype), bias)
 
     def _count_kept(self, numbers: Iterable[int]) -> None:
         """Refuse inputs of the layers that do not fit into `memory`, or, put together, into what is free."""

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from hessext import __version__, _core, _files
-from hessext._progress import duration
+from hessext._progress import duration, shown
 
 from ._parameters import COMMON, text_of
 
@@ -86,7 +86,7 @@ class Run:
     """
 
     def __init__(self, figure: Figure, parameters: Mapping[str, Any], out: Path, quick: bool, progress: bool) -> None:
-        self.figure, self.out, self.quick, self.shown = figure, out, quick, progress
+        self.figure, self.out, self.quick, self.shown = figure, out, quick, shown(progress)
         self.parameters = SimpleNamespace(**parameters)
 
     @property

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from .curvature_tiles import CurvatureTile
 from .feature_gram import FeatureTile
 from .kronecker import (
     FLOOR,
@@ -40,7 +41,6 @@ from .kronecker import (
 )
 from .part import Part
 from .results import Approximation, Approximations
-from .sample_curvature import CurvatureTile
 from .sample_pairs import Pairs, PairSum, add_products
 from .sampling import Sampling, Shares
 
@@ -86,6 +86,7 @@ class _Table:
                 sums[0].add(tile, kept)
                 sums[1].add(tile, lost)
             del tile, features, U, kept, lost  # before the next ones are made
+        pairs.over_ranks(self.products, self.whole, *(t for sums in self._sums.values() for t in sums))
         self.square = pairs.checked(self.whole.total)
         self.shares = Shares(pairs, self.whole)
 
@@ -115,10 +116,10 @@ class _Table:
     def groups(self, groups: Tensor) -> Approximation:
         """Blocks on the diagonal of groups of rows."""
         kept, lost = PairSum(self.F), PairSum(self.F)
-        for tile, features in self.pairs:
-            across = self.pairs.curvature.across(groups, tile.a, tile.b)
+        for tile, features, across in self.pairs.across(groups):
             lost.add(tile, across * features.W)
             kept.add(tile, (tile.U - across) * features.W)
+        self.pairs.over_ranks(kept, lost)
         sizes = groups.unique(return_counts=True)[1].double()
         name = f"block-diagonal, {len(sizes)} groups"
         self.numbers[name] = int((sizes * self.s).square().sum())

@@ -91,23 +91,47 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
     return data.sum(write, _checks.out(out, shape, network.like, data.results))
 
 
+def trace(part: Part) -> Tensor:
+    """Trace of one layer's matrix, float64; of data in memory."""
+    found = _diagonal(part).sum(dtype=torch.float64)
+    return part.ranks.class_sum(found) if part.samples.network.split else found
+
+
 def diagonal(part: Part) -> Tensor:
     """Diagonal of one layer's matrix: sum_n Q_n[i, i] phi_n[a]^2, block by block; of data in memory."""
-    group, features, assemblies = part.row, part.features(part.row), Assemblies(part)
+    found = _diagonal(part)
+    return (part.samples.all_classes(found, 0) if part.samples.network.split else found).view(-1)
+
+
+def _diagonal_entries(part: Part, step: int) -> Iterator[tuple[Tensor | slice, Tensor]]:
+    """Rows that are here, some at a time, and Q_n[i, i] of them (rows, N)."""
+    if part.samples.network.split:
+        for first in range(0, len(part.like), step):
+            some = slice(first, min(len(part.like), first + step))
+            yield some, part.samples.own_diagonal(some)
+        return
+    assemblies = Assemblies(part)
+    for first in range(0, part.row.blocks, step):
+        for call in assemblies(diagonal_pairs(first, min(part.row.blocks, first + step), part.device)):
+            yield call.pairs[:, 0], call.entries()
+
+
+def _diagonal(part: Part) -> Tensor:
+    """The same (rows that are here, s)."""
+    group, features = part.row, part.features(part.row)
+    part.samples.check_unchanged()
+    rows = len(part.like) if part.samples.network.split else group.blocks
     if part.of_output and part.term == "residual":
-        return features.new_zeros(part.shape[0])
-    result = torch.empty(group.blocks, group.size, dtype=part.dtype, device=part.device)
+        return features.new_zeros(rows, group.size)
+    result = torch.empty(rows, group.size, dtype=part.dtype, device=part.device)
     step = max(1, _ENTRIES // len(features))
-    for first in range(0, group.blocks, step):
-        pairs = diagonal_pairs(first, min(group.blocks, first + step), part.device)
-        for call in assemblies(pairs):
-            Q = call.entries()
-            total = torch.zeros(len(Q), group.size, dtype=torch.float64, device=part.device)
-            for n in range(0, len(features), _SAMPLES):
-                rows = slice(n, n + _SAMPLES)
-                if group.cols:
-                    total[:, : group.cols] += Q[:, rows] @ features[rows].square()
-                if group.bias:
-                    total[:, -1] += Q[:, rows].sum(1, dtype=torch.float64)
-            result[call.pairs[:, 0]] = total.to(part.dtype)
-    return result.view(-1)
+    for some, Q in _diagonal_entries(part, step):
+        total = torch.zeros(len(Q), group.size, dtype=torch.float64, device=part.device)
+        for n in range(0, len(features), _SAMPLES):
+            samples = slice(n, n + _SAMPLES)
+            if group.cols:
+                total[:, : group.cols] += Q[:, samples] @ features[samples].square()
+            if group.bias:
+                total[:, -1] += Q[:, samples].sum(1, dtype=torch.float64)
+        result[some] = total.to(part.dtype)
+    return result

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hessext import _checks
 from hessext._tensors import own_precision
+from hessext.data.classes import own_vector
+from hessext.data.ranks import Ranks, collective
 
 from . import approximations, assemble, block_diagonal, inner, kronecker, norms, sample_curvature, scipy_operator
 from .kronecker import NearestKronecker
@@ -71,6 +73,11 @@ class BlockMatrix:
         return self._part.device
 
     @property
+    def ranks(self) -> Ranks:
+        """Who has the other samples, and must ask for the same results."""
+        return self._part.ranks
+
+    @property
     def T(self) -> BlockMatrix:
         """The transpose: the part of H between the same layers in the other order."""
         return BlockMatrix(self._part.T)
@@ -83,25 +90,30 @@ class BlockMatrix:
 
     # ----------------------------------------------------------------------------------------------------- blocks
 
+    @collective
     def block(self, i: int, j: int) -> Tensor:
         """Block (i, j), shaped `block_shape`. Raises IndexError outside the grid."""
         return assemble.blocks(self._part, torch.tensor([_checks.block_index(i, j, self.grid)], device=self.device))[0]
 
+    @collective
     def blocks(self, pairs: Tensor | Sequence[tuple[int, int]]) -> Tensor:
         """Blocks (P, *block_shape) of pairs (i, j): int64 (P, 2) or a list. Raises IndexError, MemoryError."""
         return assemble.blocks(self._part, _checks.pairs(pairs, *self.grid, self.device))
 
+    @collective
     def diagonal_blocks(self) -> Tensor:
         """Blocks (i, i), (K, s, s). Raises ValueError for a part between different layers."""
         self._within("diagonal_blocks")
         return assemble.blocks(self._part, assemble.diagonal_pairs(0, self.grid[0], self.device))
 
+    @collective
     def dense(self, out: Tensor | None = None) -> Tensor:
         """The whole matrix, shaped `shape`, into `out` if given. Raises MemoryError before anything is allocated."""
         return assemble.dense(self._part, out)
 
     # ------------------------------------------------------------------------------------------ norms and sums
 
+    @collective
     @own_precision
     def norms(self, pairs: Tensor | Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Frobenius norms of all blocks, shaped `grid`, or (P,) of the listed pairs; no block is kept.
@@ -112,6 +124,7 @@ class BlockMatrix:
             pairs = _checks.pairs(pairs, *self.grid, self.device)
         return norms.block_norms(self._part, pairs)
 
+    @collective
     @own_precision
     def ratio(self) -> BlockRatio:
         """Means of ||H_ii||_F^2 and of ||H_ij||_F^2, i != j, over all blocks, and the second over the first.
@@ -121,6 +134,7 @@ class BlockMatrix:
         self._within("ratio")
         return norms.block_ratio(self._part)
 
+    @collective
     @own_precision
     def row_norms(self) -> RowNorms:
         """For each block row: ||H_ii||_F, mean and largest ||H_ij||_F, j != i, and where; K^2 norms in O(K) memory.
@@ -130,18 +144,30 @@ class BlockMatrix:
         self._within("row_norms")
         return norms.row_norms(self._part)
 
+    @collective
     def diagonal(self) -> Tensor:
         """The diagonal (shape[0],). Raises ValueError for a part between different layers."""
         self._within("diagonal")
         return self._part.data.sum(lambda samples, _: assemble.diagonal(self._part.of(samples)))
 
+    @collective
     def trace(self) -> Tensor:
         """The trace, a scalar tensor. Raises ValueError for a part between different layers."""
         self._within("trace")
+        if self._part.ranks.classes.size > 1:  # whose diagonal is as large as the weight
+            return self._part.data.sum(lambda samples, _: assemble.trace(self._part.of(samples))).to(self.dtype)
         return self.diagonal().sum(dtype=torch.float64).to(self.dtype)
 
+    @collective
     def __matmul__(self, v: Tensor) -> Tensor:
-        """Exact product with a vector (shape[1],) or a matrix (shape[1], k)."""
+        """Exact product with a vector (shape[1],) or a matrix (shape[1], k).
+
+        Where classes are split over ranks, a DTensor with the rows of each rank, and then the result is such a one.
+        """
+        if hasattr(v, "placements"):
+            rows = own_vector("v", v, self._part.data.network, self.block_shape[1])
+            found = self._part.data.sum(lambda samples, _: part_product(self._part.of(samples), rows, own_rows=True))
+            return type(v).from_local(found, v.device_mesh, v.placements, shape=v.shape, stride=v.stride())
         v = _checks.multiplied("v", v, self.shape[1], self._part.like)
         return self._part.data.sum(lambda samples, _: part_product(self._part.of(samples), v))
 
@@ -151,11 +177,13 @@ class BlockMatrix:
 
     # ------------------------------------------------------------------------------- structure and what it loses
 
+    @collective
     @own_precision
     def norm(self) -> float:
         """||B||_F; no block is kept."""
         return norms.norm(self._part)
 
+    @collective
     @own_precision
     def inner(self, other: tuple[Tensor, Tensor] | Tensor | BlockMatrix) -> float:
         """<B, other>_F, other not formed as a whole.
@@ -172,6 +200,8 @@ class BlockMatrix:
                 raise ValueError(f"other: expected the sizes and the device of {self!r}; got {other!r}")
             if other.dtype != self.dtype:
                 raise TypeError(f"other: expected {self.dtype}; got {other.dtype} (H.to(...) changes it)")
+            if not part.ranks.same_as(other.ranks):
+                raise ValueError("other: expected a part over the same ranks; got one over others")
             return inner.with_part(part, other._part)
         self._within("inner")
         if isinstance(other, tuple | list):
@@ -181,6 +211,7 @@ class BlockMatrix:
             return inner.with_diagonal(part, _checks.vector("other", other, size=self.shape[0], like=part.like))
         return inner.with_blocks(part, _checks.floats("other", other, (self.grid[0], *self.block_shape), part.like))
 
+    @collective
     @own_precision
     def approximations(
         self,
@@ -209,6 +240,7 @@ class BlockMatrix:
         groups = _checks.groups(groups, self.grid[0], self.device)
         return approximations.approximations(self._part, groups, given, _checks.count("largest", largest, 0))
 
+    @collective
     @own_precision
     def nearest_kronecker(self, terms: int = 1) -> NearestKronecker:
         """The Kronecker product G (x) A nearest to this layer's matrix, and its error; with `terms` those of sums.
@@ -219,6 +251,7 @@ class BlockMatrix:
         self._within("nearest_kronecker")
         return kronecker.nearest_kronecker(self._part, _checks.count("terms", terms))
 
+    @collective
     @own_precision
     def preconditioned_spectrum(
         self,
@@ -253,6 +286,7 @@ class BlockMatrix:
             self._part, P, damped, _checks.real("tol", tol, 0), _checks.count("maxiter", maxiter)
         )
 
+    @collective
     def curvature(self, samples: Tensor | Sequence[int] | slice | None = None) -> Tensor | CurvatureParts:
         """Q_n (n, K, K) with H = sum_n Q_n (x) phi_n phi_n^T, of all samples or of those with these numbers.
 
@@ -272,6 +306,7 @@ class BlockMatrix:
 
     # -------------------------------------------------------------------------------------------- block by block
 
+    @collective
     @own_precision
     def solve_block_diagonal(self, v: Tensor, damping: float = 0.0) -> Tensor:
         """u, like v, (shape[0],) or (shape[0], k), with (H_ii + damping I) u_i = v_i for every block: LU, in pieces.
@@ -284,6 +319,7 @@ class BlockMatrix:
         v = _checks.multiplied("v", v, self.shape[0], self._part.like)
         return block_diagonal.solve(self._part, v, _checks.real("damping", damping, 0))
 
+    @collective
     @own_precision
     def eigh_blocks(self) -> torch.return_types.linalg_eigh:
         """torch.linalg.eigh of every diagonal block: `eigenvalues` (K, s), ascending, and `eigenvectors` (K, s, s).

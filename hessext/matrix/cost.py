@@ -30,7 +30,7 @@ def form_of_squares(part: Part, pairs: int) -> Form:
     """The form of squared norms of so many blocks, for each of them."""
     by_pairs, by_blocks = _pairs(part, pairs), _blocks(part, pairs)
     if part.kind is Kind.HIDDEN and part.same:  # where blocks are small, what comes beside the products counts
-        by_pairs += _IN_FLOAT64[part.dtype] * _ENTRY * pairs * len(part.samples)
+        by_pairs += _IN_FLOAT64[part.dtype] * _ENTRY * pairs * part.largest
         by_blocks = pairs / _every(part) * _block_cycles(part) * (64 / part.dtype.itemsize)
     return Form.PAIRS if not part.replicated and by_pairs < by_blocks else Form.BLOCKS
 
@@ -40,10 +40,11 @@ def form_of_all(part: Part) -> Form:
     every = _every(part)
     cheapest = min(_blocks(part, every), _pairs(part, every))
     softmax_layer = part.of_output and part.same and part.term != "residual" and not part.replicated
-    if softmax_layer and softmax_gram.one_sign(part) and _class_pairs(part) < cheapest:
+    alone = part.ranks.alone
+    if softmax_layer and alone and softmax_gram.one_sign(part) and _class_pairs(part) < cheapest:
         return Form.CLASS_PAIRS
     form = form_of_squares(part, every)
-    dense = part.like.is_cpu and (softmax_layer or part.kind is Kind.CROSS) and dense_norms.fits(part)
+    dense = alone and part.like.is_cpu and (softmax_layer or part.kind is Kind.CROSS) and dense_norms.fits(part)
     return Form.DENSE if form is Form.BLOCKS and dense and _dense_cycles(part) < _block_cycles(part) else form
 
 
@@ -68,20 +69,24 @@ def _every(part: Part) -> int:
 
 def _blocks(part: Part, pairs: int) -> float:
     """One outer product for each block and sample, half of it where it is symmetric."""
-    row, col, samples = part.row, part.col, part.samples
+    row, col = part.row, part.col
     entries = row.size * (row.size + 1) / 2 if part.same else row.size * col.size
-    active = 1.0
-    for group in (row, col):
-        if group.layer < samples.network.last:
-            active *= samples.active(group.layer)
-    return pairs * entries * len(samples) * active
+    return pairs * entries * part.largest * _active(part, row.layer) * _active(part, col.layer)
+
+
+def _active(part: Part, layer: int) -> float:
+    """Share of a layer's units that are on; the largest of all ranks, which must choose the same form."""
+    if layer in (-1, part.samples.network.last):
+        return 1.0
+    active = part.samples.active(layer)
+    return active if part.ranks.alone else max(part.ranks.notes("active units", active))
 
 
 def _block_cycles(part: Part) -> float:
     """Of the assembly that squares the blocks, in cycles of a vector of multiply-adds: those of csrc/cpu/plan.h."""
     part = part.upright
     lanes, s, t = 64 / part.dtype.itemsize, part.row.size, part.col.size
-    active = part.samples.active(part.row.layer) if part.row.layer < part.samples.network.last else 1.0
+    active = _active(part, part.row.layer)
     if part.kind is Kind.CROSS:
         each = 12 + active * (s * t / lanes + 40 + 0.75 * (s + t))
     elif part.kind is Kind.HIDDEN:
@@ -89,22 +94,21 @@ def _block_cycles(part: Part) -> float:
     else:
         area = s * (s + 1) / 2 / lanes
         each = min(6 + area, 12 + area + 40 + 1.5 * s)
-    return _every(part) * len(part.samples) * each
+    return _every(part) * part.largest * each
 
 
 def _dense_cycles(part: Part) -> float:
     """Of dense pieces: a product for each pair of features, or of a unit and a feature; then squares of entries."""
     part = part.upright
     lanes, s, t, (rows, cols) = 64 / part.dtype.itemsize, part.row.size, part.col.size, part.grid
-    below = part.col.layer - 1  # whose activation makes the features
-    features = part.samples.active(below) if below >= 0 else 1.0
+    features = _active(part, part.col.layer - 1)  # the layer before makes them
     if part.kind is Kind.CROSS:
-        products, active = rows * t, part.samples.active(part.row.layer) * features
+        products, active = rows * t, _active(part, part.row.layer) * features
         each = 12 + active * (s * cols / lanes + 40 + 0.75 * (s + cols))
     else:
         products, active = s * (s + 1) / 2, features**2
         each = 12 + active * (rows * (rows + 1) / 2 / lanes + 40 + 1.5 * rows)
-    return products * len(part.samples) * each + 16 * rows * cols * s * t
+    return products * part.largest * each + 16 * rows * cols * s * t
 
 
 def _pairs(part: Part, pairs: float) -> float:
@@ -120,10 +124,10 @@ def _class_pairs(part: Part) -> float:
     """Whole panels of classes, and forming their rows; scripts/calibrate measures the constants of the rows."""
     classes = part.grid[0]
     rows = (1700 + 46 * classes) * 8 / part.dtype.itemsize
-    return len(part.samples) ** 2 / 2 * ((-(-classes // 32) * 32) ** 2 / 2 + rows)
+    return part.largest**2 / 2 * ((-(-classes // 32) * 32) ** 2 / 2 + rows)
 
 
 def _sample_pairs(part: Part, products: float) -> float:
-    """N^2 for each product of samples, those of the features among them."""
+    """N^2 for each product of samples, those of the features among them; a rank's share of them."""
     sizes = part.row.size + (0 if part.same else part.col.size)
-    return len(part.samples) ** 2 * (products + sizes)
+    return part.largest * sum(part.counts) * (products + sizes)

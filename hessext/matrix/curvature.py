@@ -111,7 +111,7 @@ class Assemblies:
     def _pieces(self, pairs: Tensor | None) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """Pairs whose entries fit in memory, rows one after another; pairs of one row where sides differ by row."""
         (rows, cols), device = self._upright.grid, self.part.device
-        most = max(1, _ENTRIES // (len(self._samples) * self.part.dtype.itemsize))
+        most = max(1, _ENTRIES // (self.part.largest * self.part.dtype.itemsize))
         if pairs is None:
             together = cols if self.part.residual_far else most
             for _, some in grid_pairs(rows, cols, self.part.within, together, device):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessext import _ops
 from hessext._memory import require
+from hessext.data.ranks import Ranks, Visit
 
 from .curvature import Assemblies, Assembly, Sides
 from .part import Part
@@ -28,15 +29,34 @@ _CANCELLED = {torch.float32: 1e-9, torch.float64: 1e-6}
 
 
 class SamplePairs:
-    """Blocks of samples (a, b), a <= b, that cover all pairs."""
+    """Blocks of samples (a, b), a <= b, that cover all pairs; or those with a visitor's samples b.
 
-    def __init__(self, samples: int, bytes_each: int, device: torch.device, limit: int | None = None) -> None:
+    Where classes are split into `shares`, each rank has the whole of such a block: it is smaller.
+    """
+
+    def __init__(
+        self, samples: int, bytes_each: int, device: torch.device, limit: int | None = None, shares: int = 1
+    ) -> None:
         limit = limit or (_SQUARES if device.type == "cpu" else _SQUARES_ON_GPU)
-        most = max(1, int((limit / bytes_each) ** 0.5))
-        count = -(-samples // most)
-        step = -(-samples // count)
-        self.blocks = [slice(n, min(samples, n + step)) for n in range(0, samples, step)]
+        if shares > 1:
+            limit //= 2 * shares
+        self._most = max(1, int((limit / bytes_each) ** 0.5))
+        self.blocks = self._split(slice(0, samples))
+        step = self.blocks[0].stop
         self.bytes = step * step * bytes_each
+
+    def _split(self, some: slice) -> list[slice]:
+        samples = some.stop - some.start
+        step = -(-samples // -(-samples // self._most))
+        return [slice(n, min(some.stop, n + step)) for n in range(some.start, some.stop, step)]
+
+    def of(self, visit: Visit | None) -> Iterator[tuple[slice, slice, bool, int]]:
+        """The same of a visit: own samples with one another, or with a visitor's."""
+        if visit is None or not visit.other:
+            yield from self
+            return
+        for a in self._split(visit.rows):
+            yield from ((a, b, False, 2) for b in self._split(visit.cols))
 
     def __iter__(self) -> Iterator[tuple[slice, slice, bool, int]]:
         """(a, b, whether they are the same, how often the pair stands for one of the whole square)."""
@@ -55,51 +75,112 @@ def power_of_two(t: Tensor, dim: int | None = None) -> Tensor:
 class FeatureProducts:
     """phi_n . phi_n' over `power`^2; with `ones` there is one more feature that is always 1."""
 
-    def __init__(self, features: Tensor, ones: bool, dtype: torch.dtype) -> None:
-        self._features, self._ones, self._dtype = features, ones, dtype
+    def __init__(self, features: Tensor, ones: bool, dtype: torch.dtype, ranks: Ranks) -> None:
+        self.features, self._ones, self._dtype = features, ones, dtype
         self.power = power_of_two(features if features.shape[1] else features.new_ones(1))
         if ones:
             self.power = self.power.clamp(min=1)
+        self.power = ranks.largest(self.power)
 
-    def __call__(self, a: slice, b: slice) -> Tensor:
-        """Products of two blocks of samples, (a, b)."""
-        shape = [len(self._features[s]) for s in (a, b)]
+    def __call__(self, a: slice, b: slice, visitor: Tensor | None = None) -> Tensor:
+        """Products of two blocks of samples, (a, b), the second one of a visitor's features if there is one."""
+        other = self.features if visitor is None else visitor
+        shape = [len(self.features[a]), len(other[b])]
         result = torch.zeros(shape, dtype=self._dtype, device=self.power.device)
         step = max(1, _TILE // (max(shape) * result.element_size()))
-        for some in self._features.split(step, dim=1):
+        for some, of_other in zip(self.features.split(step, dim=1), other.split(step, dim=1), strict=True):
             left = some[a].to(self._dtype) / self.power
-            result.addmm_(left, left.T if a == b else (some[b].to(self._dtype) / self.power).T)
+            own = visitor is None and a == b
+            result.addmm_(left, left.T if own else (of_other[b].to(self._dtype) / self.power).T)
         return result.add_(self.power**-2) if self._ones else result
 
     def lengths(self) -> Tensor:
         """|phi_n| (N,) over `power`."""
-        squares = torch.zeros(len(self._features), dtype=torch.float64, device=self.power.device)
-        for some in self._features.split(max(1, _TILE // (8 * len(squares))), dim=1):
+        squares = torch.zeros(len(self.features), dtype=torch.float64, device=self.power.device)
+        for some in self.features.split(max(1, _TILE // (8 * len(squares))), dim=1):
             squares += (some.double() / self.power).square_().sum(1)
         return (squares + self.power**-2 if self._ones else squares).sqrt_()
 
 
-def _scaled(q: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """Divide q by its power of two in place, or each row by its own with dim=1; return both."""
-    power = power_of_two(q, dim)
+def _scaled(q: Tensor, ranks: Ranks, dim: int | None = None) -> tuple[Tensor, Tensor]:
+    """Divide q by its power of two on all ranks in place, or each row by its own with dim=1; return both."""
+    power = ranks.largest(power_of_two(q, dim))
     return q.div_(power), power if dim is None else power[:, 0]
+
+
+class _Kernel:
+    """A symmetric matrix over pairs of samples: blocks of own ones, and, kept, what lies between them and visitors'."""
+
+    def __init__(
+        self, own: Callable[[slice, slice], Tensor], pairs: SamplePairs, ranks: Ranks, counts: list[int]
+    ) -> None:
+        self.own, self.pairs, self._ranks, self._counts = own, pairs, ranks, counts
+        self.visitors: dict[int, Tensor] = {}
+
+    def visits(self, *vectors: Tensor) -> Iterator[tuple[Visit, Tensor]]:
+        """Vectors (P, N) of visitors, and the matrix between own samples and theirs."""
+        if self._ranks.samples.size > 1:
+            for visit in self._ranks.ring(self._counts, *vectors):
+                if visit.rank in self.visitors:
+                    yield visit, self.visitors[visit.rank]
+
+    def forms(self, u: Tensor, v: Tensor) -> Tensor:
+        """u^T W v for each row of u and v (P, N); where they are the same, from half of W, which is symmetric."""
+        total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+        for a, b, same, times in self.pairs:
+            W, left, right = self.own(a, b), u[:, a], v[:, b]
+            if u is not v:
+                total += _dots(left @ W, right)
+                if not same:
+                    total += _dots(v[:, a] @ W, u[:, b])
+            elif not same:
+                total += times * _dots(left @ W, right)
+            else:
+                for n in range(0, len(W), _STRIP):
+                    strip = slice(n, n + _STRIP)
+                    product = left[:, strip] @ W[strip, strip]
+                    product.addmm_(left[:, :n], W[:n, strip], alpha=2)
+                    total += _dots(product, left[:, strip])
+        for visit, W in self.visits(u, *(() if u is v else (v,))):
+            of_u, of_v = visit.tensors[0][:, visit.cols], visit.tensors[-1][:, visit.cols]
+            total += _dots(u[:, visit.rows] @ W, of_v) + _dots(v[:, visit.rows] @ W, of_u)
+        return self._ranks.sum(total)
 
 
 class _PairWeights:
     """W[n, n'] = (phi_n . phi_n')(psi_n . psi_n') over the power of two `power`^2, in blocks of samples."""
 
-    def __init__(self, sides: Sides) -> None:
+    def __init__(self, sides: Sides, part: Part) -> None:
         left, left_ones, right, right_ones, same = sides
-        self.left = FeatureProducts(left, left_ones, torch.float64)
-        self.right = self.left if same else FeatureProducts(right, right_ones, torch.float64)
+        ranks = part.ranks
+        self.left = FeatureProducts(left, left_ones, torch.float64, ranks)
+        self.right = self.left if same else FeatureProducts(right, right_ones, torch.float64, ranks)
         self.pairs = SamplePairs(len(left), 16, left.device)
         require(self.pairs.bytes, "norms in the Gram form", left.device)
         self.power = self.left.power * self.right.power
         self.left_lengths = self.left.lengths()
         self.lengths = self.left_lengths * (self.left_lengths if same else self.right.lengths())
         self._first: Tensor | None = None
+        counts = [len(left) // len(part.samples) * n for n in part.counts]  # residuals may double them
+        self.both, self.of_left = (_Kernel(own, self.pairs, ranks, counts) for own in (self._block, self.left))
+        if ranks.samples.size > 1:
+            self._keep_visitors(ranks, counts)
 
-    def __call__(self, a: slice, b: slice) -> Tensor:
+    def _keep_visitors(self, ranks: Ranks, counts: list[int]) -> None:
+        """Vectors go round more often than features."""
+        same, own = self.right is self.left, counts[ranks.samples.rank]
+        kept = own * (sum(counts) // 2 + max(counts)) * (8 if same else 16)
+        require(kept, "norms in the Gram form over pairs of ranks", self.power.device)
+        for visit in ranks.ring(counts, self.left.features, *(() if same else (self.right.features,))):
+            if not visit.other:
+                continue
+            left = self.left(visit.rows, visit.cols, visit.tensors[0])
+            both = left.square() if same else left * self.right(visit.rows, visit.cols, visit.tensors[1])
+            self.both.visitors[visit.rank] = both
+            if not same:
+                self.of_left.visitors[visit.rank] = left
+
+    def _block(self, a: slice, b: slice) -> Tensor:
         if self._first is not None:
             return self._first
         W = self.left(a, b)
@@ -118,10 +199,11 @@ class PairSquares:
     """
 
     def __init__(self, part: Part, blocks: Callable[[Tensor], Tensor]) -> None:
+        self._part, self._ranks = part, part.ranks
         self._assemblies, self._blocks = Assemblies(part), blocks
         self._least = _CANCELLED[part.dtype]
-        self._weights = None if part.residual_far else _PairWeights(self._assemblies.sides)
-        self._most = max(1, _ENTRIES // (32 * len(part.samples)))  # pairs whose q (P, N) are worked on at once
+        self._weights = None if part.residual_far else _PairWeights(self._assemblies.sides, part)
+        self._most = max(1, _ENTRIES // (32 * part.largest))  # pairs whose q (P, N) are worked on at once
 
     def _calls(self, pairs: Tensor) -> Iterator[Assembly]:
         for call in self._assemblies(pairs):
@@ -140,13 +222,18 @@ class PairSquares:
 
     def _sum(self, pairs: Tensor, q: Tensor) -> float:
         weights = self._weights
-        q, power = _scaled(q)
+        q, power = _scaled(q, self._ranks)
         total = torch.zeros(2, dtype=torch.float64, device=q.device)
         for a, b, same, times in weights.pairs:
             sums = torch.zeros_like(total)
-            _ops.gram_sums_(q[:, a], q[:, b], weights(a, b), same, None, [], [], sums)
+            _ops.gram_sums_(q[:, a], q[:, b], weights.both.own(a, b), same, None, [], [], sums)
             total += times * sums
-        if total[0] < self._least * (q.abs() @ weights.lengths).square().sum():
+        for visit, W in weights.both.visits(q):
+            sums, other = torch.zeros_like(total), visit.tensors[0][:, visit.cols]
+            _ops.gram_sums_(q[:, visit.rows], other, W, False, None, [], [], sums)
+            total += 2 * sums
+        total, bound = self._ranks.sum(total, q.abs() @ weights.lengths)
+        if total[0] < self._least * bound.square().sum():
             return self._blocks(pairs).sum().item()
         return (total[0] * (power * weights.power) ** 2).item()
 
@@ -154,7 +241,7 @@ class PairSquares:
         """The squared norms (P,) float64."""
         result = torch.empty(len(pairs), dtype=torch.float64, device=pairs.device)
         for call in self._calls(pairs):
-            total, bound = self._each(call, self._weights or _PairWeights(call.sides))
+            total, bound = self._each(call, self._weights or _PairWeights(call.sides, self._part))
             if (poor := total < self._least * bound**2).any():
                 total[poor] = self._blocks(pairs[call.where][poor])
             result[call.where] = total
@@ -162,40 +249,20 @@ class PairSquares:
 
     def _each(self, call: Assembly, weights: _PairWeights) -> tuple[Tensor, Tensor]:
         """The squared norms, and what the norms would be if nothing cancelled."""
-        q, power = _scaled(call.entries().double(), 1)
+        q, power = _scaled(call.entries().double(), self._ranks, 1)
         power = power * weights.power
-        total = _forms(q, q, weights, weights.pairs) * power**2
+        total = weights.both.forms(q, q) * power**2
         bound = (q.abs() @ weights.lengths) * power
         residual, psi = call.curvature.residual, call.sides.right
         if residual is not None and psi.shape[1]:
             i, j = call.pairs.unbind(1)
-            r, r_power = _scaled(residual.T[j].double() * call.curvature.slope.T[i], 1)
+            r, r_power = _scaled(residual.T[j].double() * call.curvature.slope.T[i], self._ranks, 1)
             r_power = r_power * weights.left.power
             q *= psi.T[i] / weights.right.power
-            mixed = _forms(r, q, weights.left, weights.pairs) * power
-            total += (_forms(r, r, weights.left, weights.pairs) * r_power + 2 * mixed) * r_power
+            mixed = weights.of_left.forms(r, q) * power
+            total += (weights.of_left.forms(r, r) * r_power + 2 * mixed) * r_power
             bound += (r.abs() @ weights.left_lengths) * r_power
-        return total, bound
-
-
-def _forms(u: Tensor, v: Tensor, weight: Callable[[slice, slice], Tensor], sample_pairs: SamplePairs) -> Tensor:
-    """u^T W v for each row of u and v (P, N); where they are the same, from half of W, which is symmetric."""
-    total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
-    for a, b, same, times in sample_pairs:
-        W, left, right = weight(a, b), u[:, a], v[:, b]
-        if u is not v:
-            total += _dots(left @ W, right)
-            if not same:
-                total += _dots(v[:, a] @ W, u[:, b])
-        elif not same:
-            total += times * _dots(left @ W, right)
-        else:
-            for n in range(0, len(W), _STRIP):
-                strip = slice(n, n + _STRIP)
-                product = left[:, strip] @ W[strip, strip]
-                product.addmm_(left[:, :n], W[:n, strip], alpha=2)
-                total += _dots(product, left[:, strip])
-    return total
+        return total, self._ranks.sum(bound)
 
 
 def _dots(u: Tensor, v: Tensor) -> Tensor:

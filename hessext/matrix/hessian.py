@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hessext import _checks
 from hessext._memory import require
+from hessext.data.ranks import Ranks, collective
 from hessext.data.samples import Data
 from hessext.model.network import ParameterGroup
 
@@ -94,6 +95,11 @@ class Hessian:
         """Device of the results."""
         return self._data.network.like.device
 
+    @property
+    def ranks(self) -> Ranks:
+        """Who has the other samples, and must ask for the same results."""
+        return self._data.ranks
+
     def __repr__(self) -> str:
         """Layers, size, bytes when dense."""
         network = self._data.network
@@ -102,6 +108,7 @@ class Hessian:
         size = n * n * self.dtype.itemsize
         return f"Hessian({layers}; {self.term}, {n:,} parameters, {self.dtype}, dense {size:,} bytes)"
 
+    @collective
     def to(self, *args: Any, **kwargs: Any) -> Hessian:
         """The Hessian of the same parameters and data on another device or in another dtype; arguments as Tensor.to's.
 
@@ -120,6 +127,7 @@ class Hessian:
 
     # --------------------------------------------------------------------------------------------------- matrices
 
+    @collective
     def dense(self, out: Tensor | None = None) -> Tensor:
         """The whole Hessian in torch's parameter order, into `out` if given.
 
@@ -127,16 +135,19 @@ class Hessian:
         """
         return assemble.dense_hessian(self._data, self.term, out)
 
+    @collective
     def __matmul__(self, v: Tensor) -> Tensor:
         """Exact Hessian-vector product with (parameters,) or (parameters, k), at the cost of a few forward passes."""
         v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
         return self._data.sum(lambda samples, _: hessian_product(samples, self.term, v))
 
+    @collective
     def diagonal(self) -> Tensor:
         """The diagonal (parameters,), in torch's order. No block is formed."""
         parts = [self._part(group, group) for group in map(self._group, self._data.network.parameters)]
         return self._data.sum(lambda samples, _: torch.cat([assemble.diagonal(part.of(samples)) for part in parts]))
 
+    @collective
     def trace(self) -> Tensor:
         """The trace, a scalar tensor."""
         return self.diagonal().sum(dtype=torch.float64).to(self.dtype)
@@ -172,6 +183,7 @@ class Hessian:
         """A scipy.sparse.linalg.LinearOperator, for eigsh, cg, ...: its products are `H @ v`, its dtype is H's."""
         return scipy_operator.linear_operator(self, self)
 
+    @collective
     def norms(self) -> Tensor:
         """Frobenius norms of all blocks of all `layers`, one square symmetric map, layer by layer."""
         groups = [self._group(name) for name in self.layers]
@@ -189,12 +201,14 @@ class Hessian:
                     result[starts[c] : starts[c + 1], starts[r] : starts[r + 1]] = norms.T
         return result
 
+    @collective
     def shares(self) -> dict[tuple[str, str], float]:
         """Share of ||H||_F^2 of each layer and of what lies between two, both of its places together; nan for H = 0."""
         squares, _ = self._squares()
         total = sum(squares.values())
         return {names: square / total if total else math.nan for names, square in squares.items()}
 
+    @collective
     def norm(self) -> float:
         """||H||_F; no block is kept."""
         squares, unit = self._squares()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .assemble import blocks, diagonal, pieces_of_grid
 from .block_diagonal import pieces
+from .closed_curvature import ScaledIdentity, SoftmaxCurvature
+from .curvature_tiles import ENTRIES
 from .feature_gram import FeatureGram
+from .given_curvature import GivenCurvature
 from .part import Part
-from .sample_curvature import ENTRIES, GivenCurvature, ScaledIdentity, SoftmaxCurvature, sample_curvature
+from .sample_curvature import sample_curvature
 from .softmax_gram import OtherClasses, sums_of_classes
 
 _TOGETHER = 8192  # samples of a tile between two parts
@@ -20,7 +23,7 @@ _TOGETHER = 8192  # samples of a tile between two parts
 def with_factors(part: Part, G: Tensor, A: Tensor) -> float:
     """<B, G (x) A> = sum_n <Q_n, G> phi_n^T A phi_n of a part within a layer."""
     g = sample_curvature(part).against(((G + G.T) / 2).double()[None])[0]
-    features = FeatureGram(part.features(part.row), part.row.bias)
+    features = FeatureGram(part)
     return (g @ features.against(A.double())).item() * features.power**2
 
 
@@ -44,38 +47,55 @@ def with_part(part: Part, other: Part) -> float:
 
 
 def _by_samples(part: Part, other: Part) -> float:
-    """sum <Q_n, Q'_n'> (phi_n . phi'_n')^2 over samples n of one and n' of the other."""
-    left, right = (FeatureGram(p.features(p.row), p.row.bias) for p in (part, other))
+    """sum <Q_n, Q'_n'> (phi_n . phi'_n')^2 over samples n of one and n' of the other, in blocks of both."""
+    ranks, most = part.ranks, max(*part.counts, *other.counts)
+    left, right = FeatureGram(part), FeatureGram(other)
     phi, psi = left.dense(), right.dense()
-    total = sum(torch.sum(U.mul_((phi[a] @ psi[b].T).square_())).item() for a, b, U in _curvature_products(part, other))
-    return total * (left.power * right.power) ** 2
+    curvature = _products(part, other, most)
+    total = torch.zeros(1, dtype=torch.float64, device=part.device)
+    blocks = [slice(n, n + _TOGETHER) for n in range(0, most, _TOGETHER)]  # as many on all ranks
+    for a in blocks:
+        for b in blocks:
+            U = curvature(a, b)
+            for visit in ranks.ring(other.counts, psi[b], every=True):
+                total += torch.sum(U.pop(visit.rank).mul_((phi[a] @ visit.tensors[0].T).square_()))
+    return ranks.sum(total).item() * (left.power * right.power) ** 2
 
 
-def _curvature_products(part: Part, other: Part) -> Iterator[tuple[slice, slice, Tensor]]:
-    """<Q_n, Q'_n'> of samples a of one part and b of another, float64 [a, b]."""
+def _products(part: Part, other: Part, most: int) -> Callable[[slice, slice], dict[int, Tensor]]:
+    """<Q_n, Q'_n'> of own samples a and samples b of each rank, float64 [a, b]."""
     left, right = sample_curvature(part), sample_curvature(other)
-    most = max(left.N, right.N)
-    blocks = [[slice(n, min(n + _TOGETHER, side.N)) for n in range(0, side.N, _TOGETHER)] for side in (left, right)]
-    softmax = isinstance(left, SoftmaxCurvature) and isinstance(right, SoftmaxCurvature)
-    if softmax:
-        P, R = (OtherClasses(side.part.samples, most) for side in (left, right))
-    for a in blocks[0]:
-        for b in blocks[1]:
-            if softmax:
-                on, off = left.zeros(2, a.stop - a.start, b.stop - b.start).unbind()
-                sums_of_classes(P, R, a, b, False, None, on, off)
-                yield a, b, on.add_(off).mul_(left.scale[a, None]).mul_(right.scale[b])
-            elif isinstance(left, ScaledIdentity):
-                yield a, b, torch.outer(left.scale[a], right.traces[b])
-            elif isinstance(right, ScaledIdentity):
-                yield a, b, torch.outer(left.traces[a], right.scale[b])
-            else:
-                yield a, b, _of_entries(part, other, a, b, max(1, ENTRIES // (8 * most)))
+    ranks, counts = part.ranks, other.counts
+    spans = [(sum(counts[:rank]), n) for rank, n in enumerate(counts)]
 
+    def of_traces(a: slice, b: slice) -> dict[int, Tensor]:
+        traces = left.traces[part.own][a] / left.K
+        return {rank: torch.outer(traces, right.traces[start:][:n][b]) for rank, (start, n) in enumerate(spans)}
 
-def _of_entries(part: Part, other: Part, a: slice, b: slice, most: int) -> Tensor:
-    left, right = GivenCurvature(part, most), GivenCurvature(other, most)
-    result = left.zeros(a.stop - a.start, b.stop - b.start)
-    for (i, j, p), (_, _, q) in zip(left.pieces(), right.pieces(), strict=True):
-        result.addmm_((p[:, a] * (1.0 + (i != j))[:, None]).T, q[:, b])
-    return result
+    def of_softmax(a: slice, b: slice) -> dict[int, Tensor]:
+        found = {}
+        for visit in ranks.ring(counts, right.scale, *R.state(), every=True):
+            scale, *state = visit.tensors
+            at = slice(*a.indices(len(left.scale))[:2]), slice(*b.indices(len(scale))[:2])
+            on, off = left.zeros(2, *(s.stop - s.start for s in at)).unbind()
+            if on.numel():
+                sums_of_classes(P, R.visiting(state) if visit.other else R, *at, False, None, on, off)
+            found[visit.rank] = on.add_(off).mul_(left.scale[at[0], None]).mul_(scale[at[1]])
+        return found
+
+    def of_entries(a: slice, b: slice) -> dict[int, Tensor]:
+        sides = (GivenCurvature(p, max(1, ENTRIES // (8 * most))) for p in (part, other))
+        found: dict[int, Tensor] = {}
+        for (i, j, p), (_, _, q) in zip(*(side.pieces() for side in sides), strict=True):
+            weighted = (p[:, a] * (1.0 + (i != j))[:, None]).T
+            for visit in ranks.ring(counts, q[:, b], every=True):
+                matrix = found.setdefault(visit.rank, left.zeros(len(weighted), visit.tensors[0].shape[1]))
+                matrix.addmm_(weighted, visit.tensors[0])
+        return found
+
+    if isinstance(left, ScaledIdentity) or isinstance(right, ScaledIdentity):
+        return of_traces
+    if isinstance(left, SoftmaxCurvature) and isinstance(right, SoftmaxCurvature):
+        P, R = (OtherClasses(side, most) for side in (part, other))
+        return of_softmax
+    return of_entries

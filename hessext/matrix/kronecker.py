@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext.data.ranks import Ranks, collective
 
 from .assemble import blocks, pieces_of_grid
+from .curvature_tiles import SampleCurvature
 from .part import Part
-from .sample_curvature import SampleCurvature
 from .sample_pairs import Pairs
 
 # Roundings of ||H||^2: a difference of less is formed by blocks, for 1e-10 and 1e-5; less is not told from 0.
@@ -96,12 +97,19 @@ class NearestKronecker:
         self.errors, self.relative_error = tuple(errors), errors[0]
         self._norm = math.sqrt(product.square) * pairs.unit  # of the product
 
+    @property
+    def ranks(self) -> Ranks:
+        """Who has the other samples, and must ask for the factors, too."""
+        return self._pairs.part.ranks
+
     @cached_property
+    @collective
     def G(self) -> Tensor:
         """The factor of the curvature (K, K). Raises MemoryError."""
         return self._of_half_norm(self._product.curvature_matrix())
 
     @cached_property
+    @collective
     def A(self) -> Tensor:
         """The factor of the features (s, s). Raises MemoryError."""
         return self._of_half_norm(self._product.feature_matrix(self._pairs))
@@ -119,8 +127,11 @@ class NearestKronecker:
 def nearest_kronecker(part: Part, terms: int) -> NearestKronecker:
     """Of a part within a layer, with the errors of sums of up to `terms` products. Raises ValueError where H = 0."""
     pairs = Pairs(part)
-    sums = ((tile.same, torch.sum(tile.U * features.W).item()) for tile, features in pairs)
-    square = pairs.checked(sum(found if same else 2 * found for same, found in sums))
+    total = torch.zeros(1, dtype=torch.float64, device=part.device)
+    for tile, features in pairs:
+        total += torch.sum(tile.U * features.W) * (1 if tile.same else 2)
+    pairs.over_ranks(total)
+    square = pairs.checked(total.item())
     found = nearest(pairs, every=terms > 1)
     if found is None:
         raise ValueError(f"nearest_kronecker: expected a part that is not 0; the {part.term} term of this one is")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hessext import _checks
+from hessext.data.ranks import collective
 
 from .block_matrix import BlockMatrix
 from .hessian import Hessian
@@ -64,10 +65,12 @@ class LayerHessians(Hessian):
         """The layers' own."""
         return f"LayerHessians({', '.join(map(repr, self.each))})"
 
+    @collective
     def to(self, *args: Any, **kwargs: Any) -> LayerHessians:
         """The Hessians on another device or in another dtype, as `Hessian.to`."""
         return self._of_each(lambda H: H.to(*args, **kwargs))
 
+    @collective
     def diagonal(self) -> Tensor:
         """The diagonals of all layers, one after another."""
         return torch.cat([H.diagonal() for H in self.each])

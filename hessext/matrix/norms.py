@@ -18,7 +18,7 @@ from hessext._ops import Kind
 from hessext.model.network import ParameterGroup
 
 from . import cost, dense_norms, gram, softmax_gram
-from .assemble import diagonal_pairs
+from .assemble import blocks, diagonal_pairs
 from .cost import Form
 from .curvature import Assemblies, grid_pairs
 from .part import Divisors, Part
@@ -26,6 +26,7 @@ from .results import BlockRatio, RowNorms
 
 _PAIRS = 1 << 17  # blocks whose norms are taken at once
 _LEAST, _MOST = 2.0**-200, 2.0**200  # features and curvature whose fourth powers are far inside float64's range
+_PIECE = 64 << 20  # bytes of blocks in float64 of all ranks together
 
 
 def block_norms(part: Part, pairs: Tensor | None) -> Tensor:
@@ -194,6 +195,9 @@ def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
         return squares_of_all(pairs)
 
     def squares_of_all(pairs: Tensor) -> Tensor:
+        if not part.ranks.alone:  # a block is a sum over all samples before it is squared
+            some = pairs.split(max(1, _PIECE // (8 * part.block_shape[0] * part.block_shape[1])))
+            return torch.cat([blocks(part, piece).double().square_().sum((1, 2)) for piece in some])
         result = torch.empty(len(pairs), dtype=torch.float64, device=part.device)
         for call in assemblies(pairs):
             result[call.where] = _ops.block_squares(call.pairs, *call.arguments)
@@ -213,8 +217,11 @@ def _first_square(part: Part) -> float:
 def in_range(part: Part) -> tuple[Part, float]:
     """The part over powers of two, so that squares of its blocks are floats; and the unit that its norms are in.
 
-    It is float64 where float32 does not hold its blocks. In the ordinary range nothing is divided.
+    It is float64 where float32 does not hold its blocks. In the ordinary range nothing is divided, nor where samples or
+    classes are split over ranks.
     """
+    if not part.ranks.alone:
+        return part, 1.0
     samples = part.samples.in_range
     if samples is not part.samples:
         part = part.of(samples)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hessext._ops import Kind
+from hessext.data.ranks import Ranks
 from hessext.data.samples import Data, Samples
 from hessext.model.network import ParameterGroup
 
@@ -93,8 +94,8 @@ class Part:
 
     @property
     def in_closed_form(self) -> bool:
-        """Whether the core forms the entries of Q_n itself."""
-        return self.kind is not Kind.GIVEN
+        """Whether the core forms the entries of Q_n itself: it needs all classes."""
+        return self.kind is not Kind.GIVEN and self.ranks.classes.size == 1
 
     @property
     def residual_far(self) -> bool:
@@ -130,12 +131,42 @@ class Part:
 
     @property
     def samples(self) -> Samples:
-        """All of the data in memory. Raises MemoryError where it does not fit."""
+        """All of this rank's data in memory. Raises MemoryError where it does not fit."""
         return self.data.in_memory()
+
+    @property
+    def ranks(self) -> Ranks:
+        """Who has the other samples."""
+        return self.data.ranks
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each rank."""
+        return self.data.counts
+
+    @property
+    def first_class(self) -> int:
+        """The first row of the output weight that is here, where the ranks have split them."""
+        return self.data.first_class
+
+    @property
+    def largest(self) -> int:
+        """Samples of the rank that has most: what pieces are cut by on all of them."""
+        return max(self.counts)
+
+    @property
+    def own(self) -> slice:
+        """Samples of this rank among all of them."""
+        first = sum(self.counts[: self.ranks.samples.rank])
+        return slice(first, first + self.counts[self.ranks.samples.rank])
 
     def of(self, samples: Samples) -> Part:
         """The same part for some of the data."""
         return replace(self, data=samples)
+
+    def everywhere(self, t: Tensor, dim: int = 0) -> Tensor:
+        """What there is for each sample of all ranks, of which this one has t for its own."""
+        return self.ranks.everywhere(t, self.counts, dim)
 
     # ------------------------------------------------------------------------------------- of data in memory
 

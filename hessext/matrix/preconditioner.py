@@ -151,7 +151,8 @@ class _Forms:
     def column_blocks(self) -> Eigensystem:
         """Blocks of all entries of one feature: sum_n phi_n[a]^2 Q_n."""
         require(3 * 8 * self.s * self.K**2, f"eigenvectors of {self.s} blocks", self.part.device)
-        vectors, values = self._eigh(self.pairs.curvature.sum(self.pairs.features.dense().square().T))
+        squares = self.part.everywhere(self.pairs.features.dense().square().T.contiguous(), 1)
+        vectors, values = self._eigh(self.pairs.curvature.sum(squares))
         return Eigensystem(self.pairs.unit * values.T, vectors)
 
     # ------------------------------------------------------------------------------------------ Kronecker products

@@ -37,7 +37,7 @@ def product(samples: Samples, term: Term, direction: Direction, wanted: set[int]
         x = samples.features(layer)
         v = samples.curvature_product(layer, term, _apply(x, weight, bias))
         return {layer: (v.T @ x, v.sum(0))}
-    classes, width = network.like.shape
+    classes, width = network.classes, network.like.shape[1]
     least, most = (size // (classes * network.like.element_size()) for size in _CHUNK_BYTES)
     widest = most * classes // max(classes, width)
     step = max(64, widest if network.like.is_cuda else max(least, min(8 * width, most)))
@@ -105,15 +105,22 @@ def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 # ----------------------------------------------------------------------------------------- vectors and parameters
 
 
-def part_product(part: Part, v: Tensor) -> Tensor:
-    """The product of a part of data in memory with a vector or the columns of a matrix, in the data's dtype."""
+def part_product(part: Part, v: Tensor, *, own_rows: bool = False) -> Tensor:
+    """The product of a part of data in memory with a vector or the columns of a matrix, in the data's dtype.
+
+    Where classes are split over ranks, `own_rows` says that v and the result are of the rows that are here.
+    """
+    samples, row, col = part.samples, part.row, part.col
+    if own_rows:
+        row, col = (group._replace(blocks=len(part.like)) for group in (row, col))
 
     def apply(c: Tensor) -> Tensor:
-        direction = {part.col.layer: _to_affine(part.col, c)}
-        result = product(part.samples, part.term, direction, {part.row.layer})
-        return _from_affine(part.row, result[part.row.layer])
+        affine = _to_affine(col, c)
+        direction = {col.layer: affine if own_rows else _here(samples.network, col.layer, affine)}
+        result = product(samples, part.term, direction, {row.layer})[row.layer]
+        return _from_affine(row, result if own_rows else _everywhere(samples, row.layer, result))
 
-    return _by_columns(apply, v.to(part.dtype), part.shape[0])
+    return _by_columns(apply, v.to(part.dtype), row.blocks * row.size)
 
 
 def hessian_product(samples: Samples, term: Term, v: Tensor) -> Tensor:
@@ -125,7 +132,7 @@ def hessian_product(samples: Samples, term: Term, v: Tensor) -> Tensor:
         parts = [
             part.reshape(-1)
             for number in network.registered
-            for part in result[number][: 1 if network.layers[number].bias is None else 2]
+            for part in _everywhere(samples, number, result[number])[: 1 if network.layers[number].bias is None else 2]
         ]
         return torch.cat(parts)
 
@@ -137,8 +144,24 @@ def _split(network: Network, v: Tensor) -> Direction:
     direction: Direction = {}
     for group in network.whole:
         dW = v[group.start : group.start_bias].view(group.blocks, group.cols)
-        direction[group.layer] = dW, v[group.start_bias : group.start_bias + group.blocks] if group.bias else None
+        db = v[group.start_bias : group.start_bias + group.blocks] if group.bias else None
+        direction[group.layer] = _here(network, group.layer, (dW, db))
     return direction
+
+
+def _here(network: Network, layer: int, affine: tuple) -> tuple:
+    """The rows that this rank has, where those of the last layer are split."""
+    if network.split is None or layer != network.last:
+        return affine
+    first, end = network.split[0], network.split[0] + len(network.like)
+    return tuple(None if t is None else t[first:end] for t in affine)
+
+
+def _everywhere(samples: Samples, layer: int, affine: Affine) -> Affine:
+    """The rows of all ranks."""
+    if samples.network.split is None or layer != samples.network.last:
+        return affine
+    return tuple(samples.all_classes(t.contiguous(), 0) for t in affine)
 
 
 def _to_affine(group: ParameterGroup, v: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import combinations_with_replacement, repeat
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._memory import require
 from hessext._ops import Curvature, Kind
-from hessext.data.samples import Samples
+from hessext.model.network import Layer
 
 from .gram import FeatureProducts, SamplePairs, power_of_two
 from .part import Part
@@ -29,28 +30,61 @@ class OtherClasses:
 
     Top-class deflation: where one class dominates, sums of squares over all classes cancel; over the others they do
     not. Probabilities are kept where they fit, else a tile of classes is formed again when it is asked for. Those of
-    sample n are divided by `power[n]`, about 1 together. Where they meet those of other data, both have the tiles of
-    `most` samples.
+    sample n are divided by `power[n]`, about 1 together. Where they meet those of other data or of other ranks, both
+    have the tiles of `most` samples.
     """
 
-    def __init__(self, samples: Samples, most: int = 0) -> None:
+    def __init__(self, part: Part, most: int = 0) -> None:
+        samples, self._ranks, self._first = part.samples, part.ranks, part.first_class
         layer = samples.network.layers[-1]
         self._features, self._weight, self._bias = samples.features(samples.network.last), layer.weight, layer.bias
         N, C = len(self._features), len(self._weight)
         x = samples.x
-        most = max(most, N) * x.element_size()
-        self._tile = max(1, min(C, _TILE // most))
-        self._kept = x.new_empty(C, N) if C * most <= _KEPT else None
+        most, shares = max(most, N) * x.element_size(), part.ranks.classes.size
+        self._tile = max(1, min(C, _TILE // shares // most))
+        self._kept = x.new_empty(C, N) if C * most <= _KEPT // shares else None
+        self._step = self._tile if self._kept is None or not part.ranks.alone else C
         self._largest = x.new_full((N,), -torch.inf)
         self.top = torch.zeros(N, dtype=torch.int64, device=x.device)
         self._others = torch.zeros(N, dtype=torch.float64, device=x.device)  # sum of e^(l - largest)
         for c in range(0, C, self._tile):
             _ops.softmax_scan_(self._logits(c, slice(None)), c, self._largest, self.top, self._others)
+        self._of_all_classes()
+        self._unit = 1.0
+        self._derive()
+        if self._kept is not None:
+            _ops.softmax_others_(self._kept, self._first, self._largest, self.top, self._others, self._power)
+
+    def _of_all_classes(self) -> None:
+        """Put together what the ranks of the classes have scanned; of equal logits the first class is the top."""
+        self.top += self._first
+        if self.whole:
+            return
+        largest = self._ranks.class_largest(self._largest.clone())
+        last = torch.iinfo(torch.int64).max
+        top = -self._ranks.class_largest(-torch.where(self._largest == largest, self.top, last))
+        own = (self._others + (self.top != top)) * (self._largest - largest).double().exp()
+        self._largest, self.top, self._others = largest, top, self._ranks.class_sum(own)
+
+    def _derive(self) -> None:
         self.p = 1 / (1 + self._others)  # of the top class
         self.rest = self._others * self.p  # 1 - p
         self.power = self._power = power_of_two(self.rest[:, None], 1)[:, 0]
-        if self._kept is not None:
-            _ops.softmax_others_(self._kept, 0, self._largest, self.top, self._others, self._power)
+        if self._unit != 1:
+            self.power = torch.where(self.rest > 0, self._power / self._unit, 1.0)
+            self.rest = self.rest / self._unit
+
+    def state(self) -> tuple[Tensor, ...]:
+        """What another rank, which has the weights, needs to form the same."""
+        return self._features, self._largest, self.top, self._others
+
+    def visiting(self, state: Sequence[Tensor]) -> OtherClasses:
+        """Those of another rank's samples, of which none are kept."""
+        result = copy(self)
+        result._features, result._largest, result.top, result._others = state
+        result._kept = None
+        result._derive()
+        return result
 
     @property
     def example(self) -> Tensor:
@@ -61,48 +95,65 @@ class OtherClasses:
         weight, bias = (None if t is None else t[c : c + self._tile] for t in (self._weight, self._bias))
         features = self._features[samples]
         out = features.new_empty(len(weight), len(features)) if self._kept is None else self._kept[c : c + len(weight)]
-        _ops.logits_(out, weight, bias, features)
+        if weight.dtype == out.dtype:
+            _ops.logits_(out, weight, bias, features)
+            return out
+        for rows, lifted in Layer.lifted(weight, out.dtype):
+            _ops.logits_(out[rows], lifted, None if bias is None else bias[rows], features)
         return out
 
     def tiles(self, samples: slice) -> Iterator[tuple[int, Tensor]]:
         """The first class and the probabilities (classes, samples) of a tile, of some samples."""
-        if self._kept is not None:
-            yield 0, self._kept[:, samples]
-            return
         state = (t[samples] for t in (self._largest, self.top, self._others, self._power))
         largest, top, others, power = state
-        for c in range(0, len(self._weight), self._tile):
-            tile = self._logits(c, samples)
-            _ops.softmax_others_(tile, c, largest, top, others, power)
-            yield c, tile
+        for c in range(0, len(self._weight), self._step):
+            if self._kept is not None:
+                tile = self._kept[c : c + self._step, samples]
+            else:
+                tile = self._logits(c, samples)
+                _ops.softmax_others_(tile, self._first + c, largest, top, others, power)
+            yield self._first + c, tile
+
+    @property
+    def whole(self) -> bool:
+        """Whether all classes are here."""
+        return self._ranks.classes.size == 1
+
+    def here(self, classes: Tensor) -> Tensor:
+        """Those of some classes that this rank has."""
+        return classes[(classes >= self._first) & (classes < self._first + len(self._weight))]
+
+    def over_classes(self, *tensors: Tensor) -> None:
+        """Add up what is a sum over classes."""
+        self._ranks.class_sum(*tensors)
 
     def enlarge(self) -> float:
         """Divide `rest` and `power` of all samples, if tiny, by a power of two, which is returned.
 
         Where 1 - p_top < 2^-120 everywhere, curvature is proportional to it in float64. The largest becomes 2^-100.
         """
-        largest = self.rest.max().item()
-        if not 0 < largest < 2.0**-120:
-            return 1.0
-        unit = 2.0 ** (math.ceil(math.log2(largest)) + 100)
-        self.power = torch.where(self.rest > 0, self._power / unit, 1.0)
-        self.rest = self.rest / unit
-        return unit
+        largest = self._ranks.largest(self.rest.max()).item()
+        if 0 < largest < 2.0**-120:
+            self._unit = 2.0 ** (math.ceil(math.log2(largest)) + 100)
+            self._derive()
+        return self._unit
 
     def probabilities(self, classes: Tensor) -> Tensor:
-        """Those of some classes (classes, N), top classes too, in float64."""
+        """Those of some classes that are here (classes, N), top classes too, in float64."""
+        classes = classes - self._first
         bias = None if self._bias is None else self._bias[classes]
-        logits = F.linear(self._features, self._weight[classes], bias).T.double()
+        logits = F.linear(self._features, self._weight[classes].to(self._features.dtype), bias).T.double()
         return (logits - self._largest).exp_().mul_(self.p)
 
     def samples_by_tile(self, samples: slice) -> tuple[Tensor, ...]:
         """Which of some samples have their top class in each of the `tiles`; a GPU is waited for once, if at all."""
-        top = self.top[samples]
-        if self._kept is not None:
+        top, C = self.top[samples], len(self._weight)
+        if self._step == C and self.whole:
             return (torch.arange(len(top), device=top.device),)
         top, order = top.sort()
-        firsts = torch.arange(self._tile, len(self._weight), self._tile, device=top.device)
-        return order.tensor_split(torch.searchsorted(top, firsts).tolist())
+        ends = [*range(self._first, self._first + C, self._step), self._first + C]
+        ends = torch.searchsorted(top, torch.tensor(ends, device=top.device)).tolist()
+        return order.tensor_split(ends)[1:-1]  # without those of other ranks' classes
 
 
 def softmax_sums(part: Part) -> tuple[float, float, float]:
@@ -113,41 +164,48 @@ def softmax_sums(part: Part) -> tuple[float, float, float]:
     """
     samples = part.samples
     samples.check_unchanged()
-    phi = FeatureProducts(part.features(part.row), part.row.bias, part.dtype)
-    scale_power = power_of_two(part.scale)
+    phi = FeatureProducts(part.features(part.row), part.row.bias, part.dtype, part.ranks)
+    scale_power = part.ranks.largest(power_of_two(part.scale))
     scale = part.scale / scale_power
-    pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), part.device)
+    pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), part.device, shares=part.ranks.classes.size)
     require(pairs.bytes + memory_of_classes(part), "the ratio in the Gram form", part.device)
-    P = OtherClasses(samples)
+    P = OtherClasses(part)
     unit = (phi.power**2 * scale_power).item() * P.enlarge()
-    diagonal = off_diagonal = 0.0
-    for a, b, same, times in pairs:
-        W = phi(a, b).square_().mul_(scale[a, None]).mul_(scale[b])
-        on, off = sums_of_classes(P, P, a, b, same, W)[:2]
-        diagonal, off_diagonal = diagonal + times * on, off_diagonal + times * off
-        del W  # before the next one is made
+    sums = torch.zeros(2, dtype=torch.float64, device=part.device)
+    for visit in part.ranks.ring(part.counts, scale, *P.state()):
+        other_scale, *state = visit.tensors
+        other = P.visiting(state) if visit.other else P
+        features = state[0][:, : phi.features.shape[1]] if visit.other else None
+        for a, b, same, times in pairs.of(visit):
+            W = phi(a, b, features).square_().mul_(scale[a, None]).mul_(other_scale[b])
+            sums += times * sums_of_classes(P, other, a, b, same, W)[0]
+            del W  # before the next one is made
+    diagonal, off_diagonal = part.ranks.sum(sums).tolist()
     return diagonal, off_diagonal, unit
 
 
 def memory_of_classes(part: Part) -> int:
     """Bytes of the probabilities that are worked on, kept or not."""
-    return min(_KEPT, part.grid[0] * len(part.samples) * part.dtype.itemsize) + 2 * _TILE
+    shares, whole = part.ranks.classes.size, part.grid[0] * len(part.samples) * part.dtype.itemsize
+    return (min(_KEPT, whole) + 2 * _TILE) // shares
 
 
 def sums_of_classes(
     left: OtherClasses, right: OtherClasses, a: slice, b: slice, same: bool, W: Tensor | None, *matrices: Tensor
-) -> tuple[float, float, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Sums over pairs of samples (a, b) of W[n, n'] times sum_j Q_n[j, j] Q_n'[j, j], and of the same over j != k.
 
     Without the scales c_n. What W weighs is added to `matrices`, one for each of the two, float64 [a, b]; their upper
     triangle where the samples are the `same`. Last, sum_j p_nj p_n'j [a, b] over what are no top classes, float64.
+    Where classes are split over ranks, what is a sum over classes is added up before it is squared.
     """
     shape = len(left.top[a]), len(right.top[b])
     products = torch.zeros(shape, dtype=torch.float64, device=left.top.device)
     sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=products.device)
     like = right.example
-    at_b = like.new_empty(shape)  # [n, n'] = p_n'[top_n] over power[n']
-    at_a = at_b if same else like.new_empty(shape[::-1])
+    empty = like.new_empty if left.whole else like.new_zeros
+    at_b = empty(shape)  # [n, n'] = p_n'[top_n] over power[n']
+    at_a = at_b if same else empty(shape[::-1])
     powers = [left.power[a], right.power[b]]
     of_a = left.samples_by_tile(a)
     of_b = of_a if same else right.samples_by_tile(b)
@@ -158,10 +216,10 @@ def sums_of_classes(
         _gather(in_a, left.top[a] - first, other, at_b)
         if not same:
             _gather(in_b, right.top[b] - first, tile, at_a)
+    left.over_classes(sums, products, at_b, *(() if same else (at_a,)), *matrices)
     sides = [[P.top[s], P.p[s], P.rest[s], at] for P, s, at in ((left, a, at_b), (right, b, at_a))]
     _ops.gram_tops_(products, W, same, list(matrices), powers, *sides, tops)
-    on, squares, tops_on, tops_off = torch.cat([sums, tops]).tolist()
-    return on + tops_on, tops_off - squares, products
+    return tops + torch.stack([sums[0], -sums[1]]), products
 
 
 def _gather(rows: Tensor, top: Tensor, tile: Tensor, out: Tensor) -> None:
@@ -179,7 +237,7 @@ def class_pair_norms(part: Part) -> Iterator[tuple[int, int, Tensor]]:
     """
     samples = part.samples
     samples.check_unchanged()
-    phi = FeatureProducts(part.features(part.row), part.row.bias, torch.float64)
+    phi = FeatureProducts(part.features(part.row), part.row.bias, torch.float64, part.ranks)
     P = samples.output.probs
     C = P.shape[1]
     step = -(-C // -(-C // _CLASSES))
@@ -220,4 +278,5 @@ def _class_pair_tile(phi: FeatureProducts, scale: Tensor, left: Tensor, right: T
 def one_sign(part: Part) -> bool:
     """Whether no two scales c_n have opposite signs, as class weights or targets below zero bring."""
     least, most = torch.aminmax(part.samples.scale)
-    return bool(least >= 0) or bool(most <= 0)
+    low, most = part.ranks.largest(torch.stack([-least, most]))
+    return bool(low <= 0) or bool(most <= 0)

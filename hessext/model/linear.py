@@ -85,7 +85,8 @@ def _check(layer: LinearLayer, by_weight: bool, argument: str) -> None:
             f"{weight!r} asks for the Hessian in the weight itself"
         )
     weight = module.weight
-    if not weight.is_floating_point() or type(weight) not in (Tensor, nn.Parameter):
+    split = hasattr(weight, "placements")  # a DTensor, whose placements are looked at where it is used
+    if not weight.is_floating_point() or not (split or type(weight) in (Tensor, nn.Parameter)):
         raise TypeError(
             f"{argument}: expected a weight of floating point numbers; got {weight.dtype} "
             f"({type(weight).__name__}) in {name!r}: dequantize the model first"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessext import _ops
+from hessext._tensors import lifted
 
 
 @dataclass(eq=False)
@@ -48,6 +49,7 @@ class CrossEntropy:
     weight: Tensor | None = None
     label_smoothing: float = 0.0
     ignore_index: int = -100
+    total: float | None = None  # what a mean divides by, where more samples than those at hand are its own
 
     kind = "cross_entropy"
     softmax = True  # d2 l_n / df2 is c_n (diag p - p p^T); otherwise it is c_n I
@@ -94,6 +96,8 @@ class CrossEntropy:
         """What the sum over samples is divided by: N, the sum of the labels' weights, or 1; arguments as of `scale`."""
         if self.reduction == "sum":
             return 1
+        if self.total is not None:
+            return self.total
         return len(like) if y is None or y.is_floating_point() else self.kept(y, like)[1].sum()
 
     def scale(self, y: Tensor | None, like: Tensor) -> Tensor:
@@ -168,6 +172,7 @@ class BinaryCrossEntropy:
     reduction: str = "mean"
     weight: Tensor | None = None
     pos_weight: Tensor | None = None
+    total: float | None = None  # as of CrossEntropy
 
     kind = "binary_cross_entropy"
     softmax = False
@@ -181,7 +186,7 @@ class BinaryCrossEntropy:
     def flattened(self, shape: Sequence[int], last: int) -> BinaryCrossEntropy:
         """Return the loss of targets of this shape whose axes up to the `last` are made one; its weights broadcast."""
         weights = (t if t is None else t.expand(shape).flatten(0, last) for t in (self.weight, self.pos_weight))
-        return BinaryCrossEntropy(self.reduction, *weights)
+        return BinaryCrossEntropy(self.reduction, *weights, self.total)
 
     def value(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the scalar loss, differentiable, in the dtype of the logits (N, 1)."""
@@ -190,9 +195,11 @@ class BinaryCrossEntropy:
             logits.view(y.shape), y.to(logits.dtype), weight, reduction=self.reduction, pos_weight=pos_weight
         )
 
-    def divisor(self, y: Tensor | None, like: Tensor) -> int:
+    def divisor(self, y: Tensor | None, like: Tensor) -> float:
         """What the sum over samples is divided by: N or 1."""
-        return 1 if self.reduction == "sum" else len(like)
+        if self.reduction == "sum":
+            return 1
+        return len(like) if self.total is None else self.total
 
     def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputDerivatives:
         """Curvature and residual at logits (N, 1), of like's shape and dtype, for checked targets y."""
@@ -228,6 +235,7 @@ class SquaredError:
     """
 
     reduction: str = "samples"
+    total: float | None = None  # as of CrossEntropy
 
     kind = "mse"
     softmax = False
@@ -257,8 +265,10 @@ class SquaredError:
 
         return OutputDerivatives(like.new_full((len(like),), factor), residual)
 
-    def divisor(self, y: Tensor | None, like: Tensor) -> int:
+    def divisor(self, y: Tensor | None, like: Tensor) -> float:
         """What the sum over samples is divided by: N, N C or 1; `like` is shaped as the logits."""
+        if self.total is not None and self.reduction != "sum":
+            return self.total
         return {"samples": len(like), "mean": like.numel(), "sum": 1}[self.reduction]
 
 
@@ -299,4 +309,4 @@ def resolve(loss: LossLike) -> Loss:
 
 
 def _copied(weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else weight.detach().clone()
+    return None if weight is None else weight.detach().to(lifted(weight.dtype), copy=True)

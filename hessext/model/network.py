@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hessext._tensors import Watch, compact, map_tensors
+from hessext._tensors import Watch, compact, lifted_like, map_tensors
 
 from .activations import Activation
+
+_LIFTED = 16 << 20  # bytes of a weight in half precision that are lifted at once
 
 Affine = tuple[Tensor, Tensor | None]  # weight (rows, cols), bias (rows,)
 
@@ -29,6 +33,33 @@ class Layer:
     def affine(self) -> Affine:
         """Weight and bias."""
         return self.weight, self.bias
+
+    def outputs(self, a: Tensor) -> Tensor:
+        """W a + b (N, rows) of inputs a (N, cols); a weight in half precision is lifted some rows at a time."""
+        if self.weight.dtype == a.dtype:
+            return F.linear(a, *self.affine)
+        result = a.new_empty(len(a), len(self.weight))
+        for rows, weight in self.lifted(self.weight, a.dtype):
+            result[:, rows] = F.linear(a, weight, None if self.bias is None else self.bias[rows])
+        return result
+
+    def pulled(self, r: Tensor) -> Tensor:
+        """R W (N, cols) of rows (N, rows)."""
+        if self.weight.dtype == r.dtype:
+            return r @ self.weight
+        result = r.new_zeros(len(r), self.weight.shape[1])
+        for rows, weight in self.lifted(self.weight, r.dtype):
+            result.addmm_(r[:, rows], weight)
+        return result
+
+    @staticmethod
+    def lifted(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows of a weight in half precision at a time, in one and the same memory."""
+        step = max(1, _LIFTED // (dtype.itemsize * weight.shape[1]))
+        buffer = weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=dtype)
+        for first in range(0, len(weight), step):
+            rows = slice(first, min(first + step, len(weight)))
+            yield rows, buffer[: rows.stop - first].copy_(weight[rows])
 
     def name_of(self, part: str) -> str:
         """Name of the "weight" or the "bias"; a module that is itself the layer has no name of its own."""
@@ -66,6 +97,8 @@ class Network:
     # Layers in torch's order, in which a model registers them; None: as they are applied.
     registered: tuple[int, ...] | None = None
     by_parameter: bool = False  # whether `Hessian.layers` are a model's parameters, or whole layers
+    # The first of the last layer's rows that are here, and how many there are, where other ranks have the others.
+    split: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.registered is None:
@@ -89,8 +122,8 @@ class Network:
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the parameters' dtype and device."""
-        return self.layers[-1].weight
+        """A tensor of the results' dtype and device, shaped as the last weight."""
+        return lifted_like(self.layers[-1].weight)
 
     @property
     def inputs(self) -> int:
@@ -100,7 +133,7 @@ class Network:
     @property
     def classes(self) -> int:
         """C, the number of logits."""
-        return self.layers[-1].weight.shape[0]
+        return self.layers[-1].weight.shape[0] if self.split is None else self.split[1]
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
@@ -120,6 +153,7 @@ class Network:
         for number in self.registered:
             layer = self.layers[number]
             rows, cols = layer.weight.shape
+            rows = self.classes if number == self.last else rows
             group = ParameterGroup(layer.name, number, rows, cols, layer.bias is not None, start, start + rows * cols)
             found.append(group)
             start += rows * group.size

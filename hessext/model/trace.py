@@ -89,7 +89,8 @@ def check_forward(argument: str, name: str, module: nn.Module) -> None:
             "which may change what modules compute; remove them first"
         )
     what = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-    if module._forward_hooks or module._forward_pre_hooks:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if not all(getattr(hook, "__module__", "").startswith("torch.distributed.tensor.") for hook in hooks):
         raise TypeError(
             f"{argument}: expected modules without forward hooks, which may change what they compute; got one on {what}"
         )

@@ -191,7 +191,7 @@ def test_one_result_and_that_of_a_piece_are_alive(monkeypatch):
     """The memory that is asked for before: two results, whether compute writes to what it is given or not."""
     x, y = data(40)
     monkeypatch.setattr(data_batches, "_PIECE", 1)
-    monkeypatch.setattr(data_batches, "_SMALL", 0)
+    monkeypatch.setattr(data_batches, "SMALL", 0)
     H = hessext.hessian(model(), list(zip(x.split(9), y.split(9), strict=True)))
     alive, most = [], 0
 
@@ -339,7 +339,7 @@ def test_bad_memory(memory):
 
 
 def test_large_weights_are_watched(monkeypatch):
-    monkeypatch.setattr(hessext._api, "_COPIED", 0)
+    monkeypatch.setattr(hessext._parameters, "_COPIED", 0)
     W = torch.ones(C, D, dtype=torch.float64)
     x = torch.ones(3, D, dtype=torch.float64)
     H = hessext.linear(W, [(x, None)])

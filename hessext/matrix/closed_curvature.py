@@ -1,0 +1,192 @@
+"""Q_n of the output layer: c_n (diag p_n - p_n p_n^T) of a softmax, whose many classes are never formed, or c_n I."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessext._memory import require
+from hessext.data.ranks import Visit
+
+from .curvature_tiles import ENTRIES, CurvatureTile, SampleCurvature, mirrored
+from .gram import SamplePairs
+from .part import Part
+from .softmax_gram import OtherClasses, memory_of_classes, sums_of_classes
+
+
+class ScaledIdentity(SampleCurvature):
+    """c_n I, or 0."""
+
+    rounding = torch.finfo(torch.float64).eps
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        scale = part.samples.output.scale.double()
+        self._own = torch.zeros_like(scale) if part.term == "residual" else scale
+        self.scale = part.everywhere(self._own)
+        self.traces = self.K * self.scale
+
+    def state(self) -> tuple[Tensor, ...]:
+        """As above."""
+        return (self._own,)
+
+    def visiting(self, state: Sequence[Tensor]) -> ScaledIdentity:
+        """As above."""
+        result = copy(self)
+        (result._own,) = state
+        return result
+
+    def tiles(
+        self,
+        pairs: SamplePairs,
+        visit: Visit | None = None,
+        other: ScaledIdentity | None = None,
+        prepared: None = None,
+    ) -> Iterator[CurvatureTile]:
+        """As above."""
+        for a, b, _, _ in pairs.of(visit):
+            on = self.K * torch.outer(self._own[a], (other or self)._own[b])
+            yield CurvatureTile(a, b, on, torch.zeros_like(on))
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """As above."""
+        result = self.zeros(len(weights), self.K, self.K)
+        result.diagonal(dim1=1, dim2=2).copy_((weights @ self.scale)[:, None])
+        return result
+
+    def against(self, G: Tensor) -> Tensor:
+        """As above."""
+        return torch.outer(G.diagonal(dim1=1, dim2=2).sum(1), self.scale)
+
+    def in_basis(self, U: Tensor) -> Tensor:
+        """As above."""
+        return torch.outer(self._own, U.square().sum(0))
+
+    def across(self, groups: Tensor, a: slice, b: slice, visit: Visit, other: Any, prepared: None) -> Tensor:
+        """As above."""
+        return self.zeros(a.stop - a.start, b.stop - b.start)
+
+
+class SoftmaxCurvature(SampleCurvature):
+    """c_n (diag p_n - p_n p_n^T). With t the most probable class, d = p - e_t is as small as 1 - p_t."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        self.rounding = torch.finfo(part.dtype).eps
+        self.scale = part.samples.scale.double()
+
+    @cached_property
+    def others(self) -> OtherClasses:
+        """Probabilities of this rank's samples."""
+        require(memory_of_classes(self.part), "probabilities", self.part.device)
+        return OtherClasses(self.part)
+
+    def state(self) -> tuple[Tensor, ...]:
+        """As above."""
+        return self.scale, *self.others.state()
+
+    def visiting(self, state: Sequence[Tensor]) -> SoftmaxCurvature:
+        """As above."""
+        result = copy(self)
+        result.scale, *rest = state
+        result.others = self.others.visiting(rest)
+        return result
+
+    @cached_property
+    def traces(self) -> Tensor:
+        """As above."""
+        P, squares = self.others, torch.zeros_like(self.scale)
+        for _, tile in P.tiles(slice(None)):
+            for some in tile.split(max(1, ENTRIES // (8 * len(squares)))):
+                squares += some.double().square_().sum(0)
+        P.over_classes(squares)
+        return self._traces(squares * P.power.square())
+
+    def _traces(self, squares: Tensor) -> Tensor:
+        P = self.others
+        return self.part.everywhere(self.scale * (P.rest * (1 + P.p) - squares))  # sum p (1 - p)
+
+    def tiles(
+        self,
+        pairs: SamplePairs,
+        visit: Visit | None = None,
+        other: SoftmaxCurvature | None = None,
+        prepared: None = None,
+    ) -> Iterator[CurvatureTile]:
+        """As above."""
+        other = other or self
+        if other is self:
+            self._squares = torch.empty_like(self.scale)
+        for a, b, same, _ in pairs.of(visit):
+            on, off = self.zeros(2, a.stop - a.start, b.stop - b.start).unbind()
+            products = sums_of_classes(self.others, other.others, a, b, same, None, on, off)[1]
+            if same:
+                self._squares[a] = products.diagonal()
+                on, off = mirrored(on), mirrored(off)
+            del products
+            for t in (on, off):
+                t.mul_(self.scale[a, None]).mul_(other.scale[b])
+            yield CurvatureTile(a, b, on, off)
+
+    def finish(self) -> None:
+        """Traces without one more pass over the classes."""
+        self.traces = self._traces(self._squares)
+
+    def _centred(self) -> tuple[Tensor, Tensor]:
+        """d (n, C), and t (n,)."""
+        n = len(self.scale)
+        require(8 * 5 * n * self.K, "probabilities in float64", self.part.device)
+        o = self.part.samples.output
+        d = self.part.samples.probabilities.to(torch.float64, copy=True)
+        d[torch.arange(n, device=d.device), o.top] = -o.rest.double()
+        return d, o.top
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """As above."""
+        result = self.zeros(len(weights), self.K, self.K)
+        d, top = self._centred()
+        number = torch.arange(len(d), device=d.device)
+        p = d.clone()
+        p[number, top] += 1
+        s = p * (1 - p)
+        s[number, top] = -p[number, top] * d[number, top]
+        for w, out in zip(weights[:, self.part.own] * self.scale, result, strict=True):
+            products = torch.mm(p.T, p * -w[:, None])
+            torch.add(products, products.T, out=out).div_(2)
+            out.diagonal().copy_(w @ s)
+        return self.part.ranks.sum(result)
+
+    def against(self, G: Tensor) -> Tensor:
+        """As above."""
+        d, top = self._centred()
+        along = G.diagonal(dim1=1, dim2=2)[:, None] - 2 * G[:, top] - d @ G
+        return self.part.everywhere(torch.einsum("nc,bnc->bn", d, along) * self.scale, 1)
+
+    def in_basis(self, U: Tensor) -> Tensor:
+        """As above."""
+        d, top = self._centred()
+        along = d @ U
+        return (d @ U.square() - 2 * U[top] * along - along.square_()).mul_(self.scale[:, None])
+
+    def across(
+        self, groups: Tensor, a: slice, b: slice, visit: Visit, other: SoftmaxCurvature | None, prepared: None
+    ) -> Tensor:
+        """2 sum_{g < h} r_g r_h with r_g = sum_{j in g} p_nj p_n'j: no summand is negative."""
+        other = other or self
+        before, result = self.zeros(2, a.stop - a.start, b.stop - b.start).unbind()
+        for g in groups.unique().tolist():
+            rows = self.others.here((groups == g).nonzero()[:, 0])
+            r = torch.zeros_like(result)
+            for some in rows.split(max(1, ENTRIES // (16 * len(self.scale)))):
+                p = self.others.probabilities(some)
+                q = p if other is self else other.others.probabilities(some)
+                r.addmm_(p[:, a].T, q[:, b])
+            self.others.over_classes(r)
+            result.addcmul_(before, r, value=2)
+            before += r
+        return result.mul_(self.scale[a, None]).mul_(other.scale[b])
