@@ -33,8 +33,8 @@ def pool(H: Hessian | BlockMatrix | torch.Tensor, *, max_pixels: int = 1000, poo
     """The image that heat_map shows: of every cell the largest |entry| ("max") or the mean of |entry| ("mean").
 
     Of H's dtype, about max_pixels on the longer side; no cell is in two layers, nor in two blocks with room for cells.
-    Of a pair of layers above 512 MiB a few blocks are formed at a time, unless they are smaller than cells. Raises
-    ValueError or TypeError for bad arguments, MemoryError as H.dense() does.
+    Of a pair of layers above 512 MiB so much is formed at a time, in rows of blocks. Raises ValueError or TypeError for
+    bad arguments, MemoryError as H.blocks() does.
     """
     rows, cols, part, symmetric = layout(H)
     dtype = {torch.float32: np.float32}.get(H.dtype, np.float64)

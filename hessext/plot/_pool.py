@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from hessext.matrix.block_matrix import BlockMatrix
     from hessext.matrix.hessian import Hessian
 
-POOLINGS = ("max", "mean")
-_DENSE = 512 << 20  # bytes of a part that is formed as one matrix; of a larger one, a few blocks at a time
+POOLINGS = {"max": np.maximum, "mean": np.add}  # what makes one number of a cell's; a mean is divided at the end
+_FORMED = 512 << 20  # bytes of a part that is formed as one matrix; of a larger one, rows of blocks at a time
 _STRIP = 1 << 22  # entries of which a copy is made
 
 
@@ -76,41 +76,57 @@ class Cells:
         return image
 
     def _pooled(self, part: BlockMatrix | torch.Tensor, rows: np.ndarray, cols: np.ndarray, pooling: str) -> np.ndarray:
-        if isinstance(part, torch.Tensor):
-            return _reduced(part, rows, cols, pooling)
-        entries = part.shape[0] * part.shape[1]
-        if entries * part.dtype.itemsize <= _DENSE or min(part.block_shape) < self.pool:
-            return _reduced(part.dense(), rows, cols, pooling)
-        (rows_of, cols_of), (height, width) = part.grid, part.block_shape
-        inside, across = rows[: len(rows) // rows_of], cols[: len(cols) // cols_of]  # cells of one block
-        image = np.empty((rows_of, len(inside), cols_of, len(across)))
-        at_once = max(1, _DENSE // (height * width * part.dtype.itemsize))
-        for i in range(rows_of):
-            for first in range(i if part.symmetric else 0, cols_of, at_once):
-                js = range(first, min(first + at_once, cols_of))
-                for j, block in zip(js, part.blocks([(i, j) for j in js]), strict=True):
-                    image[i, :, j] = _reduced(block, inside, across, pooling)
-                    if part.symmetric:
-                        image[j, :, i] = image[i, :, j].T
-        return image.reshape(len(rows), len(cols))
+        """Pool one part, given the first entries of its cells; pieces of a cell are put together in the image."""
+        combine, dtype = POOLINGS[pooling], float if pooling == "mean" else None
+        image = np.zeros((len(rows), len(cols)))
+        for matrix, top, left, mirrored in _pieces(part):
+            across, col_starts = _met(cols, left, matrix.shape[1])
+            step = max(1, _STRIP // matrix.shape[1])
+            for first in range(0, len(matrix), step):
+                strip = matrix[first : first + step].detach().cpu()
+                strip = (strip if strip.dtype == torch.float32 else strip.double()).abs().numpy()
+                down, row_starts = _met(rows, top + first, len(strip))
+                along = combine.reduceat(strip, col_starts, axis=1, dtype=dtype)  # there a cell's entries are neighbours
+                cells = combine.reduceat(along, row_starts, axis=0)
+                for whole in (image, image.T)[: 1 + mirrored]:
+                    combine(whole[down, across], cells, out=whole[down, across])
+        if pooling == "mean":
+            image /= np.outer(*(np.diff(starts, append=n) for starts, n in zip((rows, cols), part.shape, strict=True)))
+        return image
 
 
-def _reduced(matrix: torch.Tensor, rows: np.ndarray, cols: np.ndarray, pooling: str) -> np.ndarray:
-    """Largest or mean |entry| of each cell, given the first entries of the cells; by strips, without a copy of all."""
-    matrix, ends = matrix.detach().cpu(), np.append(rows, len(matrix))
-    step = max(1, _STRIP * len(rows) // matrix.numel())  # cells that a strip is high
-    image = np.empty((len(rows), len(cols)))
-    for first in range(0, len(rows), step):
-        last = min(first + step, len(rows))
-        strip, inside = matrix[ends[first] : ends[last]], ends[first:last] - ends[first]
-        strip = (strip if strip.dtype == torch.float32 else strip.double()).abs().numpy()
-        if pooling == "max":  # along rows first: there the entries of a cell are neighbours
-            image[first:last] = np.maximum.reduceat(np.maximum.reduceat(strip, cols, axis=1), inside, axis=0)
-        else:
-            image[first:last] = np.add.reduceat(np.add.reduceat(strip, cols, axis=1, dtype=float), inside, axis=0)
-    if pooling == "mean":
-        image /= np.outer(np.diff(ends), np.diff(np.append(cols, matrix.shape[1])))
-    return image
+def _pieces(part: BlockMatrix | torch.Tensor) -> Iterator[tuple[torch.Tensor, int, int, bool]]:
+    """Matrices that make up a part, the row and column where each begins, and whether its transpose is there too.
+
+    Of a large part a slab of rows of blocks is formed at a time, of a symmetric one from its own columns on.
+    """
+    if isinstance(part, torch.Tensor):
+        yield part, 0, 0, False
+        return
+    (K, J), (height, width), size = part.grid, part.block_shape, part.dtype.itemsize
+    if K * J * height * width * size <= _FORMED:
+        yield part.dense(), 0, 0, False
+        return
+    most = max(1, _FORMED // (height * width * size))
+    slab = max(1, most // J)
+    for i in range(0, K, slab):
+        end = min(i + slab, K)
+        for j in range(i if part.symmetric else 0, J, most):
+            js = torch.arange(j, min(j + most, J))
+            blocks = part.blocks(torch.cartesian_prod(torch.arange(i, end), js)).view(-1, len(js), height, width)
+            square = min(max(0, end - j), len(js)) if part.symmetric else len(js)  # columns with their transposes
+            for row, strip in enumerate(blocks, i):
+                matrix = strip.transpose(0, 1).reshape(height, -1)
+                if square:
+                    yield matrix[:, : square * width], row * height, j * width, False
+                if square < len(js):
+                    yield matrix[:, square * width :], row * height, (j + square) * width, True
+
+
+def _met(starts: np.ndarray, first: int, count: int) -> tuple[slice, np.ndarray]:
+    """The cells that `count` entries from the first on lie in, and where among these entries each cell begins."""
+    met = slice(np.searchsorted(starts, first, "right") - 1, np.searchsorted(starts, first + count))
+    return met, np.maximum(starts[met] - first, 0)
 
 
 def numbers(name: str, values: object) -> torch.Tensor:

@@ -99,16 +99,33 @@ def test_pooling(pooling):
 
 @pytest.mark.parametrize("pooling", ["max", "mean"])
 @pytest.mark.parametrize("budget", [0, 3 * 18 * 18 * 8])
-def test_large_layers_are_pooled_block_by_block(pooling, budget, monkeypatch):
+def test_large_layers_are_pooled_in_rows_of_blocks(pooling, budget, monkeypatch):
     H = make_inputs(CASE, torch.float64).hessian()
     cross = H["output", "hidden"]
     expected = [plot.pool(part, max_pixels=20, pooling=pooling) for part in (H, H["hidden"], cross)]
-    monkeypatch.setattr(_pool, "_DENSE", budget)
-    dense = []
-    monkeypatch.setattr(BlockMatrix, "dense", lambda part, _dense=BlockMatrix.dense: dense.append(part) or _dense(part))
+    monkeypatch.setattr(_pool, "_FORMED", budget)
+    formed = []
+    for name in ("dense", "blocks"):
+        whole = getattr(BlockMatrix, name)
+        monkeypatch.setattr(
+            BlockMatrix, name, lambda part, *pairs, whole=whole: formed.append(whole(part, *pairs)) or formed[-1]
+        )
     for part, image in zip((H, H["hidden"], cross), expected, strict=True):
         np.testing.assert_allclose(plot.pool(part, max_pixels=20, pooling=pooling), image, rtol=1e-12)
-    assert all(min(part.block_shape) < 4 or part.layers == ("output", "output") for part in dense)
+    assert all(entries.nbytes <= budget or len(entries) == 1 for entries in formed)
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+@pytest.mark.parametrize("budget", [0, 9 * 64, 65 * 64])
+def test_cells_larger_than_blocks_are_put_together(pooling, budget, monkeypatch):
+    """29 blocks of 3: cells of 4, 9 or 29 entries begin and end inside blocks."""
+    g = torch.Generator().manual_seed(0)
+    W, x = (torch.randn(n, 3, dtype=torch.float64, generator=g) for n in (29, 40))
+    B = linear(W, x, torch.arange(40) % 29, loss="cross_entropy")["output"]
+    whole = {pixels: plot.pool(B.dense(), max_pixels=pixels, pooling=pooling) for pixels in (3, 10, 25)}
+    monkeypatch.setattr(_pool, "_FORMED", budget)
+    for pixels, image in whole.items():
+        np.testing.assert_allclose(plot.pool(B, max_pixels=pixels, pooling=pooling), image, rtol=1e-12)
 
 
 def test_block_norm_map():
