@@ -105,17 +105,19 @@ def line(values: list[str]) -> str:
 
 
 def picture(columns: list[tuple[str, hessext.Hessian]], path: Path, max_pixels: int = 1000) -> None:
-    """|H| above, the norms of its blocks below, one column for each Hessian."""
-    figure = Figure(figsize=(4.6 * len(columns), 8), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, wspace=0.04)
+    """|H| above, the norms of its blocks below, one column for each Hessian; one scale for each row."""
+    figure = Figure(figsize=(3.4 * len(columns) + 0.6, 7.4), layout="compressed")
     axes = figure.subplots(2, len(columns), squeeze=False)
     for (title, H), heat, norms in zip(columns, *axes, strict=True):
-        plot.heat_map(H, ax=heat, max_pixels=max_pixels, title=f"|H|, {title}")
-        plot.block_norm_map(H, ax=norms, title=f"Block norms, {title}")
+        plot.heat_map(H, ax=heat, max_pixels=max_pixels, title=title)
+        plot.block_norm_map(H, ax=norms)
+    for row in axes:
+        plot.share_scale(row)
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=100, bbox_inches="tight")
     with Image.open(drawn) as image:  # one colour map needs few colours: half the bytes
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(small, "png", optimize=True)
     _files.replace(path, small.getvalue())
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessext import Approximation, Hessian
+from hessext.plot._page import page
 from hessext.sweeps import draws
 from hessext.sweeps.statistics import captured
 
@@ -113,11 +114,8 @@ def _of_layers(about: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> Ite
 
 def _picture(run: Run, loss: str, rows: Rows) -> matplotlib.figure.Figure:
     """A row of panels for each layer; columns: over C at initialization, along training on both data sets."""
-    import matplotlib.figure
-
     p = run.parameters
-    picture = matplotlib.figure.Figure(figsize=(9.5, 7.2), layout="constrained")
-    axes = picture.subplots(len(_LAYERS), len(_SETTINGS), sharex="col", sharey=True)
+    picture, axes = page(len(_LAYERS), len(_SETTINGS), 3.35, sharex="col", sharey=True)
     for layer, line in zip(_LAYERS, axes, strict=True):
         for setting, ax in zip(_SETTINGS, line, strict=True):
             part = [row for row in rows if (row["loss"], row["layer"], row["setting"]) == (loss, layer, setting)]

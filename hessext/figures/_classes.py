@@ -12,6 +12,7 @@ from torch import Tensor
 from hessext import Hessian, datasets, linear, one_hidden, plot
 from hessext._random import lecun
 from hessext.matrix.results import BlockRatio
+from hessext.plot._page import maps
 from hessext.sweeps.statistics import moments, standard_error
 
 from ._frame import Drawing, Figure, Run
@@ -99,16 +100,10 @@ def _seen(layer: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _draw(model: Model, run: Run) -> Drawing:
-    import matplotlib.figure
-
-    p = run.parameters
-    columns, rows, arrays = len(p.classes), [], {}
-    size = (5.2 * columns, 4.8 * len(model.layers) + 0.4)
+    p, rows, arrays = run.parameters, [], {}
     units = f", $m = {p.hidden}$" if model.network else ""
-    picture = matplotlib.figure.Figure(figsize=size, layout="compressed")
-    picture.get_layout_engine().set(w_pad=0.12)
+    picture, axes = maps(len(model.layers), len(p.classes))
     picture.suptitle(f"{run.figure.title}: $d = {p.features}${units}, one sample per class")
-    axes = picture.subplots(len(model.layers), columns, squeeze=False)
     for column, classes in enumerate(run.progress(p.classes)):
         found = run.cached(f"C{classes}", lambda C=classes: _numbers(model, run, C), classes=classes, pixels=PIXELS)
         H = model.hessian(run, classes, 0)
@@ -116,8 +111,10 @@ def _draw(model: Model, run: Run) -> Drawing:
             arrays[f"{layer}_C{classes}"] = found[layer]
             rows.append(_row(layer, classes, found[f"{layer}_norms"]))
             (K, _), (s, _) = H[layer].grid, H[layer].block_shape
-            title = f"{layer} layer, " * model.network + f"$C = {classes}$: {K} x {K} blocks of {s}"
+            title = f"{layer} layer, " * model.network + f"$C = {classes}$:\n{K} x {K} blocks of {s}"
             plot.heat_map(H[layer], pooled=found[layer], max_pixels=PIXELS, ax=ax, title=title)
+    for row in axes:
+        plot.share_scale(row)
     by_layer = {layer: [row for row in rows if row["layer"] == layer] for layer in model.layers}
     seen = [text for layer, part in by_layer.items() for text in _seen(layer, part)]
     note = f"Maps: the first draw; numbers: {p.draws} draws of data and weights, norms of d x d blocks times 1/d."

@@ -11,6 +11,7 @@ import numpy as np
 from hessext import Hessian, datasets, one_hidden, plot
 from hessext._random import lecun
 from hessext.matrix.results import BlockRatio
+from hessext.plot._page import maps, page
 from hessext.sweeps.statistics import moments, standard_error
 
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run
@@ -77,21 +78,19 @@ def _draw(loss: str, layers: tuple[str, ...], run: Run) -> Drawing:
 def _maps(
     run: Run, loss: str, layers: tuple[str, ...], ends: tuple[int, int], images: dict[str, np.ndarray]
 ) -> matplotlib.figure.Figure:
-    """Heat maps: a column for each number of clusters, a row for few and for many classes."""
-    import matplotlib.figure
-
+    """Heat maps: a column for each number of clusters, a row for few and for many classes, a scale for each layer."""
     p = run.parameters
-    size = (4.8 * len(p.clusters), 4.2 * 2 * len(layers) + 0.4)
-    picture = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    picture, axes = maps(2 * len(layers), len(p.clusters))
     picture.suptitle(
         f"{LOSSES[loss]}, $k$ clusters: $N = {p.samples}$, $d = {p.features}$, $m = {p.hidden}$, at initialization"
     )
-    axes = picture.subplots(2 * len(layers), len(p.clusters), squeeze=False)
     for row, (layer, C) in zip(axes, [(layer, C) for layer in layers for C in ends], strict=True):
         for ax, k in zip(row, p.clusters, strict=True):
             B = _hessian(run, loss, C, k, 0)[layer]
             title = f"{layer} layer, $C = {C}$, $k = {k}$"
             plot.heat_map(B, pooled=images[f"{layer}_C{C}_k{k}"], max_pixels=PIXELS, ax=ax, title=title)
+    for first in range(0, len(axes), 2):
+        plot.share_scale(axes[first : first + 2])
     return picture
 
 
@@ -106,10 +105,8 @@ def _lines(layer: str, rows: list[dict[str, Any]]) -> dict[Any, list[dict[str, A
 
 def _curves(layers: tuple[str, ...], rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
     """The ratio over C, a line for each number of clusters."""
-    import matplotlib.figure
-
-    picture = matplotlib.figure.Figure(figsize=(5.5 * len(layers), 4.5), layout="constrained")
-    for layer, ax in zip(layers, picture.subplots(1, len(layers), squeeze=False)[0], strict=True):
+    picture, axes = page(1, len(layers), 3.8, sharey=True)
+    for layer, ax in zip(layers, axes[0], strict=True):
         for (clusters, points), marker in zip(_lines(layer, rows).items(), "os^Dv<>", strict=False):
             gaussian = clusters == "gaussian"
             line, color = ("--", "#000000") if gaussian else ("-", COLORS[len(ax.containers) % len(COLORS)])
@@ -119,10 +116,10 @@ def _curves(layers: tuple[str, ...], rows: list[dict[str, Any]]) -> matplotlib.f
                 color=color,
                 label="Gaussian data" if gaussian else f"$k = {clusters}$",
             )
-        ax.set(title=f"{layer} layer", xlabel="$C$", ylabel=r"mean $\|H_{ij}\|_F^2$ / mean $\|H_{ii}\|_F^2$")
-        ax.set(xscale="log", yscale="log")
+        ax.set(title=f"{layer} layer", xlabel="$C$", xscale="log", yscale="log")
         ax.grid(alpha=0.3)
-        ax.legend()
+    axes[0, 0].set_ylabel(r"mean $\|H_{ij}\|_F^2$ / mean $\|H_{ii}\|_F^2$")
+    axes[0, 0].legend()
     return picture
 
 

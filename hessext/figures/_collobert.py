@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hessext import plot
 from hessext.model.losses import resolve
+from hessext.plot._page import page
 
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run
 from ._training import Task, Trained, trained
@@ -42,41 +43,42 @@ def _row(network: Trained, step: int) -> dict[str, Any]:
 
 
 def _draw(run: Run) -> Drawing:
-    import matplotlib.figure
-
-    picture = matplotlib.figure.Figure(figsize=(19, 8.6), layout="constrained")
-    picture.get_layout_engine().set(wspace=0.05)
     p = run.parameters
+    picture, grid = page(2, 4, 2.6)
     picture.suptitle(f"two classes, one output: $N = {p.samples}$, $d = {p.features}$, $m = {p.hidden}$")
     rows, arrays, seen = [], {}, []
-    for loss, axes in zip(("binary_cross_entropy", "mse"), picture.subplots(2, 4), strict=True):
-        network = trained(run, Task.of(run, loss, classes=1))
-        found = [_row(network, step) for step in run.progress(sorted(network.weights), f"Hessians, {LOSSES[loss]}")]
+    for loss, axes in zip(("binary_cross_entropy", "mse"), grid, strict=True):
+        name, network = LOSSES[loss], trained(run, Task.of(run, loss, classes=1))
+        found = [_row(network, step) for step in run.progress(sorted(network.weights), f"Hessians, {name}")]
         for ax, step, when in ((axes[0], 0, "before"), (axes[1], p.steps, "after")):
             B = network.hessian(step)["hidden"]
             image = arrays[f"{loss}_{when}"] = plot.pool(B, max_pixels=PIXELS)
-            title = f"{LOSSES[loss]}: $|H_{{ww}}|$ {when} training"
-            plot.heat_map(B, pooled=image, max_pixels=PIXELS, ax=ax, title=title)
-        _curves(LOSSES[loss], found, *axes[2:])
+            plot.heat_map(B, pooled=image, max_pixels=PIXELS, ax=ax, title=f"{name},\n{when} training")
+        plot.share_scale(axes[:2])
+        _curves(name, found, *axes[2:])
         rows += found
-        seen += [f"{LOSSES[loss]}, {text}" for text in _seen(found)]
+        seen += [f"{name}, {text}" for text in _seen(found)]
+    lines = grid[0, 2].get_legend_handles_labels()
+    picture.legend(*lines, loc="outside lower center", ncols=3, fontsize="small")
     return Drawing({"": picture}, seen, rows, arrays)
 
 
-def _curves(loss: str, rows: list[dict[str, Any]], sizes: Axes, ratio: Axes) -> None:
+def _curves(name: str, rows: list[dict[str, Any]], sizes: Axes, ratio: Axes) -> None:
     """Mean squared norms of diagonal and off-diagonal blocks and the output's curvature; the ratio of the norms."""
     steps = [row["step"] for row in rows]
-    for name, label, line in (
+    for quantity, label, line in (
         ("diagonal", r"mean $\|H_{ii}\|_F^2$", "-"),
-        ("off_diagonal", r"mean $\|H_{ij}\|_F^2$: the term of (1)", "--"),
-        ("curvature", r"mean $d^2 \ell_n / df^2$: $p (1 - p)$, or 2", ":"),
+        ("off_diagonal", r"mean $\|H_{ij}\|_F^2$, $i \neq j$", "--"),
+        ("curvature", r"mean $\partial^2 \ell / \partial f^2$", ":"),
     ):
-        sizes.plot(steps, [row[name] for row in rows], line, label=label, color=COLORS[len(sizes.lines)])
-    sizes.set(title=f"{loss}: norms of blocks", yscale="log", xlabel="step")
-    sizes.legend(fontsize="small")
+        sizes.plot(steps, [row[quantity] for row in rows], line, label=label, color=COLORS[len(sizes.lines)])
+    sizes.set_title(f"{name},\nblocks and output", fontsize="medium")
+    sizes.set(yscale="log", xlabel="step")
     ratio.plot(steps, [row["ratio"] for row in rows], color=COLORS[0])
-    ratio.set(title=f"{loss}: ratio of the means", xlabel="step", ylim=(0, 1))
+    ratio.set_title(f"{name},\nratio of the means", fontsize="medium")
+    ratio.set(xlabel="step", ylim=(0, 1))
     for ax in (sizes, ratio):
+        ax.set_box_aspect(1)
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(0, steps[-1])
         ax.grid(alpha=0.3)
@@ -85,7 +87,7 @@ def _curves(loss: str, rows: list[dict[str, Any]], sizes: Axes, ratio: Axes) -> 
 def _seen(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"{when} training (loss {row['value']:.3g}, accuracy {row['accuracy']:.1%}): mean output curvature "
-        f"{row['curvature']:.3g}, mean ||H_ij||_F^2, the term of (1), {row['off_diagonal']:.3g}, mean ||H_ii||_F^2 "
+        f"{row['curvature']:.3g}, mean ||H_ij||_F^2 {row['off_diagonal']:.3g}, mean ||H_ii||_F^2 "
         f"{row['diagonal']:.3g}, ratio {row['ratio']:.3g}."
         for when, row in (("before", rows[0]), ("after", rows[-1]))
     ]
@@ -101,7 +103,9 @@ FIGURES = [
         draw=_draw,
         defaults={"samples": 1000, "features": 100, "hidden": 8, "steps": 5000, "learning_rate": 5e-3},
         quick={"steps": 2000},
-        reading="x ~ N(0, I), labels at random; ReLU without biases, W ~ N(0, 1/d), V ~ N(0, 1/m). Targets 0 and 1, "
+        reading="Maps: |H_ww| of the hidden layer. Curves: mean ||H_ii||_F^2, mean ||H_ij||_F^2 and their ratio; "
+        "the curvature d2 l / df2 at the output is p (1 - p) under cross-entropy and 2 under MSE. x ~ "
+        "N(0, I), labels at random; ReLU without biases, W ~ N(0, 1/d), V ~ N(0, 1/m). Targets 0 and 1, "
         "under MSE -1 and 1. Adam on all samples at once, the learning rate on half a cosine. The sizes are ours.",
     )
 ]

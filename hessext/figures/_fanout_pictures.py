@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hessext.plot._page import page
+
 from ._fanout_statistics import Comparison, Rows
 from ._frame import COLORS, LOSSES
 
@@ -27,36 +29,39 @@ _RATIO = r"mean $\|H_{ij}\|_F^2$ / mean $\|H_{ii}\|_F^2$"
 _MARKERS = "os^Dv<>"
 
 
-def _figure(width: float, height: float) -> Figure:
-    import matplotlib.figure
-
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-
-
 def scatter(moments: Sequence[Sequence[Comparison]]) -> Figure:
     """A row of panels for each moment: every layer's ratio over each explanation, a colour for each loss."""
+    from matplotlib.ticker import NullFormatter
+
     names = [name for name in _LABELS if name != "layers"]
-    picture = _figure(4 * len(names), 3.8 * len(moments))
-    for axes, comparisons in zip(picture.subplots(len(moments), len(names), sharey="row"), moments, strict=True):
+    picture, grid = page(len(moments), len(names), 2.6)
+    for axes, comparisons in zip(grid, moments, strict=True):
         for ax, name in zip(axes, names, strict=True):
             for comparison, color in zip(comparisons, COLORS, strict=False):
-                label = f"{LOSSES[comparison.loss]}, correlation {comparison.found[name].value:.2f}"
+                label = f"{LOSSES[comparison.loss]}: {comparison.found[name].value:.2f}"
                 x, y, error = ([row.get(key, 0) for row in comparison.rows] for key in (name, "ratio", "ratio_error"))
                 ax.errorbar(x, y, error, fmt="o", color=color, markersize=3, alpha=0.6, linewidth=0.8, label=label)
             ax.set(xscale="log", yscale="log", xlabel=_LABELS[name])
+            ax.sharey(axes[0])
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            if len(set(x)) < 8:
+                ax.set_xticks(sorted(set(x)), map(str, sorted(set(x))))
             if name == "pair_rank":
                 r = np.geomspace(*ax.get_xlim(), 100)
                 ax.fill_between(r, 0.25 / (r + 2), 0.5 / (r + 2), color="#000000", alpha=0.12, label="theory")
             ax.grid(alpha=0.3)
-            ax.legend(fontsize="small")
-        axes[0].set_ylabel(f"{comparisons[0].when.split(', ')[1]}\n{_RATIO}")
+            ax.legend(fontsize="x-small", title="correlation", title_fontsize="x-small")
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel(f"{comparisons[0].when.split(', ')[1]}\n{_RATIO}")
+            else:
+                ax.tick_params(labelleft=False)
     return picture
 
 
 def by_shape(rows: Rows) -> Figure:
     """Under MSE at initialization: layers of wide networks, of networks with one narrow layer, and all over theory."""
-    picture = _figure(16, 4.6)
-    left, middle, right = picture.subplots(1, 3)
+    picture, ((left, middle, right),) = page(1, 3, 3.4)
+    middle.sharey(left)
     _lines(left, [row for row in rows if row["kind"] == "uniform"], "layers of the same width")
     _lines(middle, [row for row in rows if row["kind"] == "bottleneck"], "one narrow layer")
     known = [row for row in rows if row["ratio"] > 0]
@@ -76,16 +81,16 @@ def _lines(ax: Axes, rows: Rows, title: str) -> None:
         layer, ratio, error, expected = ([row[key] for row in layers] for key in columns)
         ax.errorbar(layer, ratio, error, fmt=_MARKERS[number % len(_MARKERS)], color=color, label=widths)
         ax.plot(layer, expected, "x--", color=color, linewidth=1)
-    ax.set(yscale="log", xlabel="layer $l$", ylabel=_RATIO, title=f"{title}; dashed: theory")
+    ax.set(yscale="log", xlabel="layer $l$", ylabel=_RATIO, title=f"{title};\ndashed: theory")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="x-small")
 
 
 def along_training(comparisons: Sequence[Sequence[Comparison]]) -> Figure:
     """For each loss the correlation with each explanation over the steps of training."""
-    picture = _figure(6.5 * len(comparisons), 4.6)
-    for ax, moments in zip(picture.subplots(1, len(comparisons), sharey=True), comparisons, strict=True):
+    picture, axes = page(1, len(comparisons), 3.6, sharey=True)
+    for ax, moments in zip(axes[0], comparisons, strict=True):
         steps = [comparison.step for comparison in moments]
         for number, (name, label) in enumerate(_LABELS.items()):
             found = np.array([comparison.found[name] for comparison in moments])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DPI = 160  # of pictures in pixels
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of lines; from the palette of Okabe and Ito
-LOSSES = {"mse": "MSE", "cross_entropy": "cross-entropy", "binary_cross_entropy": "cross-entropy, one logit"}
+LOSSES = {"mse": "MSE", "cross_entropy": "cross-entropy", "binary_cross_entropy": "cross-entropy"}
 _LONG = 10.0  # seconds: what takes longer is announced
 
 
@@ -210,10 +210,10 @@ def _caption(run: Run, drawing: Drawing, files: Sequence[str]) -> str:
 
 
 def _scales(name: str, picture: matplotlib.figure.Figure) -> list[str]:
-    """Colour bars, quantity, limits and pooling, after the titles of the images that they hold for."""
+    """Of the maps quantity, pooling and colour limits, after the titles of those that they hold for."""
     titles: dict[str, list[str]] = {}
     for ax in picture.axes:
         for image in ax.images:
-            if image.colorbar:
-                titles.setdefault(image.colorbar.ax.get_ylabel().replace("\n", "; "), []).append(ax.get_title())
+            text = f"{image.get_label()}; colours from {image.norm.vmin:.1e} to {image.norm.vmax:.1e}"
+            titles.setdefault(text, []).append(ax.get_title().replace("\n", " "))
     return [f"{name} {'; '.join(shown)}: {text}".strip() for text, shown in titles.items()]

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from hessext import Hessian, datasets, one_hidden, plot
 from hessext._random import lecun
+from hessext.plot._page import maps
 
 from ._frame import LOSSES, Drawing, Figure, Run
 
 PIXELS = 600  # of a heat map, at most about
+_SHOWN = ("cross_entropy", "mse")
 CIFAR = {"features": 3072, "classes": 100}
 SOURCES = {
     "cifar100": "CIFAR-100",
@@ -39,36 +41,30 @@ def _data(run: Run) -> tuple[Tensor, Tensor, int]:
 
 
 def _numbers(H: Hessian) -> dict[str, Any]:
-    """Pooled |H| and |H_vv|, and the norms of all blocks."""
-    pooled = {"hessian": plot.pool(H, max_pixels=PIXELS), "output": plot.pool(H["output"], max_pixels=PIXELS)}
-    return pooled | {"norms": H.norms()}
+    """Pooled |H|, and the norms of all blocks."""
+    return {"hessian": plot.pool(H, max_pixels=PIXELS), "norms": H.norms()}
 
 
 def _draw(run: Run) -> Drawing:
-    import matplotlib.figure
-
     p = run.parameters
     x, y, classes = _data(run)
     W, V = lecun((p.hidden, x.shape[1]), (classes, p.hidden), seed=p.seed, dtype=run.dtype)
-    picture = matplotlib.figure.Figure(figsize=(16, 9.4), layout="compressed")
-    picture.get_layout_engine().set(w_pad=0.12)
+    picture, axes = maps(len(_SHOWN), 3)
     source = SOURCES[p.data]
     picture.suptitle(f"{source}: {len(x)} samples, {p.hidden} hidden units, {classes} classes, at initialization")
-    axes = picture.subplots(2, 3)
     rows, arrays, seen = [], {}, []
-    for loss, (whole, hidden, output) in zip(run.progress(("cross_entropy", "mse")), axes, strict=True):
+    for loss, (whole, hidden, output) in zip(run.progress(_SHOWN), axes, strict=True):
         name = LOSSES[loss]
         H = one_hidden(W, V, x, y, loss=loss)
         found = run.cached(loss, lambda H=H: _numbers(H), loss=loss, data_folder=None, download=None, pixels=PIXELS)
         arrays |= {f"{loss}_{part}": array for part, array in found.items()}
         norms, m = found["norms"], p.hidden
-        title, options = f"{name}: |H|, {H.shape[0]:,} parameters", {"max_pixels": PIXELS}
-        plot.heat_map(H, pooled=found["hessian"], ax=whole, title=title, **options)
-        blocks = f"{m} x {m} blocks of {x.shape[1]}"
-        plot.block_norm_map(H["hidden"], norms=norms[:m, :m], ax=hidden, title=f"{name}: hidden layer, {blocks}")
-        blocks = f"{classes} x {classes} blocks of {m}"
-        title = f"{name}: output layer, {blocks}"
-        plot.heat_map(H["output"], pooled=found["output"], ax=output, title=title, **options)
+        title = f"{name}, all of H:\n{H.shape[0]:,} parameters"
+        plot.heat_map(H, pooled=found["hessian"], max_pixels=PIXELS, ax=whole, title=title)
+        for layer, ax, part in (("hidden", hidden, norms[:m, :m]), ("output", output, norms[m:, m:])):
+            (K, _), (size, _) = H[layer].grid, H[layer].block_shape
+            title = f"{name}, {layer} layer:\n{K} x {K} blocks of {size}"
+            plot.block_norm_map(H[layer], norms=part, ax=ax, title=title)
         squares = norms.astype(float) ** 2
         cross = 2 * squares[:m, m:].sum() / squares.sum()
         for layer in H.layers:

@@ -63,7 +63,7 @@ FIGURES = [
         "Block norms of a linear model over C, cross-entropy (Case 2)",
         "Theorem 1: (1/d) ||H_ii||_F^2 falls as C^-2 and (1/d) ||H_ij||_F^2 as C^-4, their ratio as C^-2, (22)-(26).",
         {},
-        40,
+        100,
     ),
     _figure(
         "9",

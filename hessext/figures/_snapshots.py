@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hessext import Hessian, plot
-from hessext.plot._maps import DECADES
+from hessext.plot._page import maps, page
 
 from ._forces import Forces, forces
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run
@@ -38,40 +38,32 @@ def _numbers(H: Hessian) -> dict[str, Any]:
     return {"hessian": pooled, "stripes": stripes(H), "forces": np.array(forces(H))}
 
 
-def _limits(images: list[np.ndarray]) -> tuple[float, float]:
-    """One colour scale for all of them."""
-    high = float(max(image.max() for image in images))
-    return high * 10.0**-DECADES, high
-
-
 def _draw(loss: str, run: Run) -> Drawing:
-    import matplotlib.figure
-
     network = trained(run, Task.of(run, loss))
     p = network.task
     steps = snapshots(p.steps)
     found = {}
     for step in run.progress(steps, "Hessians"):
         found[step] = run.cached(f"step{step}", lambda step=step: _numbers(network.hessian(step)))
-    picture = matplotlib.figure.Figure(figsize=(18, 8.2), layout="constrained")
+    picture, axes = maps(2, len(steps))
     picture.suptitle(
         f"{LOSSES[loss]}, Gaussian data: $N = {p.samples}$, $d = {p.features}$, $C = {p.classes}$, $m = {p.hidden}$"
     )
-    limits = {name: _limits([found[step][name] for step in steps]) for name in ("hessian", "stripes")}
     rows, arrays, seen = [], {}, []
-    for step, whole, part in zip(steps, *picture.subplots(2, len(steps)), strict=True):
+    for step, whole, part in zip(steps, *axes, strict=True):
         H, numbers, value = network.hessian(step), found[step], float(network.losses[step])
-        when = "at initialization" if step == 0 else f"at {step / p.steps:.0%} of the steps"
-        options = {"max_pixels": PIXELS, "limits": limits["hessian"]}
-        plot.heat_map(H, pooled=numbers["hessian"], ax=whole, title=f"$|H|$ {when}, loss {value:.3g}", **options)
-        title = f"$|H_{{wv}}|$ {when}"
+        when = "at initialization" if step == 0 else f"at {step / p.steps:.0%} of steps"
+        title = f"$|H|$ {when},\nloss {value:.3g}"
+        plot.heat_map(H, pooled=numbers["hessian"], max_pixels=PIXELS, ax=whole, title=title)
         image = torch.from_numpy(numbers["stripes"])
-        plot.heat_map(image, ax=part, title=title, limits=limits["stripes"], max_pixels=max(image.shape))
+        plot.heat_map(image, ax=part, title=f"$|H_{{wv}}|$ {when}", max_pixels=max(image.shape))
         _label(part, p.hidden)
         measured = Forces(*numbers["forces"].tolist())
         rows.append({"step": step, "loss": value, **measured._asdict()})
         arrays |= {f"{name}_{step}": numbers[name] for name in ("hessian", "stripes")}
         seen.append(f"{when[3:].capitalize()} (step {step}, loss {value:.4g}): {measured.text()}")
+    for row in axes:
+        plot.share_scale(row)
     first, last = rows[0], rows[-1]
     seen.append(
         f"From the first to the last: H_wv and its transpose hold {first['cross']:.2g} to {last['cross']:.2g} of "
@@ -107,11 +99,9 @@ def _label(ax: Axes, hidden: int) -> None:
 
 
 def _draw_losses(run: Run) -> Drawing:
-    import matplotlib.figure
-
-    picture = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    picture, axes = page(1, len(_SHOWN), 3.5)
     rows, arrays, seen = [], {}, []
-    for (name, loss), ax in zip(_SHOWN.items(), picture.subplots(1, 2), strict=True):
+    for (name, loss), ax in zip(_SHOWN.items(), axes[0], strict=True):
         network = trained(run, Task.of(run, loss))
         losses, steps = network.losses.numpy(), snapshots(network.task.steps)
         ax.plot(losses, color=COLORS[0])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hessext import datasets, linear, one_hidden
 from hessext._random import lecun
+from hessext.plot._page import page
 
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run
 
@@ -136,7 +137,7 @@ def _show(ax: Axes, values: np.ndarray, edges: np.ndarray, density: np.ndarray, 
     ax.xaxis.set_major_locator(MaxNLocator(4))
     if atom:
         x, side = (0.96, "right") if edges[-1] > -edges[0] else (0.04, "left")
-        text = f"at 0: {(values == 0).mean():.1%}\ntheory {atom:.1%}"
+        text = f"share of zeros: {(values == 0).mean():.1%}\ntheory: {atom:.1%}"
         ax.text(x, 0.95, text, transform=ax.transAxes, ha=side, va="top", fontsize="small")
 
 
@@ -165,14 +166,12 @@ def _columns(run: Run) -> Iterator[Column]:
 
 
 def _draw(run: Run) -> Drawing:
-    import matplotlib.figure
-
     p = run.parameters
     columns = list(_columns(run))
-    picture = matplotlib.figure.Figure(figsize=(3.4 * len(columns), 6.8), layout="constrained")
+    picture, panels = page(2, len(columns), 2.4)
     picture.suptitle(f"Eigenvalues of Hessian blocks at initialization, $d = {p.features}$, $N = {p.samples}$")
     rows, arrays, seen = [], {}, []
-    for column, axes in zip(run.progress(columns), picture.subplots(2, len(columns)).T, strict=True):
+    for column, axes in zip(run.progress(columns), panels.T, strict=True):
         found = run.cached(column.step, lambda c=column: _numbers(run, c), classes=column.classes)
         axes[0].set_title(column.title)
         for j, (ax, name) in enumerate(zip(axes, BLOCKS, strict=True)):
@@ -187,7 +186,9 @@ def _draw(run: Run) -> Drawing:
             rows.append(_row(column, name, found))
             seen.append(_seen(rows[-1]))
     picture.axes[0].legend(fontsize="small")
-    picture.axes[0].set_ylabel("density")
+    for ax in picture.axes:
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel("density")
     notes = [
         f"Beyond the {SHOWN:.0%} quantiles eigenvalues are outside of the picture, not of the numbers.",
         "Under cross-entropy with many classes a few samples carry the mean square (log-normal tails): of one draw, it "

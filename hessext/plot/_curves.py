@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._matplotlib import check_matplotlib
+from ._page import page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +28,6 @@ def ratios(result: Sweep) -> Figure:
     without matplotlib, ValueError where all are 0.
     """
     check_matplotlib()
-    from matplotlib.figure import Figure
-
     from hessext.sweeps.report import Sweep
 
     if not isinstance(result, Sweep):
@@ -37,15 +36,18 @@ def ratios(result: Sweep) -> Figure:
     if not parts:
         raise ValueError("result: expected a quantity that is not 0; got none")
     layers, quantities = (list(dict.fromkeys(names)) for names in zip(*(part[:2] for part in parts), strict=True))
-    figure = Figure(figsize=(4.2 * max(2, len(quantities)), 4.2 * len(layers)), layout="constrained")
-    figure.suptitle(result.title)
     heights = [3, 1] * len(layers)
-    grid = figure.subplots(2 * len(layers), len(quantities), squeeze=False, sharex=True, height_ratios=heights)
+    figure, grid = page(2 * len(layers), len(quantities), 1.9, sharex=True, height_ratios=heights)
+    figure.suptitle(result.title)
     for ax in grid.flat:
         ax.set_visible(False)
+    z = np.array([e.z for *_, estimates in parts for e in estimates])
+    reach = max(4.0, 1.2 * np.abs(z[np.isfinite(z)]).max(initial=0))
     for layer, quantity, estimates in parts:
         row = 2 * layers.index(layer)
-        _draw_means(result, layer, quantity, estimates, *grid[row : row + 2, quantities.index(quantity)])
+        above, below = grid[row : row + 2, quantities.index(quantity)]
+        _draw_means(result, layer, quantity, estimates, above, below)
+        below.set_ylim(-reach, reach)
     return figure
 
 
@@ -70,13 +72,12 @@ def _draw_means(
     ax.errorbar(sizes, mean, error, fmt="o", color="C1", markersize=4, capsize=2, label="mean of draws")
     fits = (e for e in result.exponents if (e.layer, e.quantity) == (layer, quantity))
     slope = "".join(f"\nexponent {fit.value:.3f} ± {fit.error:.3f}, theory {fit.theory:.3f}" for fit in fits)
-    ax.set_title(f"{layer}: {describe(result.case, layer, quantity, tex=True)}{slope}", fontsize="medium")
+    ax.set_title(f"{layer}: {describe(result.case, layer, quantity, tex=True)}{slope}", fontsize="small")
     ax.legend(fontsize="small")
     below.axhspan(-3, 3, color="0.9")
     below.axhline(0, color="C0", linewidth=1)
     below.plot(sizes, z, "o", color="C1", markersize=4)
-    reach = max(4.0, 1.2 * np.abs(z[np.isfinite(z)]).max(initial=0))
-    below.set(xlabel=SYMBOLS[result.swept], ylabel="$z$", ylim=(-reach, reach))
+    below.set(xlabel=SYMBOLS[result.swept], ylabel="$z$")
     room = (sizes[-1] / sizes[0]) ** TICK_SHARE if len(sizes) > 1 else 2.0
     for one in (ax, below):
         one.set_visible(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,21 +11,23 @@ import torch
 from hessext import _checks
 
 from ._matplotlib import check_matplotlib
-from ._pool import Cells, layout, numbers
+from ._pool import Cells, Side, layout, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
     from hessext.matrix.block_matrix import BlockMatrix
     from hessext.matrix.hessian import Hessian
 
-DECADES = 4  # of the colour scale at most, where no limits are given
-SCALES = 1e-280, 1e280  # where colour scales of DECADES may end, and below
+DECADES = 1, 4  # of a colour scale at least and at most, where no limits are given
+SCALES = 1e-280, 1e280  # where such scales may end, and below
 LIMITS = 1e-100, 1e100  # those that are given: matplotlib's bars compute with numbers well beyond their ends
 ZERO_COLOR = "0.8"  # of entries that are exactly zero
-BORDERS = 127  # between blocks along a side at most: closer lines make patterns of their own
-NAMED_SHARE = 0.08  # of a side: a narrower layer has no room for its name
+LINED_SHARE = 1 / 32  # of a side: lines between smaller blocks would veil them
+NAMED_SHARE = 0.1  # of a side: names of layers that lie closer together have no room
 POOLED = {"max": "largest", "mean": "mean"}  # entry of a cell
 COLOR_MAP = "viridis"  # lightness rises all the way: read alike with and without colour-blindness, and in print
 
@@ -51,14 +54,15 @@ def heat_map(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """|H| on a logarithmic colour scale, thin lines between up to 128 blocks, thick ones between layers.
+    """|H| on a logarithmic colour scale, with lines between layers, and thin ones between blocks that have room.
 
     H: a Hessian (all pairs of layers, each neuron by neuron), a BlockMatrix, or a matrix (R, S). Where it has more
     than max_pixels rows or columns, a pixel is the *largest* of the entries that it covers, or with pooling="mean"
     their mean. pooled: pool(H, ...) with the same max_pixels, where it is there already; H then gives the borders and
-    names only. limits: ends of the scale (default: the largest and the smallest pixel, at most four decades below);
+    names only. limits: ends of the scale (default: the largest and the smallest pixel, one to four decades below);
     what lies beyond has the end's colour and an arrow at the scale, exact zeros are grey. A picture of fewer dots than
-    max_pixels blends colours of neighbours and leaves none out. ax: where to draw; default a new figure.
+    max_pixels blends colours of neighbours and leaves none out. ax: where to draw, with what a pixel is as the image's
+    label, for a caption; default a new figure, which says it below. share_scale gives several maps one scale.
     Raises ImportError without matplotlib, and what pool raises.
     """
     rows, cols, part, symmetric = layout(H)
@@ -69,7 +73,7 @@ def heat_map(
         pooled = numbers("pooled", pooled).double().cpu().numpy()
         if pooled.shape != cells.shape:
             raise ValueError(f"pooled: expected shape {cells.shape}; got {pooled.shape}")
-    return _draw(cells, pooled, "|H|", limits, title, ax, pooling)
+    return _draw(cells, pooled, "|H|", "$|H|$", limits, title, ax, pooling)
 
 
 def block_norm_map(
@@ -95,13 +99,29 @@ def block_norm_map(
     parts = [strip.split(across, 1) for strip in norms.split(down)]
     cells = Cells(rows, cols, max_pixels)
     image = cells.image(lambda i, j: parts[i][j], False, "max")
-    return _draw(cells, image, "Frobenius norm of a block", limits, title, ax)
+    return _draw(cells, image, "Frobenius norm of a block", r"$\|H_{ij}\|_F$", limits, title, ax)
+
+
+def share_scale(axes: Axes | Iterable[Axes], *, limits: tuple[float, float] | None = None) -> None:
+    """Give the maps on these axes of a figure one colour scale, and one bar on their right in place of theirs.
+
+    limits: as in heat_map, of all the maps together. Raises ValueError where there is no map, TypeError.
+    """
+    axes = list(np.ravel(axes))
+    images = [image for ax in axes for image in ax.images]
+    if not images:
+        raise ValueError("axes: expected some on which heat_map or block_norm_map has drawn; got none")
+    heading = next(image.colorbar.ax.get_title() for image in images if image.colorbar)
+    for bar in {image.colorbar for image in images} - {None}:
+        bar.remove()
+    _scale(images, axes, limits, heading)
 
 
 def _draw(
     cells: Cells,
     image: np.ndarray,
     what: str,
+    heading: str,
     limits: tuple[float, float] | None,
     title: str | None,
     ax: Axes | None,
@@ -111,50 +131,70 @@ def _draw(
     check_matplotlib()
     from matplotlib import colormaps
     from matplotlib.axes import Axes
-    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     if ax is not None and not isinstance(ax, Axes):
         raise TypeError(f"ax: expected matplotlib's Axes; got {type(ax).__name__}")
-    down, across = cells.down, cells.across
-    if limits is not None:
-        limits = _limits(limits)
-    else:
-        seen = image[np.isfinite(image) & (image > 0)]
-        low, high = np.clip([seen.min(), seen.max()], *SCALES).tolist() if seen.size else (1.0, 1.0)
-        floor = high * 10.0**-DECADES
-        limits = (max(low, floor) if low < high else floor, high)
-
+    note = f"{what}, {POOLED[pooling]} of {cells.pool} x {cells.pool}" if cells.pool > 1 else what
+    note += "; grey: exactly 0" * bool((image == 0).any())
     if ax is None:
         ax = Figure(figsize=(7.5, 6), layout="constrained").subplots()
+        ax.set_xlabel(note, fontsize="small")
     shown = ax.imshow(
-        np.ma.masked_where(image == 0, np.clip(image, *limits)),
-        norm=LogNorm(*limits),
+        np.ma.masked_equal(image, 0),
         cmap=colormaps[COLOR_MAP].with_extremes(bad=ZERO_COLOR),
         interpolation="antialiased",  # on fewer dots colours are blended, none is left out
         interpolation_stage="rgba",
-        extent=(0, across.ends[-1], down.ends[-1], 0),
+        extent=(0, cells.across.ends[-1], cells.down.ends[-1], 0),
+        label=note,
     )
-    for side, line, axis in ((down, ax.axhline, ax.yaxis), (across, ax.axvline, ax.xaxis)):
-        width = min(0.4, 16 / max(1, len(side.borders)))  # many borders must not hide what is between them
-        for position in side.borders if len(side.borders) <= BORDERS else ():
-            line(position, color="white", linewidth=width, alpha=0.7)
-        for position in side.ends[1:-1]:
-            line(position, color="white", linewidth=1.5)
-        spans = list(zip(side.ends, side.ends[1:], side.layers, strict=False))
-        named = [(a, b, layer.name) for a, b, layer in spans if b - a >= NAMED_SHARE * side.ends[-1]]
-        turned = {"rotation": 90, "va": "center"} if axis is ax.yaxis else {}
-        axis.set_ticks([(a + b) / 2 for a, b, _ in named], [name for *_, name in named], **turned)
-        axis.set_tick_params(length=0)
+    _outline(cells.down, ax.axhline, ax.yaxis, rotation=90, va="center")
+    _outline(cells.across, ax.axvline, ax.xaxis)
     if title:
-        ax.set_title(title)
-    under, over = ((image > 0) & (image < limits[0])).any(), (image > limits[1]).any()
-    extend = ("neither", "min", "max", "both")[under + 2 * over]
-    bar = ax.figure.colorbar(shown, ax=ax, extend=extend, fraction=0.046, pad=0.02)
-    heading = f"{what}, {POOLED[pooling]} of {cells.pool} x {cells.pool}" if cells.pool > 1 else what
-    note = f"colours from {limits[0]:.1e} to {limits[1]:.1e}" + "; grey: exactly 0" * bool((image == 0).any())
-    bar.set_label(f"{heading}\n{note}", fontsize="small")
+        ax.set_title(title, fontsize="medium")
+    _scale([shown], [ax], limits, heading)
     return ax.figure
+
+
+def _outline(side: Side, line: Callable, axis: Axis, **turned: object) -> None:
+    """Lines between layers, and between their blocks where these have room; names of layers, the largest first."""
+    whole, named = side.ends[-1], {}
+    shares = np.diff(side.ends) / whole
+    for layer, share, borders in zip(side.layers, shares, side.borders, strict=True):
+        for position in borders if share >= LINED_SHARE * layer.count else ():
+            line(position, color="white", linewidth=0.4, alpha=0.7)
+    for position, *beside in zip(side.ends[1:-1], shares, shares[1:], strict=False):
+        line(position, color="white", linewidth=1.2 if min(beside) >= NAMED_SHARE else 0.5)
+    for k in np.argsort(-shares, kind="stable"):
+        middle = (side.ends[k] + side.ends[k + 1]) / 2
+        if all(abs(middle - other) >= NAMED_SHARE * whole for other in named):
+            named[middle] = side.layers[k].name
+    axis.set_ticks(sorted(named), [named[middle] for middle in sorted(named)], **turned)
+    axis.set_tick_params(length=0)
+
+
+def _scale(images: Sequence[AxesImage], axes: Sequence[Axes], limits: tuple[float, float] | None, heading: str) -> None:
+    """One scale for the images, and its bar; default limits are those of all pixels, of one to four decades."""
+    from matplotlib.colors import LogNorm
+
+    seen = np.concatenate([image.get_array().compressed() for image in images])
+    seen = seen[np.isfinite(seen)]
+    if limits is None:
+        low, high = np.clip([seen.min(), seen.max()], *SCALES).tolist() if seen.size else (1.0, 1.0)
+        nearest, farthest = (high * 10.0**-decades for decades in DECADES)
+        limits = min(max(low, farthest), nearest), high
+    else:
+        limits = _limits(limits)
+    norm = LogNorm(*limits)
+    for image in images:
+        image.set_norm(norm)
+    under, over = (seen < limits[0]).any(), (seen > limits[1]).any()
+    extend = ("neither", "min", "max", "both")[under + 2 * over]
+    columns = len({ax.get_subplotspec().colspan.start for ax in axes if ax.get_subplotspec()}) or 1
+    bar = images[0].figure.colorbar(images[0], ax=axes, extend=extend, fraction=0.05 / columns, pad=0.02 / columns)
+    bar.ax.set_title(heading, fontsize="medium", pad=18 if over else 6)
+    for image in images:
+        image.colorbar = bar
 
 
 def _limits(limits: tuple[float, float]) -> tuple[float, float]:

@@ -34,14 +34,14 @@ class Side:
         self.layers = layers
         self.starts = []  # per layer: the first entry of each cell
         self.ends = [0]  # cells at which layers begin, and the end
-        self.borders = []  # cells at which blocks inside a layer begin
+        self.borders = []  # per layer: cells at which blocks inside it begin
         for _, blocks, size in layers:
             if size >= pool:
                 starts = (np.arange(blocks)[:, None] * size + np.arange(0, size, pool)).ravel()
-                if size > 1:
-                    self.borders += list(self.ends[-1] + len(starts) // blocks * np.arange(1, blocks))
             else:
                 starts = np.arange(0, blocks * size, pool)
+            lined = size > 1 and size >= pool
+            self.borders.append(self.ends[-1] + len(starts) // blocks * np.arange(1, blocks) if lined else ())
             self.starts.append(starts)
             self.ends.append(self.ends[-1] + len(starts))
 
@@ -86,7 +86,7 @@ class Cells:
                 strip = matrix[first : first + step].detach().cpu()
                 strip = (strip if strip.dtype == torch.float32 else strip.double()).abs().numpy()
                 down, row_starts = _met(rows, top + first, len(strip))
-                along = combine.reduceat(strip, col_starts, axis=1, dtype=dtype)  # there a cell's entries are neighbours
+                along = combine.reduceat(strip, col_starts, axis=1, dtype=dtype)  # a cell's are neighbours there
                 cells = combine.reduceat(along, row_starts, axis=0)
                 for whole in (image, image.T)[: 1 + mirrored]:
                     combine(whole[down, across], cells, out=whole[down, across])

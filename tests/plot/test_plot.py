@@ -7,12 +7,14 @@ import pytest
 import torch
 from helpers.cases import Case, make_inputs
 
-from hessext import BlockMatrix, linear, plot
+from hessext import BlockMatrix, linear, one_hidden, plot
 from hessext.plot import _pool
+from hessext.plot._page import page
 
 pytest.importorskip("matplotlib")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 CASE = Case(31, 17, 5, 4, bias="ho")
 
@@ -61,7 +63,7 @@ def test_hessian_is_laid_out_layer_by_layer():
     H = make_inputs(CASE, torch.float64).hessian()
     figure = plot.heat_map(H, limits=(1e-12, 10.0))
     hidden, cross, output = (H[k].dense() for k in ("hidden", ("hidden", "output"), "output"))
-    expected = torch.cat([torch.cat([hidden, cross], 1), torch.cat([cross.T, output], 1)]).abs().clip(1e-12, 10.0)
+    expected = torch.cat([torch.cat([hidden, cross], 1), torch.cat([cross.T, output], 1)]).abs()
     assert np.array_equal(image(figure), expected.numpy())
     assert lines(figure, 0) == lines(figure, 1) == [18, 36, 54, 72, 77, 82, 87, 92]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["hidden", "output"]
@@ -73,13 +75,48 @@ def test_pixels_do_not_cross_blocks():
     blocks = torch.nn.functional.pad(H["hidden"].dense().abs().reshape(4, 18, 4, 18), (0, 2, 0, 0, 0, 2))
     assert np.array_equal(image(figure), blocks.reshape(4, 5, 4, 4, 5, 4).amax((2, 5)).reshape(20, 20))
     assert lines(figure, 0) == [5, 10, 15]
-    assert "largest of 4 x 4" in figure.axes[1].get_ylabel()
+    ax = figure.axes[0]
+    assert ax.images[0].get_label() == ax.get_xlabel() == "|H|, largest of 4 x 4"
 
 
-@pytest.mark.parametrize("blocks", [128, 129])
+@pytest.mark.parametrize("blocks", [32, 33])
 def test_borders_that_lie_too_close_are_not_drawn(blocks):
     H = linear(torch.ones(blocks, 2), torch.ones(1, 2), loss="mse")
-    assert len(lines(plot.heat_map(H["output"]), 0)) == (127 if blocks == 128 else 0)
+    assert len(lines(plot.heat_map(H["output"]), 0)) == (31 if blocks == 32 else 0)
+
+
+def test_small_blocks_beside_large_ones_are_not_veiled():
+    g = torch.Generator().manual_seed(0)
+    W, V, x = (torch.randn(shape, generator=g) for shape in ((4, 90), (10, 4), (6, 90)))
+    figure = plot.heat_map(one_hidden(W, V, x, torch.arange(6), loss="cross_entropy"))
+    assert lines(figure, 0) == lines(figure, 1) == [90, 180, 270, 360]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["hidden", "output"]
+
+
+def test_maps_share_a_scale_and_a_bar():
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(1, 3)
+    for ax, values in zip(axes, ([[1.0, 0.2]], [[1e-9, 3.0]], [[0.0, 50.0]]), strict=True):
+        plot.heat_map(torch.tensor(values), ax=ax)
+    assert len(figure.axes) == 6
+    plot.share_scale(axes[:2])
+    assert len(figure.axes) == 5
+    first, second, alone = (ax.images[0] for ax in axes)
+    assert first.norm is second.norm and first.colorbar is second.colorbar and alone.colorbar is not first.colorbar
+    assert (first.norm.vmin, first.norm.vmax) == pytest.approx((3e-4, 3.0)) and first.colorbar.extend == "min"
+    plot.share_scale(axes, limits=(1e-2, 10.0))
+    assert len(figure.axes) == 4
+    assert (alone.norm.vmin, alone.norm.vmax) == (1e-2, 10.0) and second.colorbar.extend == "both"
+    with pytest.raises(ValueError, match=r"^axes: expected some on which heat_map"):
+        plot.share_scale(Figure().subplots())
+
+
+def test_a_page_has_at_most_four_panels_beside_each_other():
+    figure, axes = page(2, 7, 1.0)
+    assert axes.shape == (2, 7) and len(figure.axes) == 14
+    places = [[ax.get_subplotspec() for ax in row] for row in axes]
+    assert [spec.colspan.start for spec in places[0]] == [0, 1, 2, 3, 0, 1, 2]
+    assert [[spec.rowspan.start for spec in row] for row in places] == [[0] * 4 + [2] * 3, [1] * 4 + [3] * 3]
 
 
 @pytest.mark.parametrize("pooling", ["max", "mean"])
@@ -93,8 +130,8 @@ def test_pooling(pooling):
     np.testing.assert_allclose(pooled, expected.reshape(20, 20), rtol=1e-12)
     figure = plot.heat_map(H["hidden"], pooled=pooled, pooling=pooling, max_pixels=20, limits=(1e-12, 10.0))
     assert np.array_equal(image(figure), pooled)
-    label = figure.axes[1].get_ylabel()
-    assert label.startswith(f"|H|, {'largest' if pooling == 'max' else 'mean'} of 4 x 4\n")
+    label = figure.axes[0].images[0].get_label()
+    assert label == f"|H|, {'largest' if pooling == 'max' else 'mean'} of 4 x 4"
 
 
 @pytest.mark.parametrize("pooling", ["max", "mean"])
@@ -147,19 +184,25 @@ def test_block_norms_are_not_computed_again():
 
 
 def test_limits_and_zeros():
-    assert image(plot.heat_map(torch.zeros(3, 3))).min() > 0  # a logarithmic scale has no zero
-    shown = image(plot.heat_map(torch.tensor([[1.0, 0.0], [1e-9, 0.1]])))
-    assert np.allclose(shown, [[1.0, 1e-4], [1e-4, 0.1]])
+    shown = plot.heat_map(torch.zeros(3, 3)).axes[0].images[0]
+    assert shown.get_array().mask.all() and shown.norm.vmin > 0  # a logarithmic scale has no zero
+    figure = plot.heat_map(torch.tensor([[1.0, 0.0], [1e-9, 0.1]]))
+    shown = figure.axes[0].images[0]
+    assert np.array_equal(shown.get_array().mask, [[False, True], [False, False]])
+    colours = shown.to_rgba(shown.get_array())
+    assert np.array_equal(colours[1, 0], shown.cmap(0.0)) and np.array_equal(colours[0, 0], shown.cmap(1.0))
+    assert np.allclose(colours[0, 1, :3], 0.8) and shown.get_label() == "|H|; grey: exactly 0"
 
 
 @pytest.mark.parametrize(
     ("values", "given", "limits", "arrows"),
     [
-        ([2.0, 3.0, 0.0], None, (2.0, 3.0), "neither"),
+        ([2.0, 3.0, 0.0], None, (0.3, 3.0), "neither"),
+        ([0.1, 3.0, 0.0], None, (0.1, 3.0), "neither"),
         ([2e-9, 3.0, 0.0], None, (3e-4, 3.0), "min"),
         ([2.0, 3.0, 0.0], (1.0, 2.5), (1.0, 2.5), "max"),
         ([2.0, 3.0, 0.0], (2.1, 2.5), (2.1, 2.5), "both"),
-        ([3.0, 3.0, 3.0], None, (3e-4, 3.0), "neither"),
+        ([3.0, 3.0, 3.0], None, (0.3, 3.0), "neither"),
     ],
 )
 def test_colours_are_those_of_the_data(values, given, limits, arrows):
@@ -167,12 +210,10 @@ def test_colours_are_those_of_the_data(values, given, limits, arrows):
     shown = figure.axes[0].images[0]
     assert (shown.norm.vmin, shown.norm.vmax) == pytest.approx(limits)
     assert shown.colorbar.extend == arrows
-    assert f"\ncolours from {limits[0]:.1e} to {limits[1]:.1e}" in figure.axes[1].get_ylabel()
+    assert figure.axes[1].get_title() == "$|H|$"
 
 
 def test_draws_into_given_axes():
-    from matplotlib.figure import Figure
-
     figure = Figure()
     ax = figure.subplots()
     assert plot.heat_map(torch.ones(2, 2), ax=ax, title="ones") is figure
