@@ -116,7 +116,7 @@ def picture(columns: list[tuple[str, hessext.Hessian]], path: Path, max_pixels: 
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=100, bbox_inches="tight")
     with Image.open(drawn) as image:  # one colour map needs few colours: half the bytes
-        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
         few.save(small, "png", optimize=True)
     _files.replace(path, small.getvalue())
 

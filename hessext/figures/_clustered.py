@@ -78,7 +78,7 @@ def _draw(loss: str, layers: tuple[str, ...], run: Run) -> Drawing:
 def _maps(
     run: Run, loss: str, layers: tuple[str, ...], ends: tuple[int, int], images: dict[str, np.ndarray]
 ) -> matplotlib.figure.Figure:
-    """Heat maps: a column for each number of clusters, a row for few and for many classes, a scale for each layer."""
+    """Heat maps: a column for each number of clusters, a row for few and for many classes."""
     p = run.parameters
     picture, axes = maps(2 * len(layers), len(p.clusters))
     picture.suptitle(
@@ -89,8 +89,7 @@ def _maps(
             B = _hessian(run, loss, C, k, 0)[layer]
             title = f"{layer} layer, $C = {C}$, $k = {k}$"
             plot.heat_map(B, pooled=images[f"{layer}_C{C}_k{k}"], max_pixels=PIXELS, ax=ax, title=title)
-    for first in range(0, len(axes), 2):
-        plot.share_scale(axes[first : first + 2])
+        plot.share_scale(row)
     return picture
 
 

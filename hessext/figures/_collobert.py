@@ -44,7 +44,7 @@ def _row(network: Trained, step: int) -> dict[str, Any]:
 
 def _draw(run: Run) -> Drawing:
     p = run.parameters
-    picture, grid = page(2, 4, 2.6)
+    picture, grid = page(2, 4, 2.9)
     picture.suptitle(f"two classes, one output: $N = {p.samples}$, $d = {p.features}$, $m = {p.hidden}$")
     rows, arrays, seen = [], {}, []
     for loss, axes in zip(("binary_cross_entropy", "mse"), grid, strict=True):
@@ -58,6 +58,8 @@ def _draw(run: Run) -> Drawing:
         _curves(name, found, *axes[2:])
         rows += found
         seen += [f"{name}, {text}" for text in _seen(found)]
+    for ax in grid[-1, 2:]:
+        ax.set_xlabel("step")
     lines = grid[0, 2].get_legend_handles_labels()
     picture.legend(*lines, loc="outside lower center", ncols=3, fontsize="small")
     return Drawing({"": picture}, seen, rows, arrays)
@@ -73,10 +75,10 @@ def _curves(name: str, rows: list[dict[str, Any]], sizes: Axes, ratio: Axes) -> 
     ):
         sizes.plot(steps, [row[quantity] for row in rows], line, label=label, color=COLORS[len(sizes.lines)])
     sizes.set_title(f"{name},\nblocks and output", fontsize="medium")
-    sizes.set(yscale="log", xlabel="step")
+    sizes.set_yscale("log")
     ratio.plot(steps, [row["ratio"] for row in rows], color=COLORS[0])
     ratio.set_title(f"{name},\nratio of the means", fontsize="medium")
-    ratio.set(xlabel="step", ylim=(0, 1))
+    ratio.set_ylim(0, 1)
     for ax in (sizes, ratio):
         ax.set_box_aspect(1)
         ax.set_xscale("symlog", linthresh=1)

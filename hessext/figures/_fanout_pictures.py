@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hessext.plot._curves import TICK_SHARE, label_sizes
 from hessext.plot._page import page
 
 from ._fanout_statistics import Comparison, Rows
@@ -31,26 +32,24 @@ _MARKERS = "os^Dv<>"
 
 def scatter(moments: Sequence[Sequence[Comparison]]) -> Figure:
     """A row of panels for each moment: every layer's ratio over each explanation, a colour for each loss."""
-    from matplotlib.ticker import NullFormatter
-
     names = [name for name in _LABELS if name != "layers"]
     picture, grid = page(len(moments), len(names), 2.6)
     for axes, comparisons in zip(grid, moments, strict=True):
         for ax, name in zip(axes, names, strict=True):
             for comparison, color in zip(comparisons, COLORS, strict=False):
-                label = f"{LOSSES[comparison.loss]}: {comparison.found[name].value:.2f}"
+                label = f"{LOSSES[comparison.loss]}: correlation {comparison.found[name].value:.2f}"
                 x, y, error = ([row.get(key, 0) for row in comparison.rows] for key in (name, "ratio", "ratio_error"))
                 ax.errorbar(x, y, error, fmt="o", color=color, markersize=3, alpha=0.6, linewidth=0.8, label=label)
             ax.set(xscale="log", yscale="log", xlabel=_LABELS[name])
             ax.sharey(axes[0])
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            if len(set(x)) < 8:
-                ax.set_xticks(sorted(set(x)), map(str, sorted(set(x))))
+            if "rank" not in name:
+                sizes = np.unique(x)
+                label_sizes(ax, sizes, (sizes[-1] / sizes[0]) ** TICK_SHARE)
             if name == "pair_rank":
                 r = np.geomspace(*ax.get_xlim(), 100)
                 ax.fill_between(r, 0.25 / (r + 2), 0.5 / (r + 2), color="#000000", alpha=0.12, label="theory")
             ax.grid(alpha=0.3)
-            ax.legend(fontsize="x-small", title="correlation", title_fontsize="x-small")
+            ax.legend(fontsize="x-small")
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(f"{comparisons[0].when.split(', ')[1]}\n{_RATIO}")
             else:
@@ -62,13 +61,16 @@ def by_shape(rows: Rows) -> Figure:
     """Under MSE at initialization: layers of wide networks, of networks with one narrow layer, and all over theory."""
     picture, ((left, middle, right),) = page(1, 3, 3.4)
     middle.sharey(left)
+    middle.tick_params(labelleft=False)
+    left.set_ylabel(_RATIO)
     _lines(left, [row for row in rows if row["kind"] == "uniform"], "layers of the same width")
     _lines(middle, [row for row in rows if row["kind"] == "bottleneck"], "one narrow layer")
     known = [row for row in rows if row["ratio"] > 0]
     expected, ratio, error = (np.array([row[key] for row in known]) for key in ("theory", "ratio", "ratio_error"))
     right.errorbar(expected, ratio / expected, error / expected, fmt="o", color=COLORS[0], markersize=3, alpha=0.7)
     right.axhline(1, color="#000000", linewidth=0.8)
-    right.set(xscale="log", xlabel="off/diag, theory", ylabel="measured / theory", title="all networks")
+    right.set(xscale="log", xlabel="ratio of the theory", ylabel="measured / theory")
+    right.set_title("all networks", fontsize="medium")
     right.grid(alpha=0.3)
     return picture
 
@@ -81,7 +83,8 @@ def _lines(ax: Axes, rows: Rows, title: str) -> None:
         layer, ratio, error, expected = ([row[key] for row in layers] for key in columns)
         ax.errorbar(layer, ratio, error, fmt=_MARKERS[number % len(_MARKERS)], color=color, label=widths)
         ax.plot(layer, expected, "x--", color=color, linewidth=1)
-    ax.set(yscale="log", xlabel="layer $l$", ylabel=_RATIO, title=f"{title};\ndashed: theory")
+    ax.set(yscale="log", xlabel="layer $l$")
+    ax.set_title(f"{title};\ndashed: theory", fontsize="medium")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.3)
     ax.legend(fontsize="x-small")
@@ -101,5 +104,6 @@ def along_training(comparisons: Sequence[Sequence[Comparison]]) -> Figure:
         ax.set(title=LOSSES[moments[0].loss], xlabel="step", ylim=(-1.05, 1.05))
         ax.grid(alpha=0.3)
     picture.axes[0].set_ylabel("correlation of log(off/diag) with the log of")
-    picture.axes[-1].legend(fontsize="small")
+    lines = picture.axes[-1].get_legend_handles_labels()
+    picture.legend(*lines, loc="outside lower center", ncols=len(_LABELS), fontsize="small")
     return picture

@@ -83,11 +83,11 @@ def _draw_means(
         one.set_visible(True)
         one.set_xlim(sizes[0] / room, sizes[-1] * room)
     below.tick_params(labelbottom=True)  # what is below it may be empty
-    _label_sizes(below, sizes, room)
+    label_sizes(below, sizes, room)
     _label_values(ax)
 
 
-def _label_sizes(ax: Axes, sizes: np.ndarray, room: float) -> None:
+def label_sizes(ax: Axes, sizes: np.ndarray, room: float) -> None:
     """A tick at every size, and a number where it is at least `room` times the last that has one."""
     from matplotlib.ticker import NullLocator
 

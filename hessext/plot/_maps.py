@@ -103,18 +103,18 @@ def block_norm_map(
 
 
 def share_scale(axes: Axes | Iterable[Axes], *, limits: tuple[float, float] | None = None) -> None:
-    """Give the maps on these axes of a figure one colour scale, and one bar on their right in place of theirs.
+    """Give the maps on these axes of a figure one colour scale, with one bar on the right of each row of subplots.
 
     limits: as in heat_map, of all the maps together. Raises ValueError where there is no map, TypeError.
     """
-    axes = list(np.ravel(axes))
-    images = [image for ax in axes for image in ax.images]
+    images = [image for ax in np.ravel(axes) for image in ax.images if image.colorbar]
     if not images:
         raise ValueError("axes: expected some on which heat_map or block_norm_map has drawn; got none")
-    heading = next(image.colorbar.ax.get_title() for image in images if image.colorbar)
-    for bar in {image.colorbar for image in images} - {None}:
+    bars = {image.colorbar for image in images}
+    heading = next(iter(bars)).ax.get_title()
+    for bar in bars:
         bar.remove()
-    _scale(images, axes, limits, heading)
+    _scale(images, limits, heading)
 
 
 def _draw(
@@ -152,7 +152,7 @@ def _draw(
     _outline(cells.across, ax.axvline, ax.xaxis)
     if title:
         ax.set_title(title, fontsize="medium")
-    _scale([shown], [ax], limits, heading)
+    _scale([shown], limits, heading)
     return ax.figure
 
 
@@ -173,8 +173,8 @@ def _outline(side: Side, line: Callable, axis: Axis, **turned: object) -> None:
     axis.set_tick_params(length=0)
 
 
-def _scale(images: Sequence[AxesImage], axes: Sequence[Axes], limits: tuple[float, float] | None, heading: str) -> None:
-    """One scale for the images, and its bar; default limits are those of all pixels, of one to four decades."""
+def _scale(images: Sequence[AxesImage], limits: tuple[float, float] | None, heading: str) -> None:
+    """One scale for the images, and a bar for each row; default limits are those of all pixels, DECADES apart."""
     from matplotlib.colors import LogNorm
 
     seen = np.concatenate([image.get_array().compressed() for image in images])
@@ -185,16 +185,19 @@ def _scale(images: Sequence[AxesImage], axes: Sequence[Axes], limits: tuple[floa
         limits = min(max(low, farthest), nearest), high
     else:
         limits = _limits(limits)
-    norm = LogNorm(*limits)
-    for image in images:
-        image.set_norm(norm)
     under, over = (seen < limits[0]).any(), (seen > limits[1]).any()
     extend = ("neither", "min", "max", "both")[under + 2 * over]
-    columns = len({ax.get_subplotspec().colspan.start for ax in axes if ax.get_subplotspec()}) or 1
-    bar = images[0].figure.colorbar(images[0], ax=axes, extend=extend, fraction=0.05 / columns, pad=0.02 / columns)
-    bar.ax.set_title(heading, fontsize="medium", pad=18 if over else 6)
+    norm, rows = LogNorm(*limits), {}
     for image in images:
-        image.colorbar = bar
+        image.set_norm(norm)
+        place = image.axes.get_subplotspec()
+        rows.setdefault(place and place.rowspan.start, []).append(image)
+    for row in rows.values():
+        axes, n = [image.axes for image in row], len(row)
+        bar = row[0].figure.colorbar(row[0], ax=axes, extend=extend, fraction=0.05 / n, pad=0.02 / n)
+        bar.ax.set_title(heading, fontsize="medium", pad=18 if over else 6)
+        for image in row:
+            image.colorbar = bar
 
 
 def _limits(limits: tuple[float, float]) -> tuple[float, float]:

@@ -33,4 +33,6 @@ def page(rows: int, count: int, height: float, *, layout: str = "constrained", *
 def maps(rows: int, count: int) -> tuple[Figure, np.ndarray]:
     """A page of square maps, of which each row has a colour bar: axes (rows, count)."""
     columns = max(2, -(-count // -(-count // COLUMNS)))
-    return page(rows, count, 0.9 * WIDTH / columns + 0.3, layout="compressed")
+    figure, axes = page(rows, count, 0.9 * WIDTH / columns + 0.4, layout="compressed")
+    figure.get_layout_engine().set(h_pad=0.1)
+    return figure, axes

@@ -155,7 +155,7 @@ def test_files_and_caption(tmp_path):
     for text in (
         "# Figure 5: |H| of linear models",
         "(--quick; but for classes, features, draws, seed). classes 3,6, features 8, draws 2, seed 7, dtype",
-        "- $C = 6$: 6 x 6 blocks of 8: |H|; colours from ",
+        "- $C = 3$: 3 x 3 blocks of 8; $C = 6$: 6 x 6 blocks of 8: |H|; colours from ",
         "**The paper says.** Equations (5), (6)",
         "- output, C = 6: mean ||H_ij||_F^2 / mean ||H_ii||_F^2 = ",
         "`hessext figure 5 --quick --classes 3,6 --features 8 --draws 2 --seed 7`",

@@ -107,6 +107,12 @@ def test_maps_share_a_scale_and_a_bar():
     plot.share_scale(axes, limits=(1e-2, 10.0))
     assert len(figure.axes) == 4
     assert (alone.norm.vmin, alone.norm.vmax) == (1e-2, 10.0) and second.colorbar.extend == "both"
+    both = Figure(layout="constrained").subplots(2, 2)
+    for ax in both.flat:
+        plot.heat_map(torch.tensor([[1.0, 0.2]]), ax=ax)
+    plot.share_scale(both)
+    assert len({ax.images[0].norm for ax in both.flat}) == 1
+    assert [len({ax.images[0].colorbar for ax in row}) for row in both] == [1, 1] and len(both[0, 0].figure.axes) == 6
     with pytest.raises(ValueError, match=r"^axes: expected some on which heat_map"):
         plot.share_scale(Figure().subplots())
 
