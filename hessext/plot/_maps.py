@@ -107,14 +107,10 @@ def share_scale(axes: Axes | Iterable[Axes], *, limits: tuple[float, float] | No
 
     limits: as in heat_map, of all the maps together. Raises ValueError where there is no map, TypeError.
     """
-    images = [image for ax in np.ravel(axes) for image in ax.images if image.colorbar]
+    images = [image for ax in np.ravel(axes) for image in _axes("axes", ax).images if image.colorbar]
     if not images:
         raise ValueError("axes: expected some on which heat_map or block_norm_map has drawn; got none")
-    bars = {image.colorbar for image in images}
-    heading = next(iter(bars)).ax.get_title()
-    for bar in bars:
-        bar.remove()
-    _scale(images, limits, heading)
+    _scale(images, limits, images[0].colorbar.ax.get_title())
 
 
 def _draw(
@@ -130,11 +126,10 @@ def _draw(
     """Show the image with a colour bar, borders of blocks and layers, and the layers' names."""
     check_matplotlib()
     from matplotlib import colormaps
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    if ax is not None and not isinstance(ax, Axes):
-        raise TypeError(f"ax: expected matplotlib's Axes; got {type(ax).__name__}")
+    if ax is not None:
+        _axes("ax", ax)
     note = f"{what}, {POOLED[pooling]} of {cells.pool} x {cells.pool}" if cells.pool > 1 else what
     note += "; grey: exactly 0" * bool((image == 0).any())
     if ax is None:
@@ -187,6 +182,8 @@ def _scale(images: Sequence[AxesImage], limits: tuple[float, float] | None, head
         limits = _limits(limits)
     under, over = (seen < limits[0]).any(), (seen > limits[1]).any()
     extend = ("neither", "min", "max", "both")[under + 2 * over]
+    for bar in {image.colorbar for image in images} - {None}:
+        bar.remove()
     norm, rows = LogNorm(*limits), {}
     for image in images:
         image.set_norm(norm)
@@ -198,6 +195,14 @@ def _scale(images: Sequence[AxesImage], limits: tuple[float, float] | None, head
         bar.ax.set_title(heading, fontsize="medium", pad=18 if over else 6)
         for image in row:
             image.colorbar = bar
+
+
+def _axes(name: str, ax: object) -> Axes:
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        raise TypeError(f"{name}: expected matplotlib's Axes; got {type(ax).__name__}")
+    return ax
 
 
 def _limits(limits: tuple[float, float]) -> tuple[float, float]:

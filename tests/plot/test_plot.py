@@ -115,6 +115,11 @@ def test_maps_share_a_scale_and_a_bar():
     assert [len({ax.images[0].colorbar for ax in row}) for row in both] == [1, 1] and len(both[0, 0].figure.axes) == 6
     with pytest.raises(ValueError, match=r"^axes: expected some on which heat_map"):
         plot.share_scale(Figure().subplots())
+    with pytest.raises(TypeError, match=r"^axes: expected matplotlib's Axes; got int"):
+        plot.share_scale([3])
+    with pytest.raises(ValueError, match=r"^limits: expected"):
+        plot.share_scale(both, limits=(1.0, 1.0))
+    assert len(both[0, 0].figure.axes) == 6
 
 
 def test_a_page_has_at_most_four_panels_beside_each_other():
