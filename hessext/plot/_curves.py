@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hessext.sweeps.report import PointEstimate, Sweep
 
 SYMBOLS = {"classes": "$C$", "samples": "$N$", "features": "$d$", "hidden": "$m$", "gamma": r"$\gamma = d / N$"}
-TICK_SHARE = 0.08  # of an axis: sizes that lie closer together have no room for both their numbers
+TICK_SHARE = 0.12  # of an axis: sizes that lie closer together have no room for both their numbers
 
 
 def ratios(result: Sweep) -> Figure:

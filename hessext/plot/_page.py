@@ -22,7 +22,8 @@ def page(rows: int, count: int, height: float, *, layout: str = "constrained", *
 
     bands = -(-count // COLUMNS)
     columns = -(-count // bands)
-    figure = Figure(figsize=(WIDTH, bands * rows * height + 0.5), layout=layout)
+    width = WIDTH if columns > 1 else WIDTH / 2
+    figure = Figure(figsize=(width, bands * rows * height + 0.5), layout=layout)
     grid = figure.subplots(bands * rows, columns, squeeze=False, **options)
     axes = grid.reshape(bands, rows, columns).swapaxes(0, 1).reshape(rows, -1)
     for ax in axes[:, count:].flat:
