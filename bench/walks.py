@@ -195,7 +195,7 @@ def _walks() -> Iterator[tuple[str, Walk]]:
         "matrix/product._CHUNK_BYTES", Sizes(0, 64, 1000), "N", (1000, 1100), lambda B: B @ torch.ones(B.shape[1]),
         decides=lambda s: _ceil(s.N, c("matrix/product._CHUNK_BYTES")[0] // (4 * s.C)),
     )  # fmt: skip
-    copied = "_api._COPIED"
+    copied = "_parameters._COPIED"
     yield (
         "copied",
         Walk(
@@ -248,15 +248,16 @@ def walks() -> dict[str, Walk]:
 # Sizes at which work is only cut into further pieces, each as large as those before, or that no call comes to often.
 PIECES = {
     "memory of what is in hand": """_memory._ALWAYS_FREE matrix/assemble._PIECE matrix/block_diagonal._PIECE
-        matrix/curvature._ENTRIES matrix/feature_gram._TILE matrix/gram._TILE matrix/sample_curvature.ENTRIES
-        matrix/dense_norms._PIECE matrix/dense_norms._ROWS
-        matrix/sample_curvature._SLAB matrix/sample_pairs._BYTES matrix/sample_pairs._MATRICES data/samples._WIDE
+        matrix/curvature._ENTRIES matrix/feature_gram._TILE matrix/gram._TILE matrix/curvature_tiles.ENTRIES
+        matrix/dense_norms._PIECE matrix/dense_norms._ROWS matrix/norms._PIECE model/network._LIFTED
+        matrix/given_curvature._SLAB matrix/sample_pairs._BYTES matrix/sample_pairs._MATRICES data/samples._WIDE
         data/outputs._WORK data/outputs._BLOCKS data/curvature._WORK data/curvature._TOGETHER data/places._SLAB
         data/batches._PIECE data/tail_curvature._WORK""",
-    "results that differ": "matrix/sample_curvature._TENSOR data/batches._SMALL",
-    "kept so as not to be formed again, where memory allows": """_api.KEPT _layer.KEPT matrix/sample_curvature._KEPT
+    "results that differ": "matrix/sample_curvature._TENSOR data/batches.SMALL",
+    "kept so as not to be formed again, where memory allows": """_api.KEPT _layer.KEPT matrix/given_curvature._KEPT
         data/curvature._FACTOR matrix/approximations._WHOLE""",
-    "numbers, not sizes": """matrix/cost._ENTRY matrix/cost._TOPS
+    "numbers, not sizes": """matrix/cost._ENTRY matrix/cost._TOPS data/symmetric._PANELS
+        data/group._HEADER data/group._PATIENCE data/headers.TEXT data/ranks._TOLD
         matrix/norms._LEAST matrix/norms._MOST data/samples._LEAST data/samples._MOST
         matrix/part._SQUARES matrix/gram._SQUARES_ON_GPU matrix/softmax_gram._WORK_ON_GPU matrix/preconditioner.NOISE
         matrix/sample_pairs._LEAST matrix/kronecker.FLOOR matrix/kronecker._FORMED matrix/kronecker._BLOCK

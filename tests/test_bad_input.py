@@ -182,7 +182,7 @@ def test_class_weights_of_another_size(size):
         one_hidden(loss=nn.CrossEntropyLoss(weight=torch.ones(size, dtype=torch.float64)))
 
 
-@pytest.mark.parametrize("activation", ["swish", "ReLU", "", None, 1, nn.ReLU, nn.Softmax(0), torch.relu], ids=str)
+@pytest.mark.parametrize("activation", ["swish", "ReLU", "", None, 1, nn.ReLU, nn.Softmax(0), torch.relu], ids=range(8))
 def test_unknown_activation(activation):
     with pytest.raises((ValueError, TypeError), match=r"^activation: expected one of relu"):
         one_hidden(activation=activation)

@@ -179,7 +179,7 @@ def test_many_classes_need_no_memory():
 def test_logits_that_overflow():
     W = torch.full((3, 2), 1e30)
     W[1] *= -1
-    H = hessext.linear(W, torch.full((4, 2), 1e30))
+    H = hessext.linear(W, torch.full((4, 2), 1e10))
     for ask in (H.dense, H["output"].norms, H["output"].diagonal, lambda: H @ torch.zeros(6)):
         with pytest.raises(ValueError, match=r"^x: expected logits that torch.float32 can hold; got"):
             ask()
