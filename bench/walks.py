@@ -261,7 +261,7 @@ PIECES = {
         matrix/norms._LEAST matrix/norms._MOST data/samples._LEAST data/samples._MOST
         matrix/part._SQUARES matrix/gram._SQUARES_ON_GPU matrix/softmax_gram._WORK_ON_GPU matrix/preconditioner.NOISE
         matrix/sample_pairs._LEAST matrix/kronecker.FLOOR matrix/kronecker._FORMED matrix/kronecker._BLOCK
-        data/tails._PROPOSED data/tail._ROUNDINGS data/tail_curvature._FEW model/linear._NAMED
+        data/tails._PROPOSED data/tail._ROUNDINGS data/tail_curvature._FEW model/linear._NAMED model/targets._ROUNDED
         matrix/spectrum._FEWEST matrix/spectrum._VECTORS matrix/spectrum._BYTES""",
 }
 

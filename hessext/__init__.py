@@ -19,6 +19,7 @@ from .matrix.block_matrix import BlockMatrix
 from .matrix.hessian import Hessian
 from .matrix.kronecker import NearestKronecker
 from .matrix.results import Approximation, Approximations, BlockRatio, CurvatureParts, PreconditionedSpectrum, RowNorms
+from .model.loss_arguments import UnnormalizedCrossEntropyLoss
 from .sweeps.sweep import sweep
 
 __version__ = _core.__version__
@@ -40,6 +41,7 @@ __all__ = [
     "NearestKronecker",
     "PreconditionedSpectrum",
     "RowNorms",
+    "UnnormalizedCrossEntropyLoss",
     "autograd",
     "datasets",
     "feed_forward",

@@ -17,9 +17,10 @@ from .data.ranks import Ranks, over_ranks
 from .data.samples import Samples
 from .data.shared import Shared
 from .matrix.hessian import Hessian
-from .model import losses, trace
+from .model import loss_arguments, trace
 from .model.activations import resolve
-from .model.losses import Loss, LossLike
+from .model.loss_arguments import LossLike
+from .model.losses import Loss
 from .model.network import Network
 
 if TYPE_CHECKING:
@@ -52,11 +53,11 @@ def linear(
             diagonals are summed over it, a mean divided by the total of all batches (of class weights, of labels that
             are not ignored). Batches are moved to weight's device and dtype.
         y: labels (N,) int64, or class probabilities or regression targets (N, C); None where H does not depend on it.
-            Of binary cross-entropy: targets (N,) or (N, 1), or labels 0 and 1 (N,), int64 or bool.
+            Of binary cross-entropy: targets (N, C), of one logit also (N,), or labels 0 and 1, int64 or bool.
         bias: b (C,).
-        loss: "cross_entropy" (mean over samples), "binary_cross_entropy" (of the logit's sigmoid, mean over samples;
-            C = 1), "mse" (mean over samples of ||f - y||^2, no 1/2), or an nn.CrossEntropyLoss, nn.BCEWithLogitsLoss
-            (C = 1) or nn.MSELoss with its own options, whose weights are copied.
+        loss: "cross_entropy" (mean over samples), "binary_cross_entropy" (of each logit's sigmoid, as torch's: mean
+            over samples and logits), "mse" (mean over samples of ||f - y||^2, no 1/2), or an nn.CrossEntropyLoss,
+            nn.BCEWithLogitsLoss or nn.MSELoss with its own options, whose weights are copied.
         memory: bytes that all samples of batches may take where a result is no sum over them: norms, ratio, row_norms.
         group: a torch.distributed process group. Each of its ranks brings samples of its own, tensors or batches, or
             none (None, an empty tensor or list), and the same weights; H is that of all of them. Results are the same
@@ -176,8 +177,10 @@ def hessian(
 
     Equations as of `feed_forward`; without an activation between two layers, it is the identity.
 
-    forward is followed with torch.fx: modules may be nested; torch's functions count as activations (F.relu); changes
-    of shape may come first (nn.Flatten, x.view(...)); Identity and Dropout in evaluation mode may stand anywhere.
+    forward is followed with torch.fx: modules may be nested; torch's functions count as activations (F.relu, relu_,
+    z * sigmoid(z)); what has no parameters may come first (nn.Flatten, x.view(...), x.to(...), x / 255); Identity and
+    Dropout in evaluation mode may stand anywhere. Where a weight is pruned (torch.nn.utils.prune), H is that in the
+    weight, masked entries included.
     `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
 
     Args:
@@ -198,7 +201,8 @@ def hessian(
     layers = []
     for step in form.steps:
         weight, bias = (f"{step.name}.{part}" if step.name else part for part in ("weight", "bias"))
-        layers.append(Given(step.name, weight, step.linear.weight, bias, step.linear.bias, step.activation))
+        parameters = weight, step.parameter("weight"), bias, step.parameter("bias")
+        layers.append(Given(step.name, *parameters, step.activation, step.bias_first))
     return _hessian(Network(chain(layers), registered, by_parameter=True), x, y, loss, memory, group, form.before)
 
 
@@ -212,16 +216,18 @@ def output_layer(
     *,
     memory: int = KEPT,
     by_parameter: bool = False,
+    bias_first: bool = False,
     group: ProcessGroup | None = None,
 ) -> Hessian:
-    """Return the Hessian of a linear model whose layer has this name; `by_parameter` as of `Network`."""
+    """Return the Hessian of a linear model whose layer has this name; the rest as of `Network` and its `Layer`."""
     ranks, rows = Ranks.of(group), rows_of("weight", weight)
     if rows is None:
-        layers = chain([Given(name, "weight", weight, "bias", bias)])
+        layers = chain([Given(name, "weight", weight, "bias", bias, bias_first=bias_first)])
         return _hessian(Network(layers, by_parameter=by_parameter), x, y, loss, memory, ranks)
     weight, split = own_rows("weight", rows, ranks)
     with ranks.operation("linear"):
-        layers = chain([Given(name, "weight", weight, "bias", _own_bias(bias, split, len(weight)))])
+        bias = _own_bias(bias, split, len(weight))
+        layers = chain([Given(name, "weight", weight, "bias", bias, bias_first=bias_first)])
         return _hessian(Network(layers, by_parameter=by_parameter, split=split), x, y, loss, memory, ranks)
 
 
@@ -250,7 +256,7 @@ def _hessian(
     before: Callable[[Tensor], Tensor] | None = None,
 ) -> Hessian:
     """Of samples x, or of batches (x, y) of which at most `memory` bytes are kept; before(x) are the inputs."""
-    loss, memory, ranks = losses.resolve(loss), _checks.count("memory", memory), Ranks.of(group)
+    loss, memory, ranks = loss_arguments.resolve(loss), _checks.count("memory", memory), Ranks.of(group)
     x, y = (_lift(t, network.like) for t in (x, y))
     if not ranks.alone:
         x, batches = _on_this_rank(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from . import _core
+from . import _core, _hints
 from ._memory import require
 
 # --- tensors ------------------------------------------------------------------------------------------------
@@ -32,9 +32,10 @@ def matrix(
     cols: int | None = None,
     like: Tensor | None = None,
     half: bool = False,
+    hint: str = "",
 ) -> Tensor:
     """Return t detached: a finite, non-empty (rows, cols) float tensor of like's dtype and device."""
-    return floats(name, t, (rows, cols), like, half=half)
+    return floats(name, t, (rows, cols), like, half=half, hint=hint)
 
 
 def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None = None, half: bool = False) -> Tensor:
@@ -42,13 +43,13 @@ def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None
     return floats(name, t, (size,), like, half=half)
 
 
-def samples(name: str, t: Tensor, cols: int, like: Tensor) -> tuple[Tensor, float]:
+def samples(name: str, t: Tensor, cols: int, like: Tensor, hint: str = "") -> tuple[Tensor, float]:
     """Return t detached: finite, non-empty (N, cols) or (N, T, cols), or of more axes, of like's dtype and device.
 
     Second what `finite` returns.
     """
     tensor(name, t)
-    shaped(name, t, (*(None,) * max(1, t.ndim - 1), cols), like)
+    shaped(name, t, (*(None,) * max(1, t.ndim - 1), cols), like, hint=hint)
     largest = finite(name, t)
     return t.detach() if t.requires_grad else t, largest
 
@@ -104,39 +105,54 @@ def multiplied(name: str, v: Tensor, size: int, like: Tensor) -> Tensor:
     return floats(name, v, (size, None), like)
 
 
-def floats(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None, *, half: bool = False) -> Tensor:
+def floats(
+    name: str,
+    t: Tensor,
+    shape: tuple[int | None, ...],
+    like: Tensor | None,
+    *,
+    half: bool = False,
+    hint: str = "",
+) -> Tensor:
     """Return t detached: finite, non-empty, of this shape (None: any size), float32 or float64 or of like's dtype.
 
-    With `half`, bfloat16 and float16 stand for float32.
+    With `half`, bfloat16 and float16 stand for float32. A message on the shape or dtype ends with the hint.
     """
     tensor(name, t)
-    shaped(name, t, shape, like, half=half)
+    shaped(name, t, shape, like, half=half, hint=hint)
     finite(name, t)
     return t.detach() if t.requires_grad else t
 
 
-def shaped(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None, *, half: bool = False) -> None:
+def shaped(
+    name: str,
+    t: Tensor,
+    shape: tuple[int | None, ...],
+    like: Tensor | None,
+    *,
+    half: bool = False,
+    hint: str = "",
+) -> None:
     """Refuse another shape (None: any size), or what is not float32 or float64 or of like's dtype and device."""
     dtypes = (torch.float32, torch.float64) if like is None else (like.dtype,)
     if t.dtype not in dtypes and not (half and t.dtype in HALVES and torch.float32 in dtypes):
-        raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}; got {t.dtype}")
-    layout(name, t, shape, like)
+        raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}; got {t.dtype}{hint}")
+    layout(name, t, shape, like, hint)
 
 
 def tensor(name: str, t: object) -> None:
     """Refuse what is no dense torch.Tensor."""
     if not isinstance(t, Tensor):
-        hint = " (torch.from_numpy makes it one)" if type(t).__module__ == "numpy" else ""
-        hint = " (a DataLoader makes batches of it)" if isinstance(t, Dataset) else hint
+        hint = " (a DataLoader makes batches of it)" if isinstance(t, Dataset) else _hints.of_other_type(t)
         raise TypeError(f"{name}: expected a torch.Tensor; got {type(t).__name__}{hint}")
     if t.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor; got {t.layout}")
 
 
-def layout(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None) -> None:
+def layout(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None, hint: str = "") -> None:
     """Refuse another shape (None: any size), an empty tensor, a device other than like's or that this build lacks."""
     if t.ndim != len(shape) or [1 for a, b in zip(shape, t.shape, strict=True) if a is not None and a != b]:
-        raise ValueError(f"{name}: expected shape {shape_text(shape)}; got {shape_text(t.shape)}")
+        raise ValueError(f"{name}: expected shape {shape_text(shape)}; got {shape_text(t.shape)}{hint}")
     if not t.numel():
         raise ValueError(f"{name}: expected at least one element; got shape {shape_text(t.shape)}")
     if like is not None and t.device != like.device:

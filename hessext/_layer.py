@@ -25,9 +25,9 @@ from .data.shared import Shared, signature
 from .data.tails import Tails
 from .matrix.hessian import Hessian
 from .matrix.layers import LayerHessians
-from .model import losses
 from .model.linear import LinearLayer, check_modes, find
-from .model.losses import LossLike
+from .model.loss_arguments import LossLike, resolve
+from .model.pruned import masked_kept
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -69,7 +69,8 @@ def layer(
         model: any module, without dropout or batch normalization in training mode.
         name: an nn.Linear's or a Conv1D's name in `model.named_modules()`, or the module, or a list of them. A
             Conv1D's weight (inputs, outputs) counts as its transpose. Where the weight is parametrized (weight_norm),
-            "fc.weight" asks for the Hessian in the weight itself, not in what it is made of.
+            "fc.weight" asks for the Hessian in the weight itself, not in what it is made of. Where it is pruned
+            (torch.nn.utils.prune), H is that in the weight, too, masked entries included.
         x: what model(x) takes, or an iterable of batches (x, y), or of anything with `forward`. It is read once.
             Batches are kept, not copied; changing them or the model in place raises RuntimeError afterwards.
         y: targets as in `linear`, shaped (B,) or (B, T) for logits (B, C) or (B, T, C), or (B, C), (B, T, C).
@@ -101,7 +102,7 @@ def layer(
         refuse_split(f"name: weight of {one.name!r}", one.weight)
     if len({one.module for one in layers}) < len(layers):
         raise ValueError(f"name: expected different layers; got {', '.join(repr(one.name) for one in layers)}")
-    question = Question(model, layers, "name", losses.resolve(loss), forward, _checks.count("memory", memory))
+    question = Question(model, layers, "name", resolve(loss), forward, _checks.count("memory", memory))
     ranks = Ranks.of(group)
     tails = _tails(question, ranks, x, y)
     if tails is not None:
@@ -194,7 +195,7 @@ def head(
         y, loss = None, y
     one = find(model, module, "module")
     check_modes(model)
-    losses.resolve(loss)
+    resolve(loss)
     ranks, rows = Ranks.of(group), rows_of("module", one.weight)
     if rows is not None:
         ranks.classes = Group(rows.group)
@@ -210,14 +211,17 @@ def _collected(
     dtype = torch.promote_types(torch.float32, one.weight.dtype)
     features, targets, size = [], [], 0
     training = any(m.training for m in model.modules())
-    with torch.no_grad():
+    with torch.no_grad(), masked_kept(model):
         for k, batch in enumerate(_batches(x, y)):
             with same_random_numbers(one.weight.device) if training else nullcontext():
                 a, t = _run(model, one.module, batch, forward, dtype)
             shape = a.shape[:-1]
             if not shape or (t is not None and t.shape[: len(shape)] != shape):
                 got = "None" if t is None else tuple(t.shape)
-                raise ValueError(f"batches: expected targets of {tuple(shape)} samples in batch {k}; got {got}")
+                hint = (
+                    " (does the model flatten its inputs?)" if len(shape) > 1 and t is not None and t.ndim == 1 else ""
+                )
+                raise ValueError(f"batches: expected targets of {tuple(shape)} samples in batch {k}; got {got}{hint}")
             features.append(a.flatten(0, -2))
             size += a.numel() * dtype.itemsize
             require(size, "the features so far, put together,", a.device)
@@ -234,7 +238,8 @@ def _head(one: LinearLayer, features: Tensor | None, y: Tensor | None, loss: Los
     """The Hessian of a layer that gives the logits of these features."""
     device = one.weight.device if features is None else features.device
     weight, bias = (None if p is None else p.to(device) for p in (one.weight, one.bias))
-    return output_layer(one.name, weight, bias, features, y, loss, by_parameter=True, group=ranks.copy())
+    kinds = {"by_parameter": True, "bias_first": one.bias_first}
+    return output_layer(one.name, weight, bias, features, y, loss, **kinds, group=ranks.copy())
 
 
 def _batches(x: Any, y: Tensor | None) -> Iterable[Any]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _hints
 from ._memory import require
 from ._tensors import lifted, lifted_like
 from .data.classes import refuse_split
@@ -26,6 +26,7 @@ class Given(NamedTuple):
     bias_name: str
     bias: Tensor | None
     activation: Activation | None = None
+    bias_first: bool = False
 
 
 def chain(given: list[Given]) -> tuple[Layer, ...]:
@@ -36,17 +37,16 @@ def chain(given: list[Given]) -> tuple[Layer, ...]:
             refuse_split(parameter_name, t)
         before = lifted_like(layers[-1].weight) if layers else None
         cols = None if before is None else len(before)
-        weight = _checks.matrix(layer.weight_name, layer.weight, cols=cols, like=before, half=True)
+        hint = _hints.of_weight(layer.weight, before)
+        weight = _checks.matrix(layer.weight_name, layer.weight, cols=cols, like=before, half=True, hint=hint)
         bias = layer.bias
         if bias is not None:
             bias = _checks.vector(layer.bias_name, bias, size=len(weight), like=lifted_like(weight), half=True)
-        layers.append(_snapshot(layer.name, weight, bias, layer.activation, keep_half=len(given) == 1))
+        layers.append(_snapshot(layer, weight, bias, keep_half=len(given) == 1))
     return tuple(layers)
 
 
-def _snapshot(
-    name: str, weight: Tensor, bias: Tensor | None, activation: Activation | None, *, keep_half: bool
-) -> Layer:
+def _snapshot(given: Given, weight: Tensor, bias: Tensor | None, *, keep_half: bool) -> Layer:
     """Return a layer with its own parameters: the Hessian is that of the moment it was asked for.
 
     A language model's head is gigabytes: it is not copied, and a change in place is noticed. In half precision it is
@@ -63,4 +63,4 @@ def _snapshot(
     elif not weight.is_contiguous():
         require(size, "a contiguous copy of the weight", weight.device)
         weight = weight.contiguous()
-    return Layer(name, weight, bias, activation)
+    return Layer(given.name, weight, bias, given.activation, given.bias_first)

@@ -11,7 +11,7 @@ from torch import nn
 from hessext import _memory
 from hessext._checks import block_index, finite, matrix, multiplied, named_factors, out, pairs, symmetric, vector
 from hessext._memory import require
-from hessext.model import losses
+from hessext.model import loss_arguments as losses
 from hessext.model.targets import checked_targets
 
 X = torch.ones(4, 3)
@@ -128,7 +128,8 @@ def test_bad_factor(v, message):
 def test_good_targets_pass():
     assert checked_targets(Y, (4,), 3, CE, X) is Y
     assert checked_targets(Y, (4,), 3, MSE, X) is Y
-    assert checked_targets(X, (4,), 3, CE, X) is X
+    assert checked_targets(X, (4,), 3, MSE, X) is X
+    assert checked_targets(X / 3, (4,), 3, CE, X).equal(X / 3)
     assert checked_targets(None, (4,), 3, CE, X) is None
     ignored = torch.tensor([-100, 0, -100, 2])
     assert checked_targets(ignored, (4,), 3, CE, X) is ignored

@@ -111,7 +111,7 @@ def test_classifier_over_a_loader(form):
 @pytest.mark.parametrize(("kind", "loss"), [("probabilities", "cross_entropy"), ("vectors", nn.MSELoss())])
 def test_other_targets(kind, loss):
     model, (x, _) = classifier(torch.float64), data(torch.float64)
-    y = torch.linspace(0, 1, 11 * C).view(11, C)  # float32 beside a float64 model
+    y = torch.linspace(0, 1, 11 * C).view(11, C).softmax(1)  # float32 beside a float64 model
     H = hessext.head(model, "3", [(x[:8], y[:8]), (x[8:], y[8:])], loss)
     features = model[:3](x).detach()
     expected = hessext.linear(model[3].weight, features, y.double(), bias=model[3].bias, loss=loss)
@@ -183,13 +183,21 @@ GOOD = [(X, Y)]
 BAD = {
     "no module": ((nn.Linear, "3", GOOD), TypeError, "model: expected an nn.Module; got type"),
     "training": ((classifier().train(), "3", GOOD), ValueError, "model: expected evaluation mode (call model.eval())"),
-    "unknown name": ((classifier(), "4", GOOD), ValueError, "module: expected one of model's, such as '3'; got '4'"),
+    "unknown name": (
+        (classifier(), "4", GOOD),
+        ValueError,
+        "module: expected a linear layer of the model, such as '3'; got '4'",
+    ),
     "foreign": (
         (classifier(), nn.Linear(D, C), GOOD),
         ValueError,
-        "module: expected one of model's, such as '3'; got another Linear",
+        "module: expected a linear layer of the model, such as '3'; got another Linear",
     ),
-    "number": ((classifier(), 3, GOOD), TypeError, "module: expected an nn.Linear or its name; got int"),
+    "number": (
+        (classifier(), 3, GOOD),
+        TypeError,
+        "module: expected an nn.Linear or its name, before the data; got int",
+    ),
     "not linear": ((classifier(), "0", GOOD), TypeError, "module: expected an nn.Linear; got Conv1d '0'"),
     "loss": ((classifier(), "3", GOOD, "hinge"), ValueError, "loss: expected 'cross_entropy'"),
     "no batch": ((classifier(), "3", []), ValueError, "batches: expected at least one, and targets of all or of none"),

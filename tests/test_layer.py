@@ -98,7 +98,7 @@ def test_terms_add_up_and_are_checked():
 LOSSES = {
     "weights": (nn.CrossEntropyLoss(torch.linspace(0.5, 2, 11).double(), label_smoothing=0.1), False),
     "sum": (nn.CrossEntropyLoss(reduction="sum", ignore_index=3), False),
-    "probabilities": (nn.CrossEntropyLoss(), True),
+    "any numbers": (hessext.UnnormalizedCrossEntropyLoss(), True),
     "mse": (nn.MSELoss(), True),
 }
 

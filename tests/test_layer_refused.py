@@ -78,11 +78,15 @@ REFUSED = {
     "unknown name": (
         (Convolutional(), "fc4", GOOD),
         ValueError,
-        "name: expected one of model's, such as 'fc1', 'fc2', 'fc3'; got 'fc4'",
+        "name: expected a linear layer of the model, such as 'fc1', 'fc2', 'fc3'; got 'fc4'",
     ),
     "no name": ((Convolutional(), [], GOOD), ValueError, "name: expected a linear layer or a list of some"),
     "one name twice": ((Convolutional(), ["fc1", "fc1"], GOOD), ValueError, "name: expected different layers"),
-    "number": ((Convolutional(), 3, GOOD), TypeError, "name: expected an nn.Linear or its name; got int"),
+    "number": (
+        (Convolutional(), 3, GOOD),
+        TypeError,
+        "name: expected an nn.Linear or its name, before the data; got int",
+    ),
     "convolution": ((Convolutional(), "features.0", GOOD), TypeError, "name: expected an nn.Linear; got Conv2d"),
     "quantized": (
         (quantized(), "fc1", GOOD),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessext._tensors import moved
 from hessext.data.places import NoPlaces, OneLayer, Places
 from hessext.data.runs import Runner, plain_autograd
 from hessext.data.shared import Shared
@@ -60,11 +61,13 @@ class LayerTruth(Truth):
 
     def _runs(self, parameters: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits (M, C) and targets of each batch with these parameters of the layer."""
-        layer, named = self._places.layer, [*parameters.values(), None]
+        layer, (own,) = self._places.layer, self._places.network.layers
+        weight, bias = (parameters.get(own.name_of(part)) for part in ("weight", "bias"))
         for batch in self._places.batches:
-            logits, y = self._runner.with_layer(batch, layer, named[0], named[1])
+            logits, y = self._runner.with_layer(batch, layer, weight, bias)
             C = logits.shape[-1]
-            yield logits.reshape(-1, C), targets.flattened(y.to(logits.device), C, self._sum)
+            loss = moved(self._sum, logits.device, logits.dtype)
+            yield logits.reshape(-1, C), targets.of_logits(y, logits.detach(), loss)
 
     def rows(self, indices: Tensor, chunk_size: int | None, out: Tensor) -> None:
         """Writes rows `indices` (R,) of the Hessian into out (R, P), one product after the other, batch by batch."""

@@ -2,8 +2,9 @@
 
 Cross entropy is differentiated as  sum_n c_n log1p(sum_{j != top} e^{f_nj - f_n,top}) + sum_j t_nj (f_n,top - f_nj),
 t_n being torch's weighted, smoothed target and c_n = sum_j t_nj. That is torch's function, but the derivatives of
-log_softmax itself lose p (1 - p) where one class dominates, even in float64. Binary cross entropy is that of the two
-logits 0 and f_n with t_n = k w_n (1 - y_n, v_n y_n), k, w and v being torch's 1 / N or 1, weight and pos_weight.
+log_softmax itself lose p (1 - p) where one class dominates, even in float64. Binary cross entropy is the sum over all
+logits f_nc of that of the two logits 0 and f_nc with t = k w (1 - y, v y), k, w and v being torch's 1 / (N C) or 1,
+weight and pos_weight.
 """
 
 from __future__ import annotations
@@ -14,36 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hessext.model import targets
 from hessext.model.losses import Loss
-
-
-def check_targets(y: Tensor, logits: Tensor, loss: Loss) -> None:
-    """Refuse targets that torch's loss of these logits would refuse, too."""
-    (N, C), labels = logits.shape, not y.is_floating_point()
-    if loss.kind == "binary_cross_entropy":
-        targets.check_single_logit(C)
-    shapes = [(N,), (N, 1)] if loss.kind == "binary_cross_entropy" else [(N,)] if labels else [(N, C)]
-    if y.shape not in shapes or (labels and y.dtype not in (torch.int64, torch.bool)):
-        wanted = "int64 labels" if labels else "targets"
-        raise ValueError(f"y: expected {wanted} {' or '.join(map(str, shapes))}; got {y.dtype} {tuple(y.shape)}")
-    if labels:
-        kept = y if loss.ignore_index is None else y[y != loss.ignore_index]
-        classes = 2 if loss.kind == "binary_cross_entropy" else C
-        if not len(kept) or kept.min() < 0 or kept.max() >= classes:
-            got = sorted({kept.min().item(), kept.max().item()}) if len(kept) else "none that is not ignored"
-            raise ValueError(f"y: expected labels in [0, {classes}); got {got}")
 
 
 def scalar_loss(loss: Loss, logits: Tensor, y: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The scalar loss of (N, C) logits; logits give the classes that cross entropy is anchored at."""
     N, C = logits.shape
     if loss.kind == "binary_cross_entropy":
-        y = logits.new_zeros(N, 1) if y is None else y.detach().to(logits.dtype)
+        y = torch.zeros_like(logits) if y is None else y.detach().to(logits.dtype)
         w, v = (torch.ones_like(y) if t is None else t.to(logits) for t in (loss.weight, loss.pos_weight))
-        t = torch.stack([(1 - y) * w, v * y * w], -1).view(N, 2) / loss.divisor(y, logits)
-        two = _softmax_loss(t, F.pad(logits, (1, 0)))
-        return lambda f: two(F.pad(f, (1, 0)))
+        t = torch.stack([(1 - y) * w, v * y * w], -1).view(N * C, 2) / loss.divisor(y, logits)
+        two = _softmax_loss(t, F.pad(logits.reshape(-1, 1), (1, 0)))
+        return lambda f: two(F.pad(f.reshape(-1, 1), (1, 0)))
     if y is None:  # only where the Hessian does not depend on it
         y = torch.zeros(N, dtype=torch.int64, device=logits.device)
     labels = not y.is_floating_point()

@@ -11,12 +11,16 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional as F
 
 from hessext import _checks
+from hessext._tensors import moved
 from hessext.data.ranks import Ranks
 from hessext.data.samples import Samples
-from hessext.model import losses
+from hessext.model import targets
+from hessext.model.loss_arguments import resolve
+from hessext.model.losses import Loss
 from hessext.model.network import Layer, Network
+from hessext.model.pruned import masked_kept
 
-from ._loss import check_targets, scalar_loss
+from ._loss import scalar_loss
 
 CHUNK_BYTES = 1 << 27  # of intermediates of the vectorized products
 
@@ -35,13 +39,13 @@ class Truth:
             if not x.ndim or not x.numel():
                 raise ValueError(f"x: expected at least one sample; got shape {tuple(x.shape)}")
             _checks.finite("x", x)
-            loss = losses.resolve(loss)
+            loss = resolve(loss)
             parameters = dict(target.named_parameters())
             if not parameters:
                 raise ValueError("target: expected a module with parameters; got none")
             buffers = {k: _lift(b, dtype) for k, b in target.named_buffers()}
-            self.logits: Callable[[Mapping[str, Tensor]], Tensor] = lambda p: functional_call(
-                target, {**p, **buffers}, (lifted_x,)
+            self.logits: Callable[[Mapping[str, Tensor]], Tensor] = lambda p: _called(
+                target, {**p, **buffers}, lifted_x
             )
         elif not hasattr(target, "term"):
             raise TypeError(f"target: expected a hessext.Hessian or an nn.Module; got {type(target).__name__}")
@@ -58,15 +62,15 @@ class Truth:
         self.size = sum(p.numel() for p in self.parameters.values())
         self.device, self.dtype = lifted_x.device, dtype
         with torch.no_grad():
-            logits = self._logits_of(target, x, y, loss)
+            logits, y = self._logits_of(target, x, y, loss)
         self.loss = scalar_loss(loss, logits, y)
         self.residual = grad(self.loss)(logits)
         self.work = self.size + 8 * x.shape[0] * (sum(p.shape[0] for p in self.parameters.values()) + x[0].numel())
 
-    def _logits_of(self, target: Any, x: Tensor, y: Tensor | None, loss: losses.Loss) -> Tensor:
-        """Logits (N, C), those of a module and its targets checked."""
+    def _logits_of(self, target: Any, x: Tensor, y: Tensor | None, loss: Loss) -> tuple[Tensor, Tensor | None]:
+        """Logits (N, C) and targets, those of a module checked."""
         if not isinstance(target, nn.Module):
-            return self.logits(self.parameters)
+            return self.logits(self.parameters), y
         try:
             logits = self.logits(self.parameters)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -75,8 +79,8 @@ class Truth:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"target: expected a module with logits ({len(x)}, C) of x; got {got}")
-        check_targets(y, logits, loss)
-        return logits
+        own = moved(loss, logits.device, logits.dtype)
+        return logits, targets.checked_targets(_lift(y, logits.dtype), logits.shape[:1], logits.shape[1], own, logits)
 
     def product(self) -> Callable[[Tensor], Tensor]:
         """v -> H v (P,) of the object's term alone; no term is formed as a difference of the others.
@@ -128,6 +132,12 @@ class Truth:
 
 def _lift(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.detach().to(dtype) if t.is_floating_point() else t.detach()
+
+
+def _called(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The module's output with these parameters and buffers."""
+    with masked_kept(module):
+        return functional_call(module, tensors, (x,))
 
 
 def _forward(

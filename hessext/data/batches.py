@@ -14,7 +14,7 @@ from torch import Tensor
 from hessext._memory import require
 from hessext._tensors import moved, own_precision
 from hessext.model import targets
-from hessext.model.losses import BinaryCrossEntropy, Loss
+from hessext.model.losses import Loss
 
 from .samples import Data, Samples
 
@@ -41,10 +41,7 @@ class Batches(Data):
                 "x: expected batches that can be read again, as those of a list or a DataLoader; got a "
                 f"{type(self.source).__name__}, which ends after one pass"
             )
-        targets.check_single_weights(self.loss, " with batches")
-        if isinstance(self.loss, BinaryCrossEntropy):  # without the axes of a batch
-            weights = {"weight": self.loss.weight, "pos_weight": self.loss.pos_weight}
-            self.loss = replace(self.loss, **{k: t if t is None else t.reshape(()) for k, t in weights.items()})
+        self.loss = targets.of_any_samples(self.loss, self.network.classes)
         next(self._read())  # its errors are better raised now
 
     def __getstate__(self) -> dict[str, Any]:

@@ -108,6 +108,8 @@ class SplitSamples(Samples):
     @classmethod
     def of_same(cls, samples: Samples, ranks: Ranks) -> SplitSamples:
         """Of samples that all ranks of the classes have. Raises ValueError where they do not."""
+        if samples.loss.kind == "binary_cross_entropy":
+            raise ValueError("loss: expected cross-entropy or MSE where classes are split over ranks; got binary")
         sums = checksum(samples.x, samples.y), len(samples)
         if len({tuple(note) for note in ranks.class_notes("checksum of x and y", list(sums))}) > 1:
             raise ValueError(

@@ -5,7 +5,7 @@ Neither is kept for all samples. There are two ways to some of their rows:
 
     tangents  row i is pushed from z_l to the logits, through B_n, and back to z_k: 2 sum K K' multiply-adds a row.
     factors   Q_n = c_n F_l^T F_k with F_l = A_n J_Ll and B_n = c_n A_n^T A_n, of C rows: for the Gauss-Newton term
-              with few classes.
+              with few classes. Where B_n is diagonal, A_n = I and c_n stands between the factors.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class Entries:
         """Q_n[i, j] (P, N) of pairs (P, 2)."""
         samples, bends = self.samples, self._bends
         out = samples.network.like.new_zeros(len(pairs), len(samples))
+        if self.row == samples.network.last:  # whose B_n is diagonal
+            own = pairs[:, 0] == pairs[:, 1]
+            if self.term != "residual":
+                out[own] = samples.output.scale.T[pairs[own, 0]]
+            return out
         if self.term != "residual" or any(layer > self.row for layer in bends):
             if not bends and self._few_classes:
                 self._fill_by_factors(pairs, out)
@@ -103,17 +108,18 @@ class Entries:
 
     def _fill_by_factors(self, pairs: Tensor, out: Tensor) -> None:
         samples, units, at = self.samples, *pairs[:, 0].unique(return_inverse=True)
-        left, right, scale = samples.factor(self.row), samples.factor(self.col), samples.output.scale
+        left, right, o = samples.factor(self.row), samples.factor(self.col), samples.output
         few = len(pairs) <= 2 * len(units)  # such as the diagonal's
         sizes = len(pairs) * right.shape[1] if few else len(units) * right.shape[2]
         step = max(1, _WORK // (sizes * out.element_size()))
         for n in range(0, len(samples), step):
             some = slice(n, n + step)
+            scaled = left[some] * o.columns[some, :, None]
             if few:
-                entries = (left[some, :, pairs[:, 0]] * right[some, :, pairs[:, 1]]).sum(1).T
+                entries = (scaled[:, :, pairs[:, 0]] * right[some, :, pairs[:, 1]]).sum(1).T
             else:
-                entries = (left[some, :, units].mT @ right[some]).permute(1, 2, 0)[at, pairs[:, 1]]
-            out[:, some] = entries * scale[some]
+                entries = (scaled[:, :, units].mT @ right[some]).permute(1, 2, 0)[at, pairs[:, 1]]
+            out[:, some] = entries
 
     def _fill_by_tangents(self, pairs: Tensor, out: Tensor) -> None:
         samples = self.samples

@@ -26,7 +26,8 @@ class OneLayer(Data):
 
     def __init__(self, layer: LinearLayer, loss: Loss, device: torch.device, dtype: torch.dtype) -> None:
         parameters = (None if t is None else t.to(device, dtype) for t in (layer.weight, layer.bias))
-        super().__init__(Network((Layer(layer.name, *parameters),), by_parameter=True), loss)
+        own = Layer(layer.name, *parameters, bias_first=layer.bias_first)
+        super().__init__(Network((own,), by_parameter=True), loss)
 
     def kind(self, row: int, col: int) -> Kind:
         """Q_n has no closed form."""

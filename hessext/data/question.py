@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hessext import _checks
 from hessext.model.linear import LinearLayer
 from hessext.model.losses import Loss
-from hessext.model.targets import checked_targets, flattened
+from hessext.model.targets import of_logits
 
 from .runs import Forward, Record
 from .symmetric import SymmetricMatrices
@@ -47,15 +47,12 @@ class Piece:
 
 def targets_of(record: Record, k: int, loss: Loss) -> Tensor | None:
     """Targets of all rows of the logits of batch k, in one axis; None where there are none."""
-    logits, y = record.logits.detach(), record.targets
-    if isinstance(y, Tensor):
-        y = y.to(logits.device, logits.dtype if y.is_floating_point() else y.dtype)
+    logits = record.logits.detach()
     try:
         _checks.finite("model: logits", logits)
-        y = checked_targets(y, logits.shape[:-1], logits.shape[-1], replace(loss, reduction="sum"), logits)
+        return of_logits(record.targets, logits, replace(loss, reduction="sum"))
     except (TypeError, ValueError) as error:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(f"batch {k}: {error}") from None
-    return None if y is None else flattened(y, logits.shape[-1], loss)
 
 
 def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessext._tensors import Watch
 from hessext.model.linear import LinearLayer, check_modes, check_tail
+from hessext.model.pruned import masked_kept
 
 Forward = Callable[[nn.Module, Any], Any]  # (model, batch) -> (logits, targets)
 Calls = list[tuple[str, nn.Module]]  # names and modules in the order in which their calls end
@@ -95,7 +96,12 @@ class Runner:
         parameters = {name: own[p] for name, p in self._names.items()}
         buffers = {f"model.{name}": self._moved(b).clone() for name, b in self.model.named_buffers()}
         tensors = {**parameters, **buffers}
-        with plain_autograd(self._at, torch.is_grad_enabled()), _without_fused_kernels(), same_random_numbers(self._at):
+        with (
+            plain_autograd(self._at, torch.is_grad_enabled()),
+            _without_fused_kernels(),
+            same_random_numbers(self._at),
+            masked_kept(self.model),
+        ):
             result = functional_call(self._holder, tensors, (self.moved(batch),))
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise TypeError(f"forward: expected a function that returns logits and targets; got {described(result)}")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hessext import _checks, _ops
+from hessext import _checks, _hints, _ops
 from hessext._memory import require
 from hessext._ops import Kind
 from hessext._tensors import Cache, Watch, compact, map_tensors, moved, once, own_precision
@@ -46,6 +46,11 @@ class Data(ABC):
     def counts(self) -> list[int]:
         """Samples in memory of each rank."""
         return [len(self.in_memory())]
+
+    @property
+    def logits_apart(self) -> bool:
+        """Whether d2 l_n / df2 is diagonal with entries of their own: binary cross-entropy of several logits."""
+        return self.loss.kind == "binary_cross_entropy" and self.network.classes > 1
 
     @property
     def device(self) -> torch.device:
@@ -108,14 +113,16 @@ class Samples(Data):
     @classmethod
     def of(cls, network: Network, loss: Loss, x: Tensor, y: Tensor | None) -> Samples:
         """Check data and loss, and make every position of a sequence a sample. Raises as `hessext.linear`."""
-        x, largest = _checks.samples("x", x, network.inputs, network.like)
-        y = targets.checked_targets(y, x.shape[:-1], network.classes, loss, x)
+        hint = _hints.of_inputs(x, y, network.layers[0].weight)
+        x, largest = _checks.samples("x", x, network.inputs, network.like, hint)
+        hint = _hints.of_targets(y, x, len(network.layers), network.classes)
+        y = targets.checked_targets(y, x.shape[:-1], network.classes, loss, x, hint)
         if y is None and network.last:
             raise ValueError("y: the Hessian of a network depends on the targets; expected those of the loss; got None")
         if x.ndim > 2:
             last = x.ndim - 2
             if loss.kind == "binary_cross_entropy":
-                loss = loss.flattened((*x.shape[:-1], 1) if y is None else y.shape, last)
+                loss = loss.flattened((*x.shape[:-1], network.classes) if y is None else y.shape, last)
             x, y = x.flatten(0, last), None if y is None else y.flatten(0, last)
         if x.stride(1) != 1 and x.shape[1] > 1:  # the core steps over rows, not over columns
             x = x.contiguous()
@@ -270,7 +277,7 @@ class Samples(Data):
     @property
     def counted(self) -> Tensor:
         """Which samples (N,) the loss counts: those that are not ignored and have a weight."""
-        return (self.scale if self.loss.softmax else self.output.scale) != 0
+        return self.scale != 0 if self.loss.softmax else (self.output.columns != 0).any(1)
 
     @property
     @once

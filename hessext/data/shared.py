@@ -139,8 +139,9 @@ def nothing(network: Network, loss: Loss) -> Samples:
     loss = replace(loss, reduction=reduction, total=math.inf)
     if loss.kind == "binary_cross_entropy":  # without weights of samples
         loss = replace(loss, weight=None, pos_weight=None)
-    dtype = like.dtype if loss.kind == "binary_cross_entropy" else torch.int64
-    y = torch.zeros(1, dtype=dtype, device=like.device)
+        y = like.new_zeros(1, network.classes)
+    else:
+        y = torch.zeros(1, dtype=torch.int64, device=like.device)
     return Samples(network, loss, like.new_zeros(1, network.inputs), y)
 
 

@@ -38,7 +38,6 @@ class Tails:
         self.runner = Runner(
             question.model, question.forward, None if self.dtype == own else self.dtype, question.device
         )
-        targets.check_single_weights(self.loss)
         self.layers = question.layers  # those with a tail
         self.head: LinearLayer | None = None
         self.pieces: list[Piece] = []
@@ -109,12 +108,15 @@ class Tails:
             saved = SavedBytes(self.runner.parameters)
             with saved:
                 record, rows = self._record_first(batch) if k == 0 else self._record_whole(batch)
+            C = record.logits.shape[-1]
+            if k == 0:
+                self.loss = targets.of_any_samples(self.loss, C)
+                self.outputs = Outputs(self.loss, None if self.head is None else self._head_layer())
             features = features or [[] for _ in self.layers]
             y = targets_of(record, k, self.loss)
             if y is None and self.layers:
                 name = self.layers[0].name
                 raise ValueError(f"batch {k}: expected targets: the Hessian of {name!r} depends on them")
-            C = record.logits.shape[-1]
             like, self._classes = record.logits.detach().reshape(-1, C), C
             divisor += float(self.loss.divisor(y, like))
             starts = [sum(map(len, some)) for some in features]
@@ -153,9 +155,7 @@ class Tails:
             rows = head_rows(record)
             if rows is not None:
                 self.layers, self.head = others, candidate
-                self.outputs = Outputs(self.loss, self._head_layer())
                 return record, rows
-        self.outputs = Outputs(self.loss, None)
         return self.runner.record(batch, self.layers, None, self.question.argument, whole=True), None
 
     def _record_whole(self, batch: Any) -> tuple[Record, Tensor | None]:

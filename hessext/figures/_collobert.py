@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hessext import plot
-from hessext.model.losses import resolve
+from hessext.model.loss_arguments import resolve
 from hessext.plot._page import page
 
 from ._frame import COLORS, LOSSES, Drawing, Figure, Run

@@ -11,7 +11,7 @@ from torch import Tensor
 from hessext import datasets, feed_forward
 from hessext._memory import require
 from hessext._random import generator, lecun
-from hessext.model.losses import resolve
+from hessext.model.loss_arguments import resolve
 
 from ._frame import Run
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hessext import Hessian, _files, datasets, one_hidden
 from hessext._random import lecun
-from hessext.model.losses import resolve
+from hessext.model.loss_arguments import resolve
 
 from ._frame import LOSSES, Run
 

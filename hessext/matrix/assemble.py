@@ -12,7 +12,7 @@ from hessext import _checks, _ops
 from hessext._memory import require
 from hessext.data.samples import Data, Samples
 
-from .curvature import Assemblies, grid_pairs
+from .curvature import Assemblies, diagonal_pairs, grid_pairs
 from .part import Part, Term
 
 _ENTRIES = 1 << 22  # entries of Q_n in hand
@@ -47,11 +47,6 @@ def pieces_of_grid(part: Part, upper: bool) -> Iterator[Tensor]:
         yield from pairs.split(most)
 
 
-def diagonal_pairs(first: int, end: int, device: torch.device) -> Tensor:
-    """Pairs (i, i), first <= i < end, as (P, 2)."""
-    return torch.arange(first, end, device=device)[:, None].expand(-1, 2).contiguous()
-
-
 def dense(part: Part, out: Tensor | None) -> Tensor:
     """The whole matrix, into `out` if given."""
     upright = part.upright
@@ -61,7 +56,7 @@ def dense(part: Part, out: Tensor | None) -> Tensor:
     def write(samples: Samples, out: Tensor | None) -> Tensor:
         of_samples = part.of(samples)
         out = _checks.out(None, part.shape, of_samples.like) if out is None else out
-        if part.replicated:
+        if part.block_diagonal:
             out.zero_()
         for call in Assemblies(of_samples)(None):
             _ops.dense_(out, part.shape[1], axes, direct, mirror, call.pairs, *call.arguments)
@@ -80,8 +75,9 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
         out = _checks.out(None, shape, samples.network.like) if out is None else out
         for row, col in combinations_with_replacement(groups, 2):
             part = Part(samples, term, row, col)
-            if part.replicated:
-                own = slice(row.start, row.start + row.blocks * row.size)
+            if part.block_diagonal:
+                first = min(row.start, row.start_bias)
+                own = slice(first, first + row.blocks * row.size)
                 out[own, own].zero_()
             axes = [n for group in (row, col) for n in (group.start, group.cols, group.start_bias, 1, group.cols)]
             for call in Assemblies(part)(None):

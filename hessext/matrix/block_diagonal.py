@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hessext._memory import require
 
-from .assemble import blocks, diagonal_pairs
+from .assemble import blocks
+from .curvature import diagonal_pairs
 from .part import Part
 
 _PIECE = 1 << 26  # bytes of blocks taken at once

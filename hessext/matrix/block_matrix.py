@@ -14,6 +14,7 @@ from hessext.data.classes import own_vector
 from hessext.data.ranks import Ranks, collective
 
 from . import approximations, assemble, block_diagonal, inner, kronecker, norms, sample_curvature, scipy_operator
+from .curvature import diagonal_pairs
 from .kronecker import NearestKronecker
 from .part import Part
 from .preconditioner import preconditioner
@@ -104,7 +105,7 @@ class BlockMatrix:
     def diagonal_blocks(self) -> Tensor:
         """Blocks (i, i), (K, s, s). Raises ValueError for a part between different layers."""
         self._within("diagonal_blocks")
-        return assemble.blocks(self._part, assemble.diagonal_pairs(0, self.grid[0], self.device))
+        return assemble.blocks(self._part, diagonal_pairs(0, self.grid[0], self.device))
 
     @collective
     def dense(self, out: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Q_n of the output layer: c_n (diag p_n - p_n p_n^T) of a softmax, whose many classes are never formed, or c_n I."""
+"""Q_n of the output layer: c_n (diag p_n - p_n p_n^T) of a softmax, its many classes never formed, or diagonal."""
 
 from __future__ import annotations
 
@@ -19,23 +19,34 @@ from .part import Part
 from .softmax_gram import OtherClasses, memory_of_classes, sums_of_classes
 
 
-class ScaledIdentity(SampleCurvature):
-    """c_n I, or 0."""
+class DiagonalCurvature(SampleCurvature):
+    """c_n I, diag c_n, or 0."""
 
     rounding = torch.finfo(torch.float64).eps
 
     def __init__(self, part: Part) -> None:
         super().__init__(part)
-        scale = part.samples.output.scale.double()
-        self._own = torch.zeros_like(scale) if part.term == "residual" else scale
+        o = part.samples.output
+        scale = (o.scale[:, None] if o.probs is not None else o.columns).double()
+        self._own = torch.zeros_like(scale) if part.term == "residual" else scale  # (n, 1) of c_n I, or (n, K)
         self.scale = part.everywhere(self._own)
-        self.traces = self.K * self.scale
+        self.traces = self._times * self.scale.sum(1)
+
+    @property
+    def scalar(self) -> bool:
+        """Whether it is c_n I."""
+        return self._own.shape[1] == 1
+
+    @property
+    def _times(self) -> int:
+        """How often each number is on the diagonal."""
+        return self.K // self._own.shape[1]
 
     def state(self) -> tuple[Tensor, ...]:
         """As above."""
         return (self._own,)
 
-    def visiting(self, state: Sequence[Tensor]) -> ScaledIdentity:
+    def visiting(self, state: Sequence[Tensor]) -> DiagonalCurvature:
         """As above."""
         result = copy(self)
         (result._own,) = state
@@ -45,27 +56,31 @@ class ScaledIdentity(SampleCurvature):
         self,
         pairs: SamplePairs,
         visit: Visit | None = None,
-        other: ScaledIdentity | None = None,
+        other: DiagonalCurvature | None = None,
         prepared: None = None,
     ) -> Iterator[CurvatureTile]:
         """As above."""
         for a, b, _, _ in pairs.of(visit):
-            on = self.K * torch.outer(self._own[a], (other or self)._own[b])
+            on = self._times * (self._own[a] @ (other or self)._own[b].T)
             yield CurvatureTile(a, b, on, torch.zeros_like(on))
 
     def sum(self, weights: Tensor) -> Tensor:
         """As above."""
         result = self.zeros(len(weights), self.K, self.K)
-        result.diagonal(dim1=1, dim2=2).copy_((weights @ self.scale)[:, None])
+        result.diagonal(dim1=1, dim2=2).copy_(weights @ self.scale)
         return result
 
     def against(self, G: Tensor) -> Tensor:
         """As above."""
-        return torch.outer(G.diagonal(dim1=1, dim2=2).sum(1), self.scale)
+        return self._summed(G.diagonal(dim1=1, dim2=2), 1) @ self.scale.T
 
     def in_basis(self, U: Tensor) -> Tensor:
         """As above."""
-        return torch.outer(self._own, U.square().sum(0))
+        return self._own @ self._summed(U.square(), 0)
+
+    def _summed(self, t: Tensor, dim: int) -> Tensor:
+        """t, whose axis `dim` of K has one place for each number of a sample."""
+        return t.sum(dim, keepdim=True) if self.scalar else t
 
     def across(self, groups: Tensor, a: slice, b: slice, visit: Visit, other: Any, prepared: None) -> Tensor:
         """As above."""

@@ -39,12 +39,13 @@ def form_of_all(part: Part) -> Form:
     """The form of all squared norms of a part."""
     every = _every(part)
     cheapest = min(_blocks(part, every), _pairs(part, every))
-    softmax_layer = part.of_output and part.same and part.term != "residual" and not part.replicated
+    softmax_layer = part.of_output and part.same and part.term != "residual" and not part.block_diagonal
     alone = part.ranks.alone
     if softmax_layer and alone and softmax_gram.one_sign(part) and _class_pairs(part) < cheapest:
         return Form.CLASS_PAIRS
     form = form_of_squares(part, every)
-    dense = alone and part.like.is_cpu and (softmax_layer or part.kind is Kind.CROSS) and dense_norms.fits(part)
+    at_once = softmax_layer or (part.kind is Kind.CROSS and part.in_closed_form)
+    dense = alone and part.like.is_cpu and at_once and dense_norms.fits(part)
     return Form.DENSE if form is Form.BLOCKS and dense and _dense_cycles(part) < _block_cycles(part) else form
 
 

@@ -91,7 +91,7 @@ class Assemblies:
             self.curvature = _divided(self.curvature, self._upright)
 
     def __call__(self, pairs: Tensor | None) -> Iterator[Assembly]:
-        """Yield what covers the pairs (P, 2) of the part, or all of them, i <= j within a layer."""
+        """Yield what covers the pairs (P, 2) of the part, or all that may not vanish, i <= j within a layer."""
         if self.part.in_closed_form:
             yield Assembly(slice(None), self._flipped(pairs), self.sides, self.curvature)
             return
@@ -112,6 +112,8 @@ class Assemblies:
         """Pairs whose entries fit in memory, rows one after another; pairs of one row where sides differ by row."""
         (rows, cols), device = self._upright.grid, self.part.device
         most = max(1, _ENTRIES // (self.part.largest * self.part.dtype.itemsize))
+        if pairs is None and self.part.block_diagonal:
+            pairs = diagonal_pairs(0, rows, device)
         if pairs is None:
             together = cols if self.part.residual_far else most
             for _, some in grid_pairs(rows, cols, self.part.within, together, device):
@@ -136,6 +138,11 @@ class Assemblies:
         """phi_n of all samples twice, and psi_n with its 1 as a feature like the others."""
         left, _, right, right_ones, _ = self.sides
         return torch.cat([left, left]), F.pad(right, (0, 1), value=1.0) if right_ones else right
+
+
+def diagonal_pairs(first: int, end: int, device: torch.device) -> Tensor:
+    """Pairs (i, i), first <= i < end, as (P, 2)."""
+    return torch.arange(first, end, device=device)[:, None].expand(-1, 2).contiguous()
 
 
 def grid_pairs(rows: int, cols: int, upper: bool, most: int, device: torch.device) -> Iterator[tuple[range, Tensor]]:

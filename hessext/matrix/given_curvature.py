@@ -12,8 +12,7 @@ from hessext import _ops
 from hessext._memory import require
 from hessext.data.ranks import Visit
 
-from .assemble import diagonal_pairs
-from .curvature import Assemblies, grid_pairs
+from .curvature import Assemblies, diagonal_pairs, grid_pairs
 from .curvature_tiles import ENTRIES, CurvatureTile, SampleCurvature, mirrored
 from .gram import SamplePairs
 from .part import Part

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -50,6 +50,13 @@ class Hessian:
         if len(names) != 2:
             raise KeyError(f"expected one layer name or two; got {key!r}")
         return BlockMatrix(self._part(*(self._group(name) for name in names)))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if not name.startswith("_") and hasattr(BlockMatrix, name) and not hasattr(type(self), name):
+            layers = self.layers
+            message += f", which belongs to one layer: H[{layers[0]!r}].{name}, of {', '.join(map(repr, layers))}"
+        raise AttributeError(message)
 
     __iter__ = None  # __getitem__ takes names: there is nothing to iterate over
 

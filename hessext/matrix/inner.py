@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .assemble import blocks, diagonal, pieces_of_grid
 from .block_diagonal import pieces
-from .closed_curvature import ScaledIdentity, SoftmaxCurvature
+from .closed_curvature import DiagonalCurvature, SoftmaxCurvature
+from .curvature import Assemblies, diagonal_pairs
 from .curvature_tiles import ENTRIES
 from .feature_gram import FeatureGram
 from .given_curvature import GivenCurvature
@@ -93,9 +94,23 @@ def _products(part: Part, other: Part, most: int) -> Callable[[slice, slice], di
                 matrix.addmm_(weighted, visit.tensors[0])
         return found
 
-    if isinstance(left, ScaledIdentity) or isinstance(right, ScaledIdentity):
+    def of_diagonals(a: slice, b: slice) -> dict[int, Tensor]:
+        p, q = _diagonals(part)[a], _diagonals(other)[b]
+        return {visit.rank: p @ visit.tensors[0].T for visit in ranks.ring(counts, q, every=True)}
+
+    if any(isinstance(side, DiagonalCurvature) and side.scalar for side in (left, right)):
         return of_traces
+    if isinstance(left, DiagonalCurvature) or isinstance(right, DiagonalCurvature):
+        return of_diagonals
     if isinstance(left, SoftmaxCurvature) and isinstance(right, SoftmaxCurvature):
         P, R = (OtherClasses(side, most) for side in (part, other))
         return of_softmax
     return of_entries
+
+
+def _diagonals(part: Part) -> Tensor:
+    """Q_n[i, i] (n, K) in float64, for this rank's samples."""
+    result = torch.empty(len(part.samples), part.grid[0], dtype=torch.float64, device=part.device)
+    for call in Assemblies(part)(diagonal_pairs(0, part.grid[0], part.device)):
+        result[:, call.pairs[:, 0]] = call.entries().T.double()
+    return result

@@ -18,9 +18,9 @@ from hessext._ops import Kind
 from hessext.model.network import ParameterGroup
 
 from . import cost, dense_norms, gram, softmax_gram
-from .assemble import blocks, diagonal_pairs
+from .assemble import blocks
 from .cost import Form
-from .curvature import Assemblies, grid_pairs
+from .curvature import Assemblies, diagonal_pairs, grid_pairs
 from .part import Divisors, Part
 from .results import BlockRatio, RowNorms
 
@@ -37,9 +37,8 @@ def block_norms(part: Part, pairs: Tensor | None) -> Tensor:
     rows, cols = part.grid
     require(rows * cols * (dtype.itemsize + 8), f"norms of {rows} x {cols} blocks", part.device)
     result = torch.zeros(rows, cols, dtype=dtype, device=part.device)
-    if part.replicated:
-        norm = torch.tensor(_first_square(part) ** 0.5 * unit, dtype=torch.float64, device="cpu")
-        result.diagonal().copy_(norm)  # inf, if that overflows
+    if part.block_diagonal:
+        result.diagonal().copy_(_diagonal_squares(part).sqrt_().mul_(unit))  # inf, if that overflows
         return result
     if part.within:
         for i, j, norms in _norm_tiles(part):
@@ -71,7 +70,7 @@ def row_norms(part: Part) -> RowNorms:
         largest[rows] = torch.maximum(largest[rows], most)
         total[rows] += norms.clamp(min=0).sum(1)
 
-    for i, j, norms in () if part.replicated else _norm_tiles(part):
+    for i, j, norms in () if part.block_diagonal else _norm_tiles(part):
         last = i + len(norms)
         if i == j:
             own = norms[:, : len(norms)].diagonal()
@@ -81,8 +80,8 @@ def row_norms(part: Part) -> RowNorms:
         beyond = norms[:, max(0, last - j) :]
         if beyond.shape[1]:
             merge(slice(max(j, last), j + norms.shape[1]), beyond.T, i)
-    if part.replicated:
-        diagonal += _first_square(part) ** 0.5
+    if part.block_diagonal:
+        diagonal += _diagonal_squares(part).sqrt_()
         at.copy_(torch.arange(count, device=part.device) == 0)
     if count == 1:
         at.fill_(-1)
@@ -149,8 +148,8 @@ def _means(part: Part) -> tuple[float, float, float]:
 def _sums(part: Part) -> tuple[float, float, float]:
     """Sums of ||H_ii||_F^2 and of ||H_ij||_F^2, i != j, of one layer, and the unit that norms are in."""
     part, unit = in_range(part)
-    if part.replicated or (part.of_output and part.term == "residual"):  # equal blocks, zero blocks
-        return part.grid[0] * _first_square(part), 0.0, unit
+    if part.block_diagonal or (part.of_output and part.term == "residual"):
+        return _diagonal_squares(part).sum().item(), 0.0, unit
     form = cost.form_of_ratio(part)
     if form is Form.SUMS:
         diagonal, off_diagonal, own_unit = softmax_gram.softmax_sums(part)
@@ -206,9 +205,12 @@ def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
     return squares
 
 
-def _first_square(part: Part) -> float:
-    """||H_00||_F^2, where it stands for all diagonal blocks."""
-    return block_squares(part)(torch.zeros(1, 2, dtype=torch.int64, device=part.device)).item()
+def _diagonal_squares(part: Part) -> Tensor:
+    """||H_ii||_F^2 (K,) float64 of the output layer, where they are equal, from the first."""
+    count = part.grid[0]
+    if part.replicated or part.term == "residual":
+        return block_squares(part)(diagonal_pairs(0, 1, part.device)).expand(count).clone()
+    return _squares(part, cost.form_of_squares(part, count))(diagonal_pairs(0, count, part.device))
 
 
 # -------------------------------------------------------------------------------------------------------- range

@@ -94,8 +94,8 @@ class Part:
 
     @property
     def in_closed_form(self) -> bool:
-        """Whether the core forms the entries of Q_n itself: it needs all classes."""
-        return self.kind is not Kind.GIVEN and self.ranks.classes.size == 1
+        """Whether the core forms the entries of Q_n itself: it needs all classes, in one curvature."""
+        return self.kind is not Kind.GIVEN and self.ranks.classes.size == 1 and not self.data.logits_apart
 
     @property
     def residual_far(self) -> bool:
@@ -125,9 +125,14 @@ class Part:
         return self.T if self.transposed else self
 
     @property
+    def block_diagonal(self) -> bool:
+        """Whether blocks (i, j), i != j, vanish, as Q_n is diagonal."""
+        return self.of_output and not self.data.loss.softmax
+
+    @property
     def replicated(self) -> bool:
-        """Whether blocks (i, i) are one and the same, which the core computes once, and the others vanish."""
-        return self.of_output and not self.data.loss.softmax  # then Q_n = c_n I
+        """Whether blocks (i, i) are one and the same besides, which the core computes once."""
+        return self.block_diagonal and not self.data.logits_apart  # then Q_n = c_n I
 
     @property
     def samples(self) -> Samples:

@@ -129,12 +129,13 @@ def hessian_product(samples: Samples, term: Term, v: Tensor) -> Tensor:
 
     def apply(c: Tensor) -> Tensor:
         result = product(samples, term, _split(network, c), set(range(len(network.layers))))
-        parts = [
-            part.reshape(-1)
-            for number in network.registered
-            for part in _everywhere(samples, number, result[number])[: 1 if network.layers[number].bias is None else 2]
-        ]
-        return torch.cat(parts)
+        flat = c.new_empty(network.numel)
+        for group in network.whole:
+            weight, bias = _everywhere(samples, group.layer, result[group.layer])
+            flat[group.start : group.start + weight.numel()] = weight.reshape(-1)
+            if group.bias:
+                flat[group.start_bias : group.start_bias + group.blocks] = bias
+        return flat
 
     return _by_columns(apply, v.to(network.like.dtype), network.numel)
 
@@ -143,7 +144,7 @@ def _split(network: Network, v: Tensor) -> Direction:
     """A vector over all parameters as weights and biases of the layers."""
     direction: Direction = {}
     for group in network.whole:
-        dW = v[group.start : group.start_bias].view(group.blocks, group.cols)
+        dW = v[group.start : group.start + group.blocks * group.cols].view(group.blocks, group.cols)
         db = v[group.start_bias : group.start_bias + group.blocks] if group.bias else None
         direction[group.layer] = _here(network, group.layer, (dW, db))
     return direction

@@ -41,9 +41,9 @@ class RowNorms(NamedTuple):
 
 
 class CurvatureParts(NamedTuple):
-    """Q_n = scale (diag p - p p^T) of some samples, or scale I without p, whose K x K entries are too many."""
+    """Q_n = scale (diag p - p p^T) of some samples, or diag scale without p, whose K x K entries are too many."""
 
-    scale: Tensor  # (n,)
+    scale: Tensor  # (n,), or of binary cross-entropy (n, K)
     p: Tensor | None  # (n, K)
     top: Tensor | None  # most probable class (n,)
     rest: Tensor | None  # 1 - p[top] (n,), with all its digits

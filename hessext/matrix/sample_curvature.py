@@ -1,7 +1,8 @@
 """The curvature Q_n (K, K) of each sample within a layer, for what is asked of all of them at once.
 
-Three kinds of it: of a softmax, c_n (diag p_n - p_n p_n^T), with many classes never formed; of other losses, c_n I; and
-entries that are formed some at a time. Sums are in float64, and keep their digits where one class dominates.
+Three kinds of it: of a softmax, c_n (diag p_n - p_n p_n^T), with many classes never formed; of other losses, c_n I or
+diag c_n; and entries that are formed some at a time. Sums are in float64, and keep their digits where one class
+dominates.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from hessext._memory import require
 
-from .closed_curvature import ScaledIdentity, SoftmaxCurvature
+from .closed_curvature import DiagonalCurvature, SoftmaxCurvature
 from .curvature_tiles import SampleCurvature
 from .given_curvature import GivenCurvature
 from .part import Part
@@ -21,8 +22,8 @@ _TENSOR = 1 << 30  # bytes of Q_n as matrices, where it has a closed form
 
 def sample_curvature(part: Part) -> SampleCurvature:
     """Q_n of a part within a layer, in the form of its kind."""
-    if part.replicated or (part.of_output and part.term == "residual"):
-        return ScaledIdentity(part)
+    if part.block_diagonal or (part.of_output and part.term == "residual"):
+        return DiagonalCurvature(part)
     return SoftmaxCurvature(part) if part.of_output else GivenCurvature(part)
 
 

@@ -143,10 +143,13 @@ _BY_MODULE: dict[type[nn.Module], Callable[..., Activation]] = {
 }
 
 _BY_CALL: dict[Callable | str, Callable[..., Activation]] = {  # torch's functions and methods, with their arguments
-    **dict.fromkeys((F.relu, torch.relu, "relu"), lambda input, inplace=False: _BY_NAME["relu"]),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), lambda input: _BY_NAME["tanh"]),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), lambda input: _BY_NAME["sigmoid"]),
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), lambda input, inplace=False: _BY_NAME["relu"]),
+    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), lambda input: _BY_NAME["tanh"]),
+    **dict.fromkeys(
+        (F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), lambda input: _BY_NAME["sigmoid"]
+    ),
     F.leaky_relu: lambda input, negative_slope=0.01, inplace=False: _leaky_relu(negative_slope),
+    F.leaky_relu_: lambda input, negative_slope=0.01: _leaky_relu(negative_slope),
     F.gelu: lambda input, approximate="none": _gelu(approximate),
     F.silu: lambda input, inplace=False: _BY_NAME["silu"],
     F.softplus: lambda input, beta=1.0, threshold=20.0: _softplus(beta, threshold),

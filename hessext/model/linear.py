@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 
-from .trace import check_forward, check_unwrapped
+from .modules import check_forward, check_unwrapped, is_conv1d
+from .pruned import bias_first, parameter_of
 
 _NAMED = 12  # names in a message
 
@@ -24,13 +25,19 @@ class LinearLayer(NamedTuple):
     @property
     def weight(self) -> Tensor:
         """The weight (outputs, inputs), detached."""
-        weight = self.module.weight.detach()
-        return weight.T if _is_conv1d(self.module) else weight
+        weight = parameter_of(self.module, "weight").detach()
+        return weight.T if is_conv1d(self.module) else weight
 
     @property
     def bias(self) -> Tensor | None:
         """The bias (outputs,), detached."""
-        return None if self.module.bias is None else self.module.bias.detach()
+        bias = parameter_of(self.module, "bias")
+        return None if bias is None else bias.detach()
+
+    @property
+    def bias_first(self) -> bool:
+        """Whether the bias comes first in torch's order of parameters."""
+        return bias_first(self.module)
 
 
 def find(model: nn.Module, wanted: nn.Module | str, argument: str) -> LinearLayer:
@@ -43,39 +50,54 @@ def find(model: nn.Module, wanted: nn.Module | str, argument: str) -> LinearLaye
         raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
     check_unwrapped(model)
     if not isinstance(wanted, nn.Module | str):
-        raise TypeError(f"{argument}: expected an nn.Linear or its name; got {type(wanted).__name__}")
+        raise TypeError(f"{argument}: expected an nn.Linear or its name, before the data; got {type(wanted).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
     found = next((name for name, m in modules.items() if wanted in (name, m)), None)
     by_weight = found is None and isinstance(wanted, str) and wanted.rpartition(".")[2] == "weight"
     if by_weight:
         found = wanted.rpartition(".")[0]
     if found not in modules:
-        names = [repr(name) for name, m in modules.items() if is_linear(m)]
-        listed = ", ".join(names[-_NAMED:]) or "no linear layer"
         got = repr(wanted) if isinstance(wanted, str) else f"another {type(wanted).__name__}"
-        raise ValueError(f"{argument}: expected one of model's, such as {listed}; got {got}")
+        listed = _linear_layers(modules)
+        such = f"such as {listed}" if listed else "which has none"
+        raise ValueError(f"{argument}: expected a linear layer of the model, {such}; got {got}")
     layer = LinearLayer(found, modules[found])
+    if not is_linear(layer.module):
+        raise TypeError(f"{argument}: {_not_linear(layer, modules)}")
     _check(layer, by_weight, argument)
     return layer
 
 
+def _linear_layers(modules: dict[str, nn.Module]) -> str:
+    """The last linear layers of a model, as a message has them."""
+    names = [repr(name) for name, m in modules.items() if is_linear(m)]
+    return ", ".join(names[-_NAMED:])
+
+
+def _not_linear(layer: LinearLayer, modules: dict[str, nn.Module]) -> str:
+    """Why a module is not taken, and what may be."""
+    name, module = layer
+    parent = modules.get(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention) and parent is not module:
+        reason = (
+            f"{type(parent).__name__} uses the weight of {name!r} without calling the module; layers are taken where "
+            "attention calls an nn.Linear for each projection and F.scaled_dot_product_attention"
+        )
+    elif isinstance(module, nn.Linear):
+        reason = "a subclass of nn.Linear may compute anything"
+    else:
+        listed = _linear_layers(modules)
+        reason = f"linear layers are {listed}" if listed else "the model has no linear layer"
+    return f"expected an nn.Linear; got {type(module).__name__} {name!r}: {reason}"
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is an nn.Linear, parametrized or not, or a Conv1D."""
-    return parametrize.type_before_parametrizations(module) is nn.Linear or _is_conv1d(module)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is the Conv1D of transformers, which is not imported for this."""
-    if type(module).__name__ != "Conv1D" or not isinstance(getattr(module, "weight", None), Tensor):
-        return False
-    return module.weight.ndim == 2 and module.weight.shape[1] == getattr(module, "nf", None)
+    return parametrize.type_before_parametrizations(module) is nn.Linear or is_conv1d(module)
 
 
 def _check(layer: LinearLayer, by_weight: bool, argument: str) -> None:
     name, module = layer
-    if not is_linear(module):
-        kind = type(module).__name__
-        raise TypeError(f"{argument}: expected an nn.Linear; got {kind} {name!r}")
     check_forward(argument, name, module)
     if parametrize.is_parametrized(module) and not by_weight:
         made_of = ", ".join(key for key, _ in module.named_parameters() if key.startswith("parametrizations."))
@@ -84,7 +106,7 @@ def _check(layer: LinearLayer, by_weight: bool, argument: str) -> None:
             f"{argument}: expected a layer whose weight is a parameter; that of {name!r} is made of {made_of}. "
             f"{weight!r} asks for the Hessian in the weight itself"
         )
-    weight = module.weight
+    weight = parameter_of(module, "weight")
     split = hasattr(weight, "placements")  # a DTensor, whose placements are looked at where it is used
     if not weight.is_floating_point() or not (split or type(weight) in (Tensor, nn.Parameter)):
         raise TypeError(

@@ -7,30 +7,34 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hessext import _ops
-from hessext._tensors import lifted
 
 
 @dataclass(eq=False)
 class OutputDerivatives:
     """First and second derivative of the per-sample losses l_n, whose sum is the loss, at logits f_n.
 
-    d2 l_n / df2 is scale_n (diag p_n - p_n p_n^T), or scale_n I where there is no p; `residual()` forms the (N, C)
-    gradients d l_n / df.
+    d2 l_n / df2 is scale_n (diag p_n - p_n p_n^T), or, where there is no p, diag scale_n, which is scale_n I for one
+    number; `residual()` forms the (N, C) gradients d l_n / df.
     """
 
-    scale: Tensor  # (N,), may be zero (ignored) or, with negative weights or targets, negative
+    scale: Tensor  # (N,), or (N, C); may be zero (ignored) or, with negative weights or targets, negative
     residual: Callable[[], Tensor]
     probs: Tensor | None = None  # (N, C) softmax(f_n)
     top: Tensor | None = None  # (N,) int64 most probable class of each sample
     rest: Tensor | None = None  # (N,) 1 - p_top, formed as the sum of the other probabilities
 
+    @property
+    def columns(self) -> Tensor:
+        """scale_n as a row for each sample, (N, 1) or (N, C)."""
+        return self.scale if self.scale.ndim == 2 else self.scale[:, None]
+
     def product_(self, v: Tensor, sample: Tensor | slice = slice(None)) -> Tensor:
         """d2 l_n / df2 v of rows v (R, C), each of its own sample, in place where there is a softmax."""
         if self.probs is None:
-            return self.scale[sample, None] * v
+            return self.columns[sample] * v
         v = v.contiguous()
         _ops.softmax_product_(v, self.probs[sample], self.scale[sample], self.top[sample])
         return v
@@ -49,6 +53,7 @@ class CrossEntropy:
     weight: Tensor | None = None
     label_smoothing: float = 0.0
     ignore_index: int = -100
+    unnormalized: bool = False  # whether float targets y_n may be other than probabilities
     total: float | None = None  # what a mean divides by, where more samples than those at hand are its own
 
     kind = "cross_entropy"
@@ -162,11 +167,11 @@ def _no_targets() -> ValueError:
 
 @dataclass(frozen=True, eq=False)
 class BinaryCrossEntropy:
-    """torch's BCEWithLogitsLoss of one logit, (1): l_n = -k w_n (v_n y_n log p_n + (1 - y_n) log(1 - p_n)).
+    """torch's BCEWithLogitsLoss, (1): l_n = -k sum_c w_nc (v_nc y_nc log p_nc + (1 - y_nc) log(1 - p_nc)).
 
-    p_n = sigmoid(f_n); weights w_n and v_n (`pos_weight`) are one number or one per sample; k = 1 / N, or 1 for
-    reduction "sum". With t_n = k w_n v_n y_n and u_n = k w_n (1 - y_n), d l_n / df = u_n p_n - t_n (1 - p_n) and
-    d2 l_n / df2 = (u_n + t_n) p_n (1 - p_n), where 1 - p_n = sigmoid(-f_n).
+    p = sigmoid(f); weights w and v (`pos_weight`) broadcast to the targets; k = 1 / (N C), or 1 for reduction "sum".
+    With t = k w v y and u = k w (1 - y) of each logit, d l_n / df = u p - t (1 - p) and d2 l_n / df2 is the diagonal
+    matrix of (u + t) p (1 - p), where 1 - p = sigmoid(-f).
     """
 
     reduction: str = "mean"
@@ -175,7 +180,7 @@ class BinaryCrossEntropy:
     total: float | None = None  # as of CrossEntropy
 
     kind = "binary_cross_entropy"
-    softmax = False
+    softmax = False  # d2 l_n / df2 is diagonal, with entries of their own for several logits
     ignore_index = None
 
     @property
@@ -189,42 +194,45 @@ class BinaryCrossEntropy:
         return BinaryCrossEntropy(self.reduction, *weights, self.total)
 
     def value(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return the scalar loss, differentiable, in the dtype of the logits (N, 1)."""
+        """Return the scalar loss, differentiable, in the dtype of the logits (N, C)."""
         weight, pos_weight = (None if t is None else t.to(logits) for t in (self.weight, self.pos_weight))
         return F.binary_cross_entropy_with_logits(
             logits.view(y.shape), y.to(logits.dtype), weight, reduction=self.reduction, pos_weight=pos_weight
         )
 
     def divisor(self, y: Tensor | None, like: Tensor) -> float:
-        """What the sum over samples is divided by: N or 1."""
+        """What the sum over samples is divided by: N C or 1."""
         if self.reduction == "sum":
             return 1
-        return len(like) if self.total is None else self.total
+        return like.numel() if self.total is None else self.total
 
     def output(self, logits: Callable[[], Tensor], y: Tensor | None, like: Tensor) -> OutputDerivatives:
-        """Curvature and residual at logits (N, 1), of like's shape and dtype, for checked targets y."""
+        """Curvature and residual at logits (N, C), of like's shape and dtype, for checked targets y."""
         f = logits()
         p, rest = f.sigmoid(), f.neg().sigmoid()
-        weight = _column(self.weight, like) / self.divisor(y, like)
+        weight = _of_logits(self.weight, like) / self.divisor(y, like)
 
         def shares() -> tuple[Tensor, Tensor]:
-            """t_n and u_n."""
+            """t and u."""
             if y is None:
                 raise _no_targets()
-            label = _column(y, like)
-            return weight * _column(self.pos_weight, like) * label, weight * (1 - label)
+            label = _of_logits(y, like)
+            return weight * _of_logits(self.pos_weight, like) * label, weight * (1 - label)
 
         def residual() -> Tensor:
             hit, miss = shares()
             return miss * p - hit * rest
 
         total = sum(shares()) if self.needs_targets else weight
-        return OutputDerivatives((p * rest * total).squeeze(1), residual)
+        curvature = p * rest * total
+        return OutputDerivatives(curvature.squeeze(1) if like.shape[1] == 1 else curvature, residual)
 
 
-def _column(t: Tensor | None, logits: Tensor) -> Tensor:
-    """One number, or one per sample, as (1, 1) or (N, 1); 1 for None."""
-    return logits.new_ones(1, 1) if t is None else t.to(logits).reshape(-1, 1)
+def _of_logits(t: Tensor | None, logits: Tensor) -> Tensor:
+    """What broadcasts to the targets, (N,) of one logit, so that it broadcasts to the logits (N, C); 1 for None."""
+    if t is None:
+        return logits.new_ones(1, 1)
+    return t.to(logits).reshape(-1, 1) if logits.shape[1] == 1 else t.to(logits)
 
 
 @dataclass(frozen=True)
@@ -273,40 +281,3 @@ class SquaredError:
 
 
 Loss = CrossEntropy | BinaryCrossEntropy | SquaredError
-LossLike = str | nn.CrossEntropyLoss | nn.BCEWithLogitsLoss | nn.MSELoss
-
-_NAMED = {loss.kind: loss for loss in (CrossEntropy, BinaryCrossEntropy, SquaredError)}
-
-
-def resolve(loss: LossLike) -> Loss:
-    """Return the Loss of a name, "mse" being the mean over samples of ||f - y||^2, or of a torch loss module.
-
-    Weights are copied. Raises ValueError for an unknown name, a reduction that gives no scalar or label_smoothing
-    outside [0, 1], and TypeError for what is not exactly one of the three modules: a subclass may compute anything.
-    """
-    if isinstance(loss, str):
-        if loss not in _NAMED:
-            raise ValueError(f"loss: expected 'cross_entropy', 'binary_cross_entropy' or 'mse'; got {loss!r}")
-        return _NAMED[loss]()
-    if isinstance(loss, type):
-        raise TypeError(f"loss: expected a name or an instance; got the class, {loss.__name__}() makes an instance")
-    if type(loss) not in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss):
-        got = "a tensor" if isinstance(loss, Tensor) else repr(loss)
-        raise TypeError(
-            "loss: expected 'cross_entropy', 'binary_cross_entropy', 'mse', or an instance of nn.CrossEntropyLoss, "
-            f"nn.BCEWithLogitsLoss or nn.MSELoss (not of a subclass); got {got}"
-        )
-    if loss.reduction not in ("mean", "sum"):
-        raise ValueError(f"loss: a Hessian needs a scalar, reduction 'mean' or 'sum'; got {loss.reduction!r}")
-    if type(loss) is nn.MSELoss:
-        return SquaredError(loss.reduction)
-    weight = _copied(loss.weight)
-    if type(loss) is nn.BCEWithLogitsLoss:
-        return BinaryCrossEntropy(loss.reduction, weight, _copied(loss.pos_weight))
-    if not 0 <= loss.label_smoothing <= 1:
-        raise ValueError(f"loss: expected label_smoothing between 0 and 1; got {loss.label_smoothing}")
-    return CrossEntropy(loss.reduction, weight, loss.label_smoothing, loss.ignore_index)
-
-
-def _copied(weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else weight.detach().to(lifted(weight.dtype), copy=True)

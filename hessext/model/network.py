@@ -28,6 +28,7 @@ class Layer:
     weight: Tensor  # (rows, cols)
     bias: Tensor | None = None  # (rows,)
     activation: Activation | None = None
+    bias_first: bool = False  # in torch's parameter order, as where the weight was registered anew
 
     @property
     def affine(self) -> Affine:
@@ -141,9 +142,10 @@ class Network:
         found = {}
         for number in self.registered:
             layer = self.layers[number]
-            found[layer.name_of("weight")] = layer.weight
-            if layer.bias is not None:
-                found[layer.name_of("bias")] = layer.bias
+            parts = [("weight", layer.weight), ("bias", layer.bias)]
+            for part, t in reversed(parts) if layer.bias_first else parts:
+                if t is not None:
+                    found[layer.name_of(part)] = t
         return found
 
     @cached_property
@@ -154,7 +156,8 @@ class Network:
             layer = self.layers[number]
             rows, cols = layer.weight.shape
             rows = self.classes if number == self.last else rows
-            group = ParameterGroup(layer.name, number, rows, cols, layer.bias is not None, start, start + rows * cols)
+            starts = (start + rows, start) if layer.bias_first else (start, start + rows * cols)
+            group = ParameterGroup(layer.name, number, rows, cols, layer.bias is not None, *starts)
             found.append(group)
             start += rows * group.size
         return tuple(found)
@@ -174,5 +177,4 @@ class Network:
     @cached_property
     def numel(self) -> int:
         """Number of parameters."""
-        last = self.whole[-1]
-        return last.start + last.blocks * last.size
+        return sum(group.blocks * group.size for group in self.whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,59 +12,114 @@ from hessext import _checks
 
 from .losses import Loss
 
+_ROUNDED = 0.02  # by which the sum of probabilities in half precision, or of two digits each, may differ from 1
 
-def checked_targets(y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss, like: Tensor) -> Tensor | None:
+
+def checked_targets(
+    y: Tensor | None, shape: tuple[int, ...], C: int, loss: Loss, like: Tensor, hint: str = ""
+) -> Tensor | None:
     """Return y detached: labels (N,) or targets (N, C) for samples shaped (N,), labels (N, T) ... for (N, T).
 
-    Labels are int64, in [0, C) or ignored; targets have like's dtype.
-    None passes where loss.needs_targets is False. The loss's weights are checked too, and a mean over labels without
-    weight, which is nan in torch, is refused. Binary cross-entropy takes targets of the samples' shape, too, and makes
-    labels such.
+    Labels are int64, in [0, C) or ignored; one-hot matrices of integers or bools become labels. Targets have like's
+    dtype; those of cross-entropy are probabilities, unless the loss takes any numbers. None passes where
+    loss.needs_targets is False. The loss's weights are checked too, and a mean over labels without weight, which is nan
+    in torch, is refused. Binary cross-entropy takes a target for each logit, of a single one in the samples' shape,
+    too, and makes labels such. A message on the shape ends with the hint.
     """
     if y is None and loss.needs_targets:
         raise ValueError("y: this loss's class weights, ignore_index or pos_weight need targets; got None")
     if loss.kind == "binary_cross_entropy":
-        check_single_logit(C)
-        y = None if y is None else _binary_targets(y, shape, loss, like)
+        y = None if y is None else _binary_targets(y, shape, C, loss, like)
         for name, weight in (("loss.weight", loss.weight), ("loss.pos_weight", loss.pos_weight)):
             if weight is not None:
-                _broadcast(name, weight, (*shape, 1) if y is None else y.shape, like)
+                _broadcast(name, weight, (*shape, C) if y is None else y.shape, like)
         return y
     if loss.weight is not None:
         _checks.vector("loss.weight", loss.weight, size=C, like=like)
     if y is None:
         return None
     _checks.tensor("y", y)
-    misshapen = y.ndim != len(shape) + y.is_floating_point()  # labels cast to float, or integer one-hot targets
+    if y.shape == (*shape, C) and y.dtype in (torch.int64, torch.bool) and y.device == like.device:
+        y = _labels_of_one_hot(y)
+    misshapen = y.ndim != len(shape) + y.is_floating_point()
     if misshapen or not (y.is_floating_point() or y.dtype == torch.int64):
         text, error = _checks.shape_text, ValueError if misshapen else TypeError
         wanted = f"int64 labels {text(shape)} or {like.dtype} targets {text((*shape, C))}"
-        raise error(f"y: expected {wanted}; got {y.dtype}{' ' + text(y.shape) if misshapen else ''}")
+        got = f" {text(y.shape)}{_shape_hint(y, shape, C)}" if misshapen else " (y.long() makes labels of it)"
+        raise error(f"y: expected {wanted}; got {y.dtype}{got}")
     if y.is_floating_point():
         if loss.kind == "cross_entropy" and loss.ignore_index >= 0:
             raise ValueError(
                 f"y: ignore_index={loss.ignore_index} needs int64 labels {_checks.shape_text(shape)}; got {y.dtype}"
             )
-        return _checks.floats("y", y, (*shape, C), like)
-    _checks.layout("y", y, shape, like)
+        y = _checks.floats("y", y, (*shape, C), like, hint=hint)
+        _check_probabilities(y, loss)
+        return y
+    _checks.layout("y", y, shape, like, hint)
     _labels(y, C, loss, like)
     return y
 
 
-def flattened(y: Tensor, C: int, loss: Loss) -> Tensor:
-    """Return targets of samples in any number of axes with all samples in one: (N, C) of each class, else (N,)."""
-    per_class = y.is_floating_point() and loss.kind != "binary_cross_entropy"
-    return y.reshape(-1, C) if per_class else y.reshape(-1)
+def of_logits(y: Tensor | None, logits: Tensor, loss: Loss) -> Tensor | None:
+    """Checked targets of logits (..., C), on their device, of all samples in one axis: (N, C) or (N,)."""
+    shape, C = logits.shape[:-1], logits.shape[-1]
+    y = y.to(logits.device, logits.dtype if y.is_floating_point() else y.dtype) if isinstance(y, Tensor) else y
+    y = checked_targets(y, shape, C, loss, logits)
+    per_class = y is not None and y.is_floating_point() and (loss.kind != "binary_cross_entropy" or C > 1)
+    return None if y is None else y.reshape(-1, C) if per_class else y.reshape(-1)
 
 
-def check_single_weights(loss: Loss, where: str = "") -> None:
-    """Refuse weights of binary cross-entropy that are given sample by sample."""
-    if loss.kind != "binary_cross_entropy":
+def _check_probabilities(y: Tensor, loss: Loss) -> None:
+    """Refuse targets (..., C) of cross-entropy that are no probabilities, unless the loss takes any numbers."""
+    if loss.kind != "cross_entropy" or loss.unnormalized or _checks.captured(y):
         return
+    low, sums = _checks.bounds(y)[0], _checks.bounds(y.sum(-1))
+    if low < 0:
+        got = f"entries down to {low:.3g}"
+    elif max(abs(total - 1) for total in sums) > _ROUNDED:
+        got = "rows that sum to " + " and ".join(f"{total:.3g}" for total in dict.fromkeys(sums))
+    else:
+        return
+    raise ValueError(
+        f"y: expected class probabilities, no entry below 0 and the sum of each row 1; got {got}. Logits need a "
+        "softmax first, labels are int64, several labels of one sample take nn.BCEWithLogitsLoss(); for torch's "
+        "cross-entropy of any numbers give loss=hessext.UnnormalizedCrossEntropyLoss()"
+    )
+
+
+def _labels_of_one_hot(y: Tensor) -> Tensor:
+    """Labels (...) of a one-hot matrix (..., C) of integers or bools."""
+    if not _checks.captured(y) and not (((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all()):
+        raise ValueError(
+            f"y: expected one-hot rows in {y.dtype} {_checks.shape_text(y.shape)}, a single 1 in each; got others. "
+            "Several labels of one sample take nn.BCEWithLogitsLoss(), numbers to be met take float targets"
+        )
+    return y.long().argmax(-1)
+
+
+def _shape_hint(y: Tensor, shape: tuple[int, ...], C: int) -> str:
+    """What makes targets of y, where that is plain."""
+    if y.shape == shape and C == 1:
+        return " (y[..., None] is of one logit)"
+    if y.shape == shape:
+        return " (y.long() makes labels of it)"
+    if y.shape == (*shape, 1):
+        return f" (y[..., 0]{'.long()' if y.is_floating_point() else ''} makes labels of it)"
+    return ""
+
+
+def of_any_samples(loss: Loss, C: int) -> Loss:
+    """The loss without the axes of its samples. Refuses weights of binary cross-entropy that differ among these."""
+    if loss.kind != "binary_cross_entropy":
+        return loss
+    weights = {}
     for name in ("weight", "pos_weight"):
         t = getattr(loss, name)
-        if t is not None and t.numel() != 1:
-            raise ValueError(f"loss.{name}: expected one number{where}; got shape {tuple(t.shape)}")
+        if t is not None and t.numel() != 1 and (t.numel() != C or t.shape[-1] != C):
+            wanted = "one number" if C == 1 else f"one number, or one for each of {C} logits"
+            raise ValueError(f"loss.{name}: expected {wanted}, for samples in batches; got shape {tuple(t.shape)}")
+        weights[name] = t if t is None else t.reshape(() if t.numel() == 1 else (C,))
+    return replace(loss, **weights)
 
 
 def check_divisor(total: Tensor | float) -> None:
@@ -72,18 +128,17 @@ def check_divisor(total: Tensor | float) -> None:
         raise ValueError("y: expected labels whose weights do not sum to 0; all are ignored or weigh nothing")
 
 
-def check_single_logit(C: int) -> None:
-    """Refuse binary cross-entropy of several logits: each has a curvature of its own."""
-    if C != 1:
-        raise ValueError(f"loss: binary cross-entropy is supported for one logit, C = 1; got a model with C = {C}")
+def binary_shapes(shape: tuple[int, ...], C: int) -> list[tuple[int, ...]]:
+    """The shapes that targets of binary cross-entropy may have: one for each logit."""
+    return [shape, (*shape, 1)] if C == 1 else [(*shape, C)]
 
 
-def _binary_targets(y: Tensor, shape: tuple[int, ...], loss: Loss, like: Tensor) -> Tensor:
-    """Return the targets of one logit in like's dtype, (*shape) or (*shape, 1): any numbers, or labels 0 and 1."""
+def _binary_targets(y: Tensor, shape: tuple[int, ...], C: int, loss: Loss, like: Tensor) -> Tensor:
+    """Return a target for each logit, in like's dtype: any numbers, or labels 0 and 1."""
     _checks.tensor("y", y)
-    shapes = " or ".join(map(_checks.shape_text, (shape, (*shape, 1))))
-    wanted = f"{like.dtype} targets, or int64 or bool labels, {shapes}"
-    if y.shape not in (shape, (*shape, 1)):
+    shapes = binary_shapes(shape, C)
+    wanted = f"{like.dtype} targets, or int64 or bool labels, {' or '.join(map(_checks.shape_text, shapes))}"
+    if y.shape not in shapes:
         raise ValueError(f"y: expected {wanted}; got {_checks.shape_text(y.shape)}")
     if y.is_floating_point():
         return _checks.floats("y", y, y.shape, like)
@@ -111,7 +166,8 @@ def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
         kept = y[y != loss.ignore_index]
         low, high = _checks.bounds(kept) if len(kept) else (0, 0)
     if low < 0 or high >= C:
-        raise ValueError(f"y: expected labels in [0, {C}); got {low if low < 0 else high}")
+        hint = " (y - 1, if they start at 1)" if (low, high) == (1, C) else ""
+        raise ValueError(f"y: expected labels in [0, {C}); got {low if low < 0 else high}{hint}")
     by_weight = loss.kind == "cross_entropy" and loss.reduction == "mean" and (ignored or loss.weight is not None)
     if by_weight:
         check_divisor(loss.divisor(y, like))

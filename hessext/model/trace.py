@@ -9,33 +9,43 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrize
+
+from hessext._tensors import lifted
 
 from . import activations
 from .activations import Activation
+from .modules import check_forward, check_unwrapped, is_conv1d
+from .pruned import bias_first, own_name, parameter_of
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-_SHAPES = {  # steps that may come before the first linear layer
+_BEFORE = {  # steps that may come before the first linear layer: of shapes, dtypes, devices and numbers alone
     *(nn.Flatten, nn.Unflatten),
     *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose),
-    *(operator.getitem, operator.mul, operator.floordiv),  # the last two of sizes, as in x.shape[1] * x.shape[2]
+    *(operator.getitem, operator.floordiv),  # of sizes, as in x.shape[1] // 2
     *("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "size"),
+    *("to", "type", "float", "double", "half", "bfloat16", "cpu", "cuda", "detach", "clone"),
+    *(operator.add, operator.sub, operator.mul, operator.truediv),  # as in (x - 0.5) / 0.25
 }
+_ABOUT = ("shape", "dtype", "device", "ndim")  # what may be asked of a tensor before the first linear layer
+_PRODUCTS = (operator.mul, torch.mul, "mul")
 
 
 @dataclass
-class Reshape:
-    """The steps of a forward pass before its first linear layer, which change shapes alone."""
+class Before:
+    """The steps of a forward pass before its first linear layer, which have no parameters."""
 
     steps: fx.Interpreter
+    dtype: torch.dtype  # of the first layer's weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return what the first layer is given. Raises ValueError where x has a shape that the steps do not take."""
         if not isinstance(x, Tensor):
             return x
         try:
-            return self.steps.run(x)
+            result = self.steps.run(x)
+            own = isinstance(result, Tensor) and result.dtype == self.dtype
+            return result.to(lifted(self.dtype)) if own else result
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             cause, shape = str(error).split("\n")[0], tuple(x.shape)
             raise ValueError(f"x: expected a shape that the model takes; got {shape}: {cause}") from None
@@ -49,13 +59,22 @@ class Step:
     linear: nn.Linear
     activation: Activation | None = None
 
+    @property
+    def bias_first(self) -> bool:
+        """Whether the bias comes first in torch's order of parameters."""
+        return bias_first(self.linear)
+
+    def parameter(self, part: str) -> Tensor | None:
+        """The layer's "weight" or "bias"."""
+        return parameter_of(self.linear, part)
+
 
 @dataclass
 class Form:
-    """f(x) = step(...step(g(x))): linear layers in the order in which they are applied, g changing shapes alone."""
+    """f(x) = step(...step(g(x))): linear layers in the order in which they are applied, g without parameters."""
 
     steps: list[Step] = field(default_factory=list)
-    before: Reshape | None = None  # g, None for g(x) = x
+    before: Before | None = None  # g, None for g(x) = x
 
 
 def read(model: nn.Module) -> tuple[Form, tuple[int, ...]]:
@@ -75,39 +94,14 @@ def read(model: nn.Module) -> tuple[Form, tuple[int, ...]]:
     return form, tuple(registered)
 
 
-def check_unwrapped(model: nn.Module) -> None:
-    """Refuse a module that only wraps another one."""
-    if (kind := type(model).__name__) in _WRAPPERS:
-        raise TypeError(f"model: expected the module itself, model.{_WRAPPERS[kind]}; got a {kind} around it")
-
-
-def check_forward(argument: str, name: str, module: nn.Module) -> None:
-    """Refuse a module whose call is not its class's forward alone: hooks, global ones too, a forward of its own."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        raise TypeError(
-            f"{argument}: expected no global forward hooks (torch.nn.modules.module.register_module_forward_hook), "
-            "which may change what modules compute; remove them first"
-        )
-    what = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    if not all(getattr(hook, "__module__", "").startswith("torch.distributed.tensor.") for hook in hooks):
-        raise TypeError(
-            f"{argument}: expected modules without forward hooks, which may change what they compute; got one on {what}"
-        )
-    caller = next(kind for kind in type(module).__mro__ if "__call__" in vars(kind))
-    if "forward" in vars(module) or caller is not nn.Module:
-        raise TypeError(f"{argument}: expected modules with their class's forward; got another one on {what}")
-
-
 def _check_parameters(model: nn.Module, steps: list[Step]) -> None:
     """Refuse parameters that are tied, shared or not those of the layers."""
-    expected = [
-        f"{step.name}.{key}" if step.name else key
-        for step in steps
-        for key, parameter in (("weight", step.linear.weight), ("bias", step.linear.bias))
-        if parameter is not None
-    ]
-    found = [name for name, _ in model.named_parameters()]
+    expected = []
+    found = [own_name(name) for name, _ in model.named_parameters()]
+    for step in steps:
+        names = [f"{step.name}.{key}" if step.name else key for key in ("weight", "bias")]
+        names = [name for name, key in zip(names, ("weight", "bias"), strict=True) if step.parameter(key) is not None]
+        expected += reversed(names) if step.bias_first else names
     if found != expected:
         raise TypeError(
             f"model: expected the parameters {', '.join(expected)}; got {', '.join(found)} (tied, unused or replaced?)"
@@ -127,6 +121,9 @@ class _Tracer(fx.Tracer):
             self._thread = threading.get_ident()
             return super().trace(*args, **kwargs)
 
+    def is_leaf_module(self, m, qualified_name):
+        return is_conv1d(m) or super().is_leaf_module(m, qualified_name)
+
     def call_module(self, m, forward, args, kwargs):
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
@@ -139,7 +136,7 @@ class _Tracer(fx.Tracer):
 
 
 def _follow(model: nn.Module) -> Form:
-    """Take forward apart: shapes alone up to the first linear layer, then each step takes the one before it."""
+    """Take forward apart: no parameters up to the first linear layer, then each step takes the one before it."""
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # whatever forward raises when it is given a symbol
@@ -153,19 +150,30 @@ def _follow(model: nn.Module) -> Form:
         if node.users or not (node.args or node.target.startswith("*")):  # unused, and with a default
             raise _unsupported(f"a second input, {node.target}")
     for node in steps[:first]:
-        if not _passes(node, modules) and _kind(node, modules) not in _SHAPES and not _is_shape(node):
+        if not _passes(node, modules) and _kind(node, modules) not in _BEFORE and not _is_about(node):
             raise _unsupported(f"{_text(node, modules)} before a linear layer")
     if first is None:
         raise _unsupported(f"{type(model).__name__}, which calls no nn.Linear")
     last = steps[first].all_input_nodes[0]
-    form = Form(before=None if last is inputs[0] else _reshape(model, steps[:first], inputs[0], last))
+    form = Form(
+        before=None
+        if last is inputs[0]
+        else _before(model, steps[:first], inputs[0], last, modules[steps[first].target])
+    )
+    changed = {}  # what a tensor that was changed in place is afterwards
     for node in steps[first:]:
-        if node.all_input_nodes != [last]:
+        taken = [changed.get(one, one) for one in node.all_input_nodes]
+        if _gates(node, taken, last, form, modules):
+            form.steps[-1].activation = activations.resolve("silu")
+        elif taken != [last]:
             raise _unsupported(f"{_text(node, modules)} of something other than the step before it")
-        _take(form, node, modules)
+        else:
+            _take(form, node, modules)
+        if _in_place(node):
+            changed = {**{one: node for one, now in changed.items() if now is last}, last: node}
         last = node
     (output,) = (node for node in graph.nodes if node.op == "output")
-    if output.args[0] is not last:
+    if changed.get(output.args[0], output.args[0]) is not last:
         raise _unsupported("a result other than that of the last step")
     if form.steps[-1].activation:
         which = "only" if len(form.steps) == 1 else "last"
@@ -194,13 +202,27 @@ def _take(form: Form, node: fx.Node, modules: dict[str, nn.Module]) -> None:
         steps[-1].activation = activation
 
 
-def _reshape(model: nn.Module, steps: list[fx.Node], x: fx.Node, result: fx.Node) -> Reshape:
+def _gates(node: fx.Node, taken: list[fx.Node], last: fx.Node, form: Form, modules: dict[str, nn.Module]) -> bool:
+    """Whether a step is z sigmoid(z), as SiLU is written at times: the product of the last step's input and output."""
+    if _kind(node, modules) not in _PRODUCTS or len(taken) != 2 or node.kwargs or not form.steps[-1].activation:
+        return False
+    gate = form.steps[-1].activation.name == "sigmoid" and not _passes(last, modules)
+    return gate and {*last.all_input_nodes, last} == set(taken)
+
+
+def _in_place(node: fx.Node) -> bool:
+    """Whether a function or method of torch writes to its argument, by the underscore at the end of its name."""
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    return node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__")
+
+
+def _before(model: nn.Module, steps: list[fx.Node], x: fx.Node, result: fx.Node, linear: nn.Linear) -> Before:
     """What computes `result` from the input x."""
     graph, copies = fx.Graph(), {}
     for node in (x, *steps):
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[result])
-    return Reshape(fx.Interpreter(model, graph=graph))
+    return Before(fx.Interpreter(model, graph=graph), linear.weight.dtype)
 
 
 def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> object:
@@ -210,8 +232,11 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> object:
     return type(modules[node.target]) if node.op == "call_module" else node.target
 
 
-def _is_shape(node: fx.Node) -> bool:
-    return node.target is getattr and node.args[1:] == ("shape",)
+def _is_about(node: fx.Node) -> bool:
+    """Whether a step asks for a tensor's shape, dtype or device, or is a tensor that is asked for nothing else."""
+    if node.op == "get_attr":
+        return all(map(_is_about, node.users))
+    return node.target is getattr and node.args[1] in _ABOUT
 
 
 def _passes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -238,7 +263,12 @@ def _dropout(input: fx.Node, p: float = 0.5, training: bool = True, inplace: boo
 def _text(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """Name a step as its author would."""
     if node.op == "call_module":
-        return f"{type(modules[node.target]).__name__} {node.target!r}"
+        module = modules[node.target]
+        if parametrize.is_parametrized(module):
+            kind = parametrize.type_before_parametrizations(module).__name__
+            takes = f" (hessext.layer takes {node.target + '.weight'!r})" if kind == "Linear" else ""
+            return f"{kind} {node.target!r}, whose weight is made of other parameters{takes}"
+        return f"{type(module).__name__} {node.target!r}"
     if node.op == "get_attr":
         return f"the tensor {node.target!r} outside of nn.Linear"
     return f".{node.target}()" if node.op == "call_method" else f"{node.target.__name__}()"
@@ -247,6 +277,6 @@ def _text(node: fx.Node, modules: dict[str, nn.Module]) -> str:
 def _unsupported(what: str) -> TypeError:
     return TypeError(
         "model: expected a forward that is a chain of nn.Linear and activations, the last of them nn.Linear (changes "
-        f"of shape before, Identity and Dropout in evaluation mode allowed); got {what}, which is not supported "
-        "(hessext.head takes the last layer of any model)"
+        f"of shape and dtype before, Identity and Dropout in evaluation mode allowed); got {what}, which is not "
+        "supported (hessext.layer takes a linear layer of any model, hessext.head its last one)"
     )

@@ -13,8 +13,10 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 from hessext import autograd
+from hessext.data.ranks import Ranks
 from hessext.data.samples import Samples
-from hessext.model import activations, losses
+from hessext.model import activations
+from hessext.model.loss_arguments import resolve
 from hessext.model.network import Layer, Network
 
 CASES = [c for c in LINEAR + HIDDEN + SMALL if c.d * (c.hidden or c.C) + c.C * (c.hidden or 0) < 700]
@@ -26,11 +28,11 @@ class StandIn:
     def __init__(self, case, dtype, term="full", tamper=None):
         inputs = make_inputs(case, dtype)
         self.term, self.layers = term, ("hidden", "output") if case.hidden else ("output",)
-        self.dtype = dtype
+        self.dtype, self.ranks = dtype, Ranks()
         activation = activations.resolve(ACTIVATIONS[case.activation])
         hidden = [Layer("hidden", inputs.hidden_weight, inputs.hidden_bias, activation)] if case.hidden else []
         network = Network((*hidden, Layer("output", inputs.output_weight, inputs.output_bias)))
-        self._data = Samples(network, losses.resolve(inputs.loss), inputs.x, inputs.y)
+        self._data = Samples(network, resolve(inputs.loss), inputs.x, inputs.y)
         self.parts = {k: v.to(dtype, copy=True) for k, v in reference.truth(case, dtype, term).items()}
         if tamper:
             tamper(self.parts)
@@ -61,7 +63,7 @@ def test_module_gives_torchs_own_hessian(case):
     def value(flat):
         parts = flat.split([p.numel() for p in model.parameters()])
         named = {k: v.view_as(p) for v, (k, p) in zip(parts, model.named_parameters(), strict=True)}
-        return losses.resolve(inputs.loss).value(functional_call(model, named, (inputs.x,)), inputs.y)
+        return resolve(inputs.loss).value(functional_call(model, named, (inputs.x,)), inputs.y)
 
     expected = jacrev(grad(value))(flat)
     out = autograd.hessian(model, inputs.x, inputs.y, loss=inputs.loss)

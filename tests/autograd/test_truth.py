@@ -19,7 +19,7 @@ def loss_value(inputs: Inputs | deep.DeepInputs, logits: torch.Tensor) -> torch.
         y = F.one_hot(inputs.y, logits.shape[1]) if inputs.y.dtype == torch.int64 else inputs.y
         return (logits - y).square().sum(1).mean()
     if inputs.loss == "binary_cross_entropy":
-        return F.binary_cross_entropy_with_logits(logits[:, 0], inputs.y.to(logits.dtype))
+        return F.binary_cross_entropy_with_logits(logits.view(inputs.y.shape), inputs.y.to(logits.dtype))
     return inputs.loss(logits, inputs.y)
 
 

@@ -327,7 +327,9 @@ def test_targets_beside_batches():
 def test_weights_of_single_samples():
     x, y = torch.ones(4, 2), torch.ones(4, 1)
     loss = nn.BCEWithLogitsLoss(torch.ones(4, 1))
-    with pytest.raises(ValueError, match=re.escape("loss.weight: expected one number with batches; got shape (4, 1)")):
+    with pytest.raises(
+        ValueError, match=re.escape("loss.weight: expected one number, for samples in batches; got shape (4, 1)")
+    ):
         hessext.linear(torch.ones(1, 2), [(x, y)], loss=loss)
 
 

@@ -22,7 +22,7 @@ def deep_cases(draw):
     loss = draw(st.sampled_from(list(LOSSES)))
     fewest = 3 if loss in ("ce sum ignore", "ce weight smooth") else 1  # ignore_index = 0 or 1 leaves a class
     sizes = draw(st.lists(widths, min_size=2, max_size=6))
-    sizes[-1] = 1 if LOSSES[loss][1].startswith("binary") else max(fewest, sizes[-1])
+    sizes[-1] = max(fewest, sizes[-1])
     kinds = tuple(draw(st.sampled_from(list(ACTIVATIONS))) for _ in sizes[2:])
     bias = "".join(str(number) for number in range(len(sizes) - 1) if draw(st.booleans()))
     return Deep(draw(st.integers(1, 20)), tuple(sizes), kinds, loss, bias)

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+import hessext
+
 DTYPES = (torch.float32, torch.float64)
 
 ACTIVATIONS = {  # name: the module; names without a number are also accepted as strings by hessext
@@ -34,13 +36,16 @@ LOSSES = {  # name: (what hessext and torch are given, for C classes; kind of ta
     "cross_entropy": (lambda C: "cross_entropy", "class"),
     "mse": (lambda C: "mse", "vector"),
     "mse class": (lambda C: "mse", "class"),
-    "ce prob": (lambda C: nn.CrossEntropyLoss(), "prob"),
+    "ce prob": (lambda C: hessext.UnnormalizedCrossEntropyLoss(), "prob"),
     "ce sum ignore": (lambda C: nn.CrossEntropyLoss(reduction="sum", ignore_index=1), "class"),
     "ce weight smooth": (
         lambda C: nn.CrossEntropyLoss(weight=_class_weight(C), label_smoothing=0.2, ignore_index=0),
         "class",
     ),
-    "ce weight prob": (lambda C: nn.CrossEntropyLoss(weight=_class_weight(C), label_smoothing=0.1), "prob"),
+    "ce weight prob": (
+        lambda C: hessext.UnnormalizedCrossEntropyLoss(weight=_class_weight(C), label_smoothing=0.1),
+        "prob",
+    ),
     "mse module": (lambda C: nn.MSELoss(), "vector"),
     "mse sum": (lambda C: nn.MSELoss(reduction="sum"), "vector"),
     "binary_cross_entropy": (lambda C: "binary_cross_entropy", "binary class"),
@@ -131,8 +136,6 @@ class Inputs:
 
     def hessian(self):
         """The Hessian object of hessext for this case."""
-        import hessext
-
         if self.hidden_weight is None:
             return hessext.linear(self.output_weight, self.x, self.y, bias=self.output_bias, loss=self.loss)
         name = self.case.activation
@@ -162,9 +165,9 @@ def make_targets(case: Case, g: torch.Generator) -> Tensor:
         y[0] = C - 1
         return y
     if kind == "binary class":
-        return torch.randint(2, (N,), generator=g)
+        return torch.randint(2, (N,) if C == 1 else (N, C), generator=g)
     if kind == "binary prob":
-        return torch.sigmoid(torch.randn(N, 1, generator=g, dtype=torch.float64))
+        return torch.sigmoid(torch.randn(N, C, generator=g, dtype=torch.float64))
     y = torch.randn(N, C, generator=g, dtype=torch.float64)
     if kind == "prob":
         y = torch.softmax(y, 1)
@@ -210,6 +213,8 @@ LINEAR = [
     Case(15, 4, 6, loss="mse module", bias="o"),
     Case(33, 17, 1, loss="binary_cross_entropy"),
     Case(16, 9, 1, loss="bce weight", bias="o"),
+    Case(33, 17, 5, loss="binary_cross_entropy"),
+    Case(16, 9, 17, loss="bce weight", bias="o"),
 ]
 
 HIDDEN = [
@@ -242,6 +247,9 @@ HIDDEN = [
     Case(65, 16, 1, 17, loss="binary_cross_entropy", bias="ho"),
     Case(17, 6, 1, 9, activation="gelu", loss="bce weight", bias="h"),
     Case(15, 7, 1, 33, activation="tanh", loss="bce sum", bias="o"),
+    Case(33, 16, 5, 17, loss="binary_cross_entropy", bias="ho"),
+    Case(17, 6, 15, 9, activation="gelu", loss="bce weight", bias="h"),
+    Case(15, 7, 2, 33, activation="tanh", loss="bce sum", bias="o"),
 ]
 
 PEAKED = [  # float64 only: the forward pass alone costs 30 times the rounding
@@ -258,4 +266,5 @@ SMALL = [
     Case(6, 4, 3, 5),
     Case(5, 3, 4, 2, activation="tanh", loss="mse", bias="ho"),
     Case(6, 3, 1, 4, activation="silu", loss="bce weight", bias="ho"),
+    Case(6, 3, 3, 4, activation="silu", loss="bce weight", bias="ho"),
 ]

@@ -224,6 +224,7 @@ SHALLOW = [  # few parameters: autograd proves the closed form on them, in tests
     Deep(6, (3, 2, 3, 2, 3), "gelu", "ce weight smooth", bias="02"),
     Deep(4, (2, 3, 1, 2, 2), ("silu", "relu", "softplus 3 2"), "ce prob", bias="3"),
     Deep(5, (2, 2, 3, 2, 2, 1), ("sigmoid", "leaky_relu 0.3", "gelu_tanh", "softplus"), "bce weight", bias="14"),
+    Deep(5, (3, 2, 3, 2, 3), ("tanh", "relu", "silu"), "bce weight", bias="03"),
     Deep(4, (2, 3, 2, 2, 3, 2, 3), ("tanh", "relu", "identity", "silu", "leaky_relu"), bias="035"),
 ]
 
@@ -248,4 +249,6 @@ DEEP = [
     Deep(17, (2, 17, 17, 2, 17, 2, 17), "relu", bias="012345"),
     Deep(65, (17, 2, 17, 1, 17, 2, 2), ("softplus", "relu", "tanh", "identity", "silu"), "mse sum", bias="24"),
     Deep(17, (17, 17, 2, 17, 2, 17, 1), "gelu_tanh", "bce weight", bias="05"),
+    Deep(17, (17, 33, 17, 2), "relu", "bce weight", bias="02"),
+    Deep(65, (2, 17, 2, 17), "gelu", "binary_cross_entropy", bias="1"),
 ]

@@ -199,6 +199,8 @@ SHALLOW = [
     Case(21, 3, 4, 6, activation="gelu", loss="ce weight smooth"),
     Case(20, 4, 3, 5, activation="tanh", loss="mse", bias="h"),
     Case(22, 3, 1, 4, activation="silu", loss="bce sum"),
+    Case(21, 3, 4, loss="bce weight", bias="o"),
+    Case(22, 3, 4, 5, activation="silu", loss="bce weight"),
 ]
 for number, one in enumerate(SHALLOW):
     dtype = (torch.float64, torch.float32)[number % 4 == 3]
@@ -349,6 +351,8 @@ def refused() -> None:
     raises(ValueError, "FSDP2", hessext.linear, whole, inputs.x + rank)
     raises(ValueError, "follow one another", hessext.linear, (W[:4], 2 * rank, dist.group.WORLD), inputs.x)
     raises(TypeError, "first row", hessext.linear, (W[:4], "0", dist.group.WORLD), inputs.x)
+    binary = {"loss": "binary_cross_entropy"}
+    raises(ValueError, "cross-entropy or MSE where classes are split", hessext.linear, whole, inputs.x, **binary)
 
 
 # ------------------------------------------------------------------------------------------- faults, and what goes on

@@ -153,15 +153,16 @@ def output_curvature(loss: str | nn.Module, logits: Tensor, y: Tensor) -> tuple[
 
 
 def binary_curvature(loss: nn.BCEWithLogitsLoss, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of one logit's sigmoid (N, 1), with the weights of torch's formula (N or 1 of each)."""
-    y = y.to(logits.dtype).view(-1, 1)
+    """The same of the sigmoids of logits, with the weights of torch's formula: of one logit, N or 1 of each."""
+    y = y.to(logits.dtype).view(logits.shape)
     one = torch.ones_like(y)
-    weight, pos_weight = (one if t is None else t.view(-1, 1) for t in (loss.weight, loss.pos_weight))
-    weight = weight / (len(y) if loss.reduction == "mean" else 1)
+    weights = (one if t is None else t for t in (loss.weight, loss.pos_weight))
+    weight, pos_weight = (t.view(-1, 1) if logits.shape[1] == 1 else t for t in weights)
+    weight = weight / (y.numel() if loss.reduction == "mean" else 1)
     p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
     hit, miss = pos_weight * y, 1 - y
     curvature = (one if loss.pos_weight is None else hit + miss) * weight * p * q
-    return curvature[:, :, None], weight * (miss * p - hit * q)
+    return torch.diag_embed(curvature), weight * (miss * p - hit * q)
 
 
 def with_one(features: Tensor, bias: Tensor | None) -> Tensor:

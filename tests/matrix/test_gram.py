@@ -190,7 +190,9 @@ def test_targets_of_both_signs_cancel():
     x = torch.randn(40, 40, generator=g).double().repeat(2, 1)
     y = torch.zeros(80, 30).double()
     y[:40, 0], y[40:, 0] = 1, -1 + 1e-9
-    B = hessext.linear(torch.randn(30, 40, generator=g).double(), x, y, loss=torch.nn.CrossEntropyLoss())["output"]
+    B = hessext.linear(torch.randn(30, 40, generator=g).double(), x, y, loss=hessext.UnnormalizedCrossEntropyLoss())[
+        "output"
+    ]
     squares = squared_norms({"output": B})
     on, off = sums(squares)
     ratio = B.ratio()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hessext.model.losses import CrossEntropy, SquaredError, resolve
+from hessext.model.loss_arguments import resolve
+from hessext.model.losses import CrossEntropy, SquaredError
 
 N, C = 11, 5
 DTYPES = (torch.float32, torch.float64)
@@ -256,7 +257,11 @@ class Subclass(nn.CrossEntropyLoss):
         (nn.CrossEntropyLoss(label_smoothing=1.5), ValueError, "loss: .*label_smoothing between 0 and 1; got 1.5"),
         (nn.L1Loss(), TypeError, r"loss: expected .* nn.MSELoss \(not of a subclass\); got L1Loss"),
         (Subclass(), TypeError, r"loss: expected .* nn.MSELoss \(not of a subclass\); got Subclass"),
-        (nn.functional.cross_entropy, TypeError, "loss: expected 'cross_entropy', .*; got <function"),
+        (
+            nn.functional.cross_entropy,
+            TypeError,
+            "loss: expected 'cross_entropy', .*; got cross_entropy. Try nn.CrossEntropyLoss",
+        ),
         (None, TypeError, "loss: expected 'cross_entropy', .*; got None"),
     ],
 )

@@ -53,6 +53,12 @@ def seen(*steps):
     return nn.Sequential(*steps)
 
 
+def changed(net, x):
+    z = net.fc1(x)
+    z.relu_()
+    return net.fc2(z)
+
+
 HEAD = lambda: nn.Linear(D, C)  # noqa: E731
 FLAT = (2, 2)  # D features as an image
 FORMS = {  # name: (module, shape of a sample)
@@ -83,6 +89,18 @@ FORMS = {  # name: (module, shape of a sample)
         lambda: Net(lambda net, x: net.fc2(F.relu(net.fc1(x.reshape(-1, x.shape[1] * x.shape[2]))))),
         FLAT,
     ),
+    "to a dtype": (lambda: Net(lambda net, x: net.fc2(F.relu(net.fc1(x.to(torch.float64))))), (D,)),
+    "to the weight's dtype and device": (
+        lambda: Net(lambda net, x: net.fc2(net.fc1(x.to(net.fc1.weight.device, net.fc1.weight.dtype)).tanh())),
+        (D,),
+    ),
+    "to a parameter's device": (
+        lambda: Net(lambda net, x: net.fc2(net.fc1(x.to(next(net.parameters()).device).flatten(1)).tanh())),
+        FLAT,
+    ),
+    "double, detached": (lambda: Net(lambda net, x: net.fc2(net.fc1(x.double().detach().cpu()).relu())), (D,)),
+    "standardized": (lambda: Net(lambda net, x: net.fc2(net.fc1((x / 255 - 0.5) * 3 + 1).tanh())), (D,)),
+    "changed in place, aside": (lambda: Net(changed), (D,)),
     "torch.flatten": (lambda: Net(lambda net, x: net.fc2(torch.sigmoid(net.fc1(torch.flatten(x, 1))))), FLAT),
     "inner module": (
         lambda: Net(lambda net, x: net.inner(x), names=(), inner=Net(lambda net, x: net.fc2(net.fc1(x).tanh()))),
@@ -105,6 +123,16 @@ CALLS = {
     "F.relu, in place": lambda z: F.relu(z, inplace=True),
     "torch.relu": torch.relu,
     ".relu()": lambda z: z.relu(),
+    ".relu_()": lambda z: z.relu_(),
+    "torch.relu_": torch.relu_,
+    "F.leaky_relu_": lambda z: F.leaky_relu_(z, 0.2),
+    ".tanh_()": lambda z: z.tanh_(),
+    "torch.sigmoid_": torch.sigmoid_,
+    "z sigmoid(z)": lambda z: z * torch.sigmoid(z),
+    "sigmoid(z) z": lambda z: z.sigmoid() * z,
+    "z.mul(F.sigmoid(z))": lambda z: z.mul(F.sigmoid(z)),
+    "torch.mul": lambda z: torch.mul(torch.sigmoid(z), z),
+    "z sigmoid(z), and identity": lambda z: F.dropout(z * torch.sigmoid(z), 0.0),
     "F.leaky_relu": F.leaky_relu,
     "F.leaky_relu, slope": lambda z: F.leaky_relu(z, 0.3),
     "F.tanh": F.tanh,

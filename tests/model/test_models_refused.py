@@ -55,6 +55,31 @@ def unused():
     return Net(lambda net, x: net.fc2(net.fc1(x)), spare=nn.Linear(2, 2))
 
 
+def gated(gate, z):
+    return z * gate(z)
+
+
+def twice(z):
+    return z * F.dropout(z, 0.0)
+
+
+class Conv1D(nn.Module):
+    """As transformers has it: the weight (inputs, outputs)."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf, self.weight, self.bias = nf, nn.Parameter(torch.ones(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+def first_scaled():
+    net = Net(lambda net, x: net.fc2(net.fc1(net.scale * x)))
+    net.scale = nn.Parameter(torch.ones(D))
+    return net
+
+
 def scaled():
     net = Net(lambda net, x: net.fc2(net.scale * net.fc1(x)))
     net.scale = nn.Parameter(torch.ones(M))
@@ -119,7 +144,27 @@ REFUSED = {
         unused,
         "fc1.weight, fc1.bias, fc2.weight, fc2.bias, spare.weight, spare.bias (tied, unused or replaced?)",
     ),
-    "weight norm": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(D, C))), "Parametrized"),
+    "weight norm": (
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(D, C))),
+        "Linear '0', whose weight is made of other parameters (hessext.layer takes '0.weight')",
+    ),
+    "old weight norm": (
+        lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(D, C))),
+        "one on Linear '0' of torch.nn.utils.weight_norm (remove_weight_norm there makes its weight a parameter)",
+    ),
+    "Conv1D of transformers": (lambda: nn.Sequential(Conv1D(M, D), nn.ReLU(), nn.Linear(M, C)), "Conv1D '0' before"),
+    "gated by something else": (
+        lambda: Net(lambda net, x: net.fc2(net.fc1(x) * torch.tanh(net.fc1(x)))),
+        "Linear 'fc1' of something other than the step before it",
+    ),
+    "product of tanh": (lambda: Net(lambda net, x: net.fc2(gated(torch.tanh, net.fc1(x)))), "mul() of something other"),
+    "sigmoid and itself": (lambda: Net(lambda net, x: net.fc2(twice(net.fc1(x).sigmoid()))), "mul() of something"),
+    "sigmoid in place": (
+        lambda: Net(lambda net, x: net.fc2(gated(torch.sigmoid_, net.fc1(x)))),
+        "mul() of something other",
+    ),
+    "scaled after": (lambda: Net(lambda net, x: net.fc2(net.fc1(x).to(x.dtype))), "getattr() of something other"),
+    "a parameter before": (lambda: first_scaled(), "the tensor 'scale' outside of nn.Linear before"),
     "patched forward": (patched, "another one on Linear"),
     "call": (lambda: Called(nn.Linear(D, C)), "another one on Called"),
     "hook": (lambda: hooked("register_forward_hook"), "one on Linear '0'"),
@@ -127,6 +172,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     make, message = REFUSED[name]

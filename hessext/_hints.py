@@ -1,0 +1,53 @@
+"""What may have been meant by an argument that does not fit, for the end of a message."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+_WEIGHTS = "weights are (outputs, inputs), as nn.Linear has them"
+
+
+def of_other_type(value: object) -> str:
+    """Where a tensor is expected."""
+    if type(value).__module__ == "numpy":
+        return " (torch.from_numpy makes it one)"
+    if isinstance(value, nn.Module):
+        return " (hessext.hessian takes modules)"
+    matrices = isinstance(value, list | tuple) and len(value) > 0
+    if matrices and all(isinstance(t, Tensor) and t.ndim == 2 for t in value):
+        return " (hessext.feed_forward takes a list of weights)"
+    return ""
+
+
+def of_weight(weight: object, before: Tensor | None) -> str:
+    """Where a weight does not take the outputs of the layer before it."""
+    if before is None or not isinstance(weight, Tensor) or weight.ndim != 2:
+        return ""
+    (rows, cols), (outputs, inputs) = weight.shape, before.shape
+    if rows == inputs:
+        return f" ({_WEIGHTS}, in the order in which they are applied: are both transposed, or in another order?)"
+    if rows == outputs:
+        return f" ({_WEIGHTS}: its transpose would fit)"
+    return f" ({_WEIGHTS}: the transpose of the one before would fit)" if cols == inputs else ""
+
+
+def of_inputs(x: object, y: object, weight: Tensor) -> str:
+    """Where the first weight does not take the samples x."""
+    if not isinstance(x, Tensor):
+        return ""
+    outputs, inputs = weight.shape
+    if not x.is_floating_point():
+        return " (are x and y swapped?)" if isinstance(y, Tensor) and y.is_floating_point() else ""
+    if x.ndim > 2 and math.prod(x.shape[1:]) == inputs:
+        return " (x.flatten(1) would fit, and nn.Flatten() at the start of a model makes it so)"
+    if x.ndim == 2 and len(x) == inputs:
+        return " (samples are rows: its transpose would fit)"
+    return f" ({_WEIGHTS}: the transpose of the weight would fit)" if x.shape[-1:] == (outputs,) else ""
+
+
+def of_targets(y: object, x: Tensor, layers: int, classes: int) -> str:
+    """Where targets are not those of samples x."""
+    swapped = isinstance(y, Tensor) and layers == 1 and x.ndim == 2 and y.shape[:1] == (classes,) != x.shape[:1]
+    return " (are the weight and x swapped?)" if swapped else ""
