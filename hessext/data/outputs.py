@@ -81,8 +81,8 @@ class Outputs:
             M = sum_{c != t} p_c V_c V_c^T - u V_t^T - V_t u^T - (1 - p_t) V_t V_t^T - u u^T
         for V up to a common shift; every summand is small where one class dominates.
         """
-        V = self.head.weight.to(a.dtype)
-        V = V - V.mean(0)
+        V = self.head.weight.to(a.dtype, copy=True)
+        V -= V.mean(0)  # in place: the head may be the largest of all tensors
         (_, d), N = V.shape, len(a)
         size = SymmetricMatrices.numbers(N, d) * a.element_size()
         require(size, f"the curvature at the head's inputs of {N} samples", a.device)

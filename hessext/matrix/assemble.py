@@ -88,8 +88,15 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
 
 
 def trace(part: Part) -> Tensor:
-    """Trace of one layer's matrix, float64; of data in memory."""
-    found = _diagonal(part).sum(dtype=torch.float64)
+    """Trace of one layer's matrix: sum_n (sum_i Q_n[i, i]) ||phi_n||^2, float64; of data in memory."""
+    group, features = part.row, part.features(part.row)
+    part.samples.check_unchanged()
+    total = torch.zeros(len(features), dtype=torch.float64, device=part.device)
+    if not (part.of_output and part.term == "residual"):
+        for _, Q in _diagonal_entries(part, max(1, _ENTRIES // len(features))):
+            total += Q.sum(0, dtype=torch.float64)
+    squares = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64).square_() if group.cols else 0
+    found = total @ (squares + torch.full_like(total, group.bias))
     return part.ranks.class_sum(found) if part.samples.network.split else found
 
 

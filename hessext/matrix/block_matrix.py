@@ -155,9 +155,7 @@ class BlockMatrix:
     def trace(self) -> Tensor:
         """The trace, a scalar tensor. Raises ValueError for a part between different layers."""
         self._within("trace")
-        if self._part.ranks.classes.size > 1:  # whose diagonal is as large as the weight
-            return self._part.data.sum(lambda samples, _: assemble.trace(self._part.of(samples))).to(self.dtype)
-        return self.diagonal().sum(dtype=torch.float64).to(self.dtype)
+        return self._part.data.sum(lambda samples, _: assemble.trace(self._part.of(samples))).to(self.dtype)
 
     @collective
     def __matmul__(self, v: Tensor) -> Tensor:

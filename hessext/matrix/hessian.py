@@ -156,8 +156,9 @@ class Hessian:
 
     @collective
     def trace(self) -> Tensor:
-        """The trace, a scalar tensor."""
-        return self.diagonal().sum(dtype=torch.float64).to(self.dtype)
+        """The trace, a scalar tensor. The diagonal is not formed."""
+        parts = [self._part(group, group) for group in map(self._group, self._data.network.parameters)]
+        return self._data.sum(lambda samples, _: sum(assemble.trace(part.of(samples)) for part in parts)).to(self.dtype)
 
     def positions(self, name: str) -> Tensor:
         """Where a layer's parameters stand in torch's order: v[H.positions("0")] is ordered as H["0"] is."""

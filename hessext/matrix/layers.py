@@ -75,6 +75,10 @@ class LayerHessians(Hessian):
         """The diagonals of all layers, one after another."""
         return torch.cat([H.diagonal() for H in self.each])
 
+    def trace(self) -> Tensor:
+        """The sum of the traces of all layers."""
+        return torch.stack([H.trace() for H in self.each]).sum()
+
     def solve_block_diagonal(self, v: Tensor, damping: float = 0.0) -> Tensor:
         """As of one Hessian; v is that of all layers, one after another."""
         v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
