@@ -24,7 +24,7 @@ from . import curvature
 from .ranks import Ranks
 
 _WIDE = 32 << 20  # bytes of a layer's outputs in float64
-_LEAST, _MOST = 2.0**-50, 2.0**50  # features in float32 whose products with one another and curvature are in its range
+LEAST, MOST = 2.0**-50, 2.0**50  # features in float32 whose products with one another and curvature are in its range
 
 
 @dataclass(eq=False)
@@ -196,7 +196,7 @@ class Samples(Data):
         """The same samples, in float64 where features are beyond what float32 can hold products of."""
         if self.x.dtype == torch.float32:
             sizes = [self.largest(layer) for layer in range(len(self.network.layers))]
-            if max(sizes) > _MOST or min(size or 1.0 for size in sizes) < _LEAST:
+            if max(sizes) > MOST or min(size or 1.0 for size in sizes) < LEAST:
                 return self.to(self.device, torch.float64)
         return self
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._memory import require
 from hessext._ops import Kind
+from hessext.data.samples import LEAST, MOST
 from hessext.model.network import ParameterGroup
 
 from . import cost, dense_norms, gram, softmax_gram
@@ -219,10 +220,11 @@ def _diagonal_squares(part: Part) -> Tensor:
 def in_range(part: Part) -> tuple[Part, float]:
     """The part over powers of two, so that squares of its blocks are floats; and the unit that its norms are in.
 
-    It is float64 where float32 does not hold its blocks. In the ordinary range nothing is divided, nor where samples or
-    classes are split over ranks.
+    It is float64 where float32 does not hold its blocks. In the ordinary range nothing is divided. Where samples or
+    classes are split over ranks, features beyond that range raise ValueError.
     """
     if not part.ranks.alone:
+        _check_range(part)
         return part, 1.0
     samples = part.samples.in_range
     if samples is not part.samples:
@@ -237,6 +239,21 @@ def in_range(part: Part) -> tuple[Part, float]:
     if (*powers, curvature) == (1, 1, 1):
         return part, 1.0
     return replace(part, row=row, col=col, divided=Divisors(*powers, curvature)), math.prod((*powers, curvature))
+
+
+def _check_range(part: Part) -> None:
+    """Raise ValueError where blocks of ranks may have no norms, which one process would take in another unit."""
+    if not part.like.is_cpu:
+        return
+    least, most = (LEAST, MOST) if part.dtype == torch.float32 else (_LEAST, _MOST)
+    sizes = [max(part.samples.largest(g.layer), float(g.bias)) if g.cols else 1.0 for g in _sides(part)]
+    for size in part.ranks.largest(torch.tensor(sizes, dtype=torch.float64)).tolist():
+        if size and not least <= size <= most:
+            raise ValueError(
+                f"x: expected features whose largest is between 2^{math.log2(least):.0f} and 2^{math.log2(most):.0f} "
+                f"for norms in {str(part.dtype).removeprefix('torch.')} over several ranks; got {size:.2g}; "
+                "scale them or give float64"
+            )
 
 
 def _sides(part: Part) -> tuple[ParameterGroup, ParameterGroup]:

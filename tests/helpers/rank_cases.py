@@ -406,6 +406,9 @@ def faults() -> None:
     raises(IndexError, "ranks 0, 1", H["output"].block, 99, 0)
     raises(RuntimeError, "other arguments", H["output"].block, 0, int(rank == last))
     raises(RuntimeError, "other arguments", H.__matmul__, torch.full((H.shape[0],), 1.0 + rank, dtype=torch.float64))
+    far = hessext.linear(inputs.output_weight.float() * 1e-25, inputs.x[:3].float() * 1e25, group=dist.group.WORLD)
+    for call in (far["output"].ratio, far["output"].norms, far["output"].row_norms, far["output"].norm):
+        raises(ValueError, "x: expected features whose largest is between", call)
     other = problem(seed=1)
     raises(RuntimeError, "another Hessian|expected the same call", (other if rank == last else H).trace)
     for name, part in (("ratio", H["output"]), ("approximations", H["output"])):
