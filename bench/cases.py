@@ -177,7 +177,8 @@ def _all() -> Iterator[Case]:
 SWITCHES: dict[str, tuple[Part, Quantity, Sizes, Sizes]] = {
     "class-tiles": ("output", "norms", Sizes(4, 4, 4096), Sizes(4, 4, 4097)),
     "class-work": ("output", "norms", Sizes(128, 16, 512), Sizes(129, 16, 512)),
-    "ratio-kept": ("output", "ratio", Sizes(256, 32, 262144), Sizes(256, 32, 262145)),
+    "ratio-tiles": ("output", "ratio", Sizes(256, 32, 32768), Sizes(256, 32, 32769)),
+    "ratio-products": ("output", "ratio", Sizes(512, 64, 4000), Sizes(513, 64, 4000)),
     "ratio-samples": ("output", "ratio", Sizes(3172, 16, 64), Sizes(3173, 16, 64)),
     "strip": ("hidden", "norms", Sizes(256, 200, 4, 16), Sizes(257, 200, 4, 16)),
     "feature-pairs": ("output", "dense", Sizes(32, 723, 3), Sizes(32, 724, 3)),

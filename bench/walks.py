@@ -110,11 +110,22 @@ def _walks() -> Iterator[tuple[str, Walk]]:
             decides=lambda s: len(SamplePairs(s.N, 4 * s.C, cpu, c(work)).blocks),
         ),
     )
-    kept = "matrix/softmax_gram._KEPT"
-    yield "ratio-kept", Walk(
-        kept + " matrix/softmax_gram._TILE", Sizes(256, 32, 0), "C", (250000, 270000), ratio,
-        decides=lambda s: c(kept) >= 4 * s.N * s.C,
-    )  # fmt: skip
+    class_tile, product = "matrix/softmax_gram._TILE", "matrix/softmax_gram._SAMPLES"
+    yield (
+        "ratio-tiles",
+        Walk(
+            class_tile,
+            Sizes(256, 32, 0),
+            "C",
+            (32000, 34000),
+            ratio,
+            decides=lambda s: _ceil(s.C, c(class_tile) // (4 * s.N)),
+        ),
+    )
+    yield (
+        "ratio-products",
+        Walk(product, Sizes(0, 64, 4000), "N", (500, 530), ratio, decides=lambda s: _ceil(s.N, c(product))),
+    )
     squares = "matrix/gram._SQUARES"
     yield (
         "ratio-samples",
@@ -247,7 +258,8 @@ def walks() -> dict[str, Walk]:
 
 # Sizes at which work is only cut into further pieces, each as large as those before, or that no call comes to often.
 PIECES = {
-    "memory of what is in hand": """_memory._ALWAYS_FREE matrix/assemble._PIECE matrix/block_diagonal._PIECE
+    "memory of what is in hand": """_memory._ALWAYS_FREE _memory._BESIDE matrix/assemble._PIECE
+        matrix/block_diagonal._PIECE
         matrix/curvature._ENTRIES matrix/feature_gram._TILE matrix/gram._TILE matrix/curvature_tiles.ENTRIES
         matrix/dense_norms._PIECE matrix/dense_norms._ROWS matrix/norms._PIECE model/network._LIFTED
         matrix/given_curvature._SLAB matrix/sample_pairs._BYTES matrix/sample_pairs._MATRICES data/samples._WIDE
@@ -259,8 +271,9 @@ PIECES = {
     "numbers, not sizes": """matrix/cost._ENTRY matrix/cost._TOPS data/symmetric._PANELS
         data/group._HEADER data/group._PATIENCE data/headers.TEXT data/ranks._TOLD
         matrix/norms._LEAST matrix/norms._MOST data/samples.LEAST data/samples.MOST
-        matrix/part._SQUARES matrix/gram._SQUARES_ON_GPU matrix/softmax_gram._WORK_ON_GPU matrix/preconditioner.NOISE
-        matrix/sample_pairs._LEAST matrix/kronecker.FLOOR matrix/kronecker._FORMED matrix/kronecker._BLOCK
+        matrix/part._SQUARES matrix/gram._SQUARES_ON_GPU matrix/softmax_gram._WORK_ON_GPU
+        matrix/softmax_gram._TILE_ON_GPU matrix/preconditioner.NOISE matrix/sample_pairs._LEAST matrix/kronecker.FLOOR
+        matrix/kronecker._FORMED matrix/kronecker._BLOCK
         data/tails._PROPOSED data/tail._ROUNDINGS data/tail_curvature._FEW model/linear._NAMED model/targets._ROUNDED
         matrix/spectrum._FEWEST matrix/spectrum._VECTORS matrix/spectrum._BYTES""",
 }

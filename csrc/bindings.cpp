@@ -153,9 +153,9 @@ void bind(py::module_& m) {
     HESSEXT_OPERATIONS(HESSEXT_DEFINE)
 
     m.def("logits", [](py::object weight, py::object bias, py::object features, i64 classes, i64 samples,
-                       py::object out, const Stream& stream) {
+                       py::object out, i64 ld, const Stream& stream) {
         call(&cuda::logits, read<Features<float>>(weight), read<const float*>(bias), read<Features<float>>(features),
-             classes, samples, read<float*>(out), stream);
+             classes, samples, read<float*>(out), ld, stream);
     });
     m.def("tensor_cores", [](const Threads&) { return false; });  // for float32
     m.def("tensor_cores", [](const Stream& stream) { return cuda::tensor_cores(stream, sizeof(float)); });

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 _ALWAYS_FREE = 64 << 20  # bytes not worth asking the system for
+_BESIDE = 1 << 30  # bytes left to what has to be there
 _MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -17,7 +18,7 @@ def require(bytes_needed: int, what: str, device: torch.device | str = "cpu") ->
     if bytes_needed <= _ALWAYS_FREE:
         return
     device = torch.device(device)
-    free = _free_on_gpu(device, bytes_needed) if device.type == "cuda" else _free_on_host()
+    free = _free(device, bytes_needed)
     if bytes_needed > free:
         gib = 1 << 30
         needed = min(bytes_needed, 1 << 1000) / gib  # more is no float
@@ -25,6 +26,18 @@ def require(bytes_needed: int, what: str, device: torch.device | str = "cpu") ->
             f"{what} needs {bytes_needed} bytes ({needed:.1f} GiB), but {free} bytes "
             f"({free / gib:.1f} GiB) are free on {device}"
         )
+
+
+def spare(bytes_wanted: int, device: torch.device, processes: int = 1) -> bool:
+    """Whether bytes that only save time are a quarter of what is free beyond 1 GiB, or of its share for a process."""
+    if bytes_wanted <= _ALWAYS_FREE:
+        return True
+    share = 4 if device.type == "cuda" else 4 * processes
+    return bytes_wanted * share + _BESIDE <= _free(device, bytes_wanted * share + _BESIDE)
+
+
+def _free(device: torch.device, enough: int) -> int:
+    return _free_on_gpu(device, enough) if device.type == "cuda" else _free_on_host()
 
 
 def _free_on_gpu(device: torch.device, enough: int) -> int:

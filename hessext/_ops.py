@@ -260,7 +260,7 @@ def logits_(out, weight, bias, features):
         if bias is not None:
             out.add_(bias[:, None])
         return
-    core.logits(_features(weight, False), bias, _features(features, False), *out.shape, out, by)
+    core.logits(_features(weight, False), bias, _features(features, False), *out.shape, out, out.stride(0), by)
 
 
 @_operator("(Tensor logits, int first, Tensor(a!) largest, Tensor(b!) top, Tensor(c!) others) -> ()")

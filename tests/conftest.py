@@ -52,7 +52,8 @@ def memory(request, monkeypatch):
         monkeypatch.setattr(gram, "_SQUARES", squares)
     if kept is not None:
         monkeypatch.setattr(gram, "_ENTRIES", kept)
-        monkeypatch.setattr(softmax_gram, "_KEPT", kept)
+        monkeypatch.setattr(softmax_gram, "spare", lambda *_: False)
+        monkeypatch.setattr(softmax_gram, "_SAMPLES", 7)
         for module in (gram, softmax_gram):
             monkeypatch.setattr(module, "_TILE", 1000)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from hessext import _memory
 from hessext._checks import block_index, finite, matrix, multiplied, named_factors, out, pairs, symmetric, vector
-from hessext._memory import require
+from hessext._memory import require, spare
 from hessext.model import loss_arguments as losses
 from hessext.model.targets import checked_targets
 
@@ -285,6 +285,14 @@ def test_memory_of_a_gpu(monkeypatch):
     require(250 << 20, "a block", "cuda:1")
     message = "a block needs 263192576 bytes (0.2 GiB), but 262144000 bytes (0.2 GiB) are free on cuda:1"
     refused(MemoryError, message, lambda: require(251 << 20, "a block", "cuda:1"))
+
+
+def test_what_only_saves_time_takes_a_quarter_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(_memory, "_free_on_host", lambda: 9 << 30)
+    assert spare(2 << 30, X.device) and not spare((2 << 30) + 1, X.device)
+    assert spare(1 << 30, X.device, 2) and not spare((1 << 30) + 1, X.device, 2)
+    monkeypatch.setattr(_memory, "_free_on_host", lambda: pytest.fail("asked"))
+    assert spare(_memory._ALWAYS_FREE, X.device)
 
 
 def test_memory_of_this_machine():

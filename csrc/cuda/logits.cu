@@ -69,7 +69,7 @@ class Rows {
 template <class S>
 __global__ void __launch_bounds__(S::threads)
     logit_tiles(Features<float> weight, const float* bias, Features<float> features, Grid tiles, i64 classes,
-                i64 samples, float* out) {
+                i64 samples, float* out, i64 ld) {
     TileMemory<float, S>& memory = shared<TileMemory<float, S>>();
     const Pair place = tiles.at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;
@@ -79,20 +79,20 @@ __global__ void __launch_bounds__(S::threads)
              [&](const typename S::Stage& stage) { sums.template add<true>(stage); });
     sums.template each_coalesced<false>(memory.staging, [&](float v, int r, int c) {
         const i64 j = row0 + r, n = col0 + c;
-        if (j < classes && n < samples) out[j * samples + n] = bias ? v + bias[j] : v;
+        if (j < classes && n < samples) out[j * ld + n] = bias ? v + bias[j] : v;
     });
 }
 
 }  // namespace
 
 void logits(const Features<float>& weight, const float* bias, const Features<float>& features, i64 classes, i64 samples,
-            float* out, const Stream& stream) {
+            float* out, i64 ld, const Stream& stream) {
     using S = RowShape<float, 128, 2, 4>;
     static_assert(sizeof(TileMemory<float, S>) <= most_shared);
     use_device(stream);
     const Grid tiles{ceil_div(classes, S::side), ceil_div(samples, S::side), false};
     launch<logit_tiles<S>>(tiles.count(), S::threads, sizeof(TileMemory<float, S>), stream, weight, bias, features,
-                           tiles, classes, samples, out);
+                           tiles, classes, samples, out, ld);
 }
 
 }  // namespace hessext::cuda

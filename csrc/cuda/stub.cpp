@@ -19,7 +19,7 @@ namespace hessext::cuda {
 
 HESSEXT_OPERATIONS(HESSEXT_INSTANTIATE)
 
-void logits(const Features<float>&, const float*, const Features<float>&, i64, i64, float*, const Stream&) {
+void logits(const Features<float>&, const float*, const Features<float>&, i64, i64, float*, i64, const Stream&) {
     missing(__func__);
 }
 bool built() { return false; }

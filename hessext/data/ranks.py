@@ -74,7 +74,12 @@ class Ranks:
     @property
     def alone(self) -> bool:
         """Whether there is no other rank."""
-        return self.samples.size == self.classes.size == 1
+        return self.size == 1
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.samples.size * self.classes.size
 
     @property
     def first(self) -> bool:

@@ -118,7 +118,7 @@ class SoftmaxCurvature(SampleCurvature):
         P, squares = self.others, torch.zeros_like(self.scale)
         for _, tile in P.tiles(slice(None)):
             for some in tile.split(max(1, ENTRIES // (8 * len(squares)))):
-                squares += some.double().square_().sum(0)
+                squares += some.double().square().sum(0)
         P.over_classes(squares)
         return self._traces(squares * P.power.square())
 

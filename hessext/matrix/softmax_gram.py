@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hessext import _ops
-from hessext._memory import require
+from hessext._memory import require, spare
 from hessext._ops import Curvature, Kind
 from hessext.model.network import Layer
 
 from .gram import FeatureProducts, SamplePairs, power_of_two
 from .part import Part
 
-_KEPT = 256 << 20  # bytes of probabilities kept between passes
-_TILE = 32 << 20  # bytes of a tile of classes where they are not kept
+_TILE, _TILE_ON_GPU = 32 << 20, 128 << 20  # bytes of a tile of classes; a GPU takes few large products
+_SAMPLES = 512  # whose logits are one product: a product of others may round otherwise
 _CLASSES = 4096  # classes of a tile of `class_pair_norms`
 _WORK, _WORK_ON_GPU = 32 << 20, 256 << 20  # bytes of products of probabilities; a GPU takes few large assemblies
 
@@ -29,9 +29,9 @@ class OtherClasses:
     """Probabilities of an output layer, class-major and without each sample's most probable class.
 
     Top-class deflation: where one class dominates, sums of squares over all classes cancel; over the others they do
-    not. Probabilities are kept where they fit, else a tile of classes is formed again when it is asked for. Those of
-    sample n are divided by `power[n]`, about 1 together. Where they meet those of other data or of other ranks, both
-    have the tiles of `most` samples.
+    not. Probabilities are kept where memory is free, else a tile of classes is formed again when it is asked for; both
+    have the same bits. Those of sample n are divided by `power[n]`, about 1 together. Where they meet those of other
+    data or of other ranks, both have the tiles of `most` samples.
     """
 
     def __init__(self, part: Part, most: int = 0) -> None:
@@ -40,15 +40,15 @@ class OtherClasses:
         self._features, self._weight, self._bias = samples.features(samples.network.last), layer.weight, layer.bias
         N, C = len(self._features), len(self._weight)
         x = samples.x
-        most, shares = max(most, N) * x.element_size(), part.ranks.classes.size
-        self._tile = max(1, min(C, _TILE // shares // most))
-        self._kept = x.new_empty(C, N) if C * most <= _KEPT // shares else None
-        self._step = self._tile if self._kept is None or not part.ranks.alone else C
+        self._tile = max(1, min(C, _tile_bytes(part) // (max(most, N) * x.element_size())))
+        self._kept = x.new_empty(C, N) if spare(C * N * x.element_size(), x.device, part.ranks.size) else None
         self._largest = x.new_full((N,), -torch.inf)
         self.top = torch.zeros(N, dtype=torch.int64, device=x.device)
         self._others = torch.zeros(N, dtype=torch.float64, device=x.device)  # sum of e^(l - largest)
+        room = self._room(0, N) if self._kept is None else self._kept
         for c in range(0, C, self._tile):
-            _ops.softmax_scan_(self._logits(c, slice(None)), c, self._largest, self.top, self._others)
+            out = room[: self._tile] if self._kept is None else room[c : c + self._tile]
+            _ops.softmax_scan_(self._logits(c, 0, out), c, self._largest, self.top, self._others)
         self._of_all_classes()
         self._unit = 1.0
         self._derive()
@@ -91,28 +91,34 @@ class OtherClasses:
         """A tensor of the probabilities' dtype and device."""
         return self._largest
 
-    def _logits(self, c: int, samples: slice) -> Tensor:
+    def _room(self, start: int, stop: int) -> Tensor:
+        """Memory for a tile of classes of some samples."""
+        return self._largest.new_empty(self._tile, stop - start)
+
+    def _logits(self, c: int, start: int, out: Tensor) -> Tensor:
+        """Fill out (classes, samples) with those of a tile, of samples from `start` on, a multiple of _SAMPLES."""
         weight, bias = (None if t is None else t[c : c + self._tile] for t in (self._weight, self._bias))
-        features = self._features[samples]
-        out = features.new_empty(len(weight), len(features)) if self._kept is None else self._kept[c : c + len(weight)]
-        if weight.dtype == out.dtype:
-            _ops.logits_(out, weight, bias, features)
-            return out
-        for rows, lifted in Layer.lifted(weight, out.dtype):
-            _ops.logits_(out[rows], lifted, None if bias is None else bias[rows], features)
+        features, out = self._features[start : start + out.shape[1]], out[: len(weight)]
+        whole = weight.dtype == out.dtype
+        for rows, lifted in [(slice(None), weight)] if whole else Layer.lifted(weight, out.dtype):
+            own = None if bias is None else bias[rows]
+            for some, of_some in zip(features.split(_SAMPLES), out[rows].split(_SAMPLES, 1), strict=True):
+                _ops.logits_(of_some, lifted, own, some)
         return out
 
     def tiles(self, samples: slice) -> Iterator[tuple[int, Tensor]]:
-        """The first class and the probabilities (classes, samples) of a tile, of some samples."""
-        state = (t[samples] for t in (self._largest, self.top, self._others, self._power))
-        largest, top, others, power = state
-        for c in range(0, len(self._weight), self._step):
-            if self._kept is not None:
-                tile = self._kept[c : c + self._step, samples]
-            else:
-                tile = self._logits(c, samples)
-                _ops.softmax_others_(tile, self._first + c, largest, top, others, power)
-            yield self._first + c, tile
+        """The first class and the probabilities (classes, samples) of a tile, of some samples, until the next one."""
+        first, last, _ = samples.indices(len(self._features))
+        start, stop = first // _SAMPLES * _SAMPLES, min(-(-last // _SAMPLES) * _SAMPLES, len(self._features))
+        room = self._room(start, stop) if self._kept is None else None
+        state = [t[start:stop] for t in (self._largest, self.top, self._others, self._power)]
+        for c in range(0, len(self._weight), self._tile):
+            if room is None:
+                yield self._first + c, self._kept[c : c + self._tile, samples]
+                continue
+            tile = self._logits(c, start, room)
+            _ops.softmax_others_(tile, self._first + c, *state)
+            yield self._first + c, tile[:, first - start : last - start]
 
     @property
     def whole(self) -> bool:
@@ -148,10 +154,10 @@ class OtherClasses:
     def samples_by_tile(self, samples: slice) -> tuple[Tensor, ...]:
         """Which of some samples have their top class in each of the `tiles`; a GPU is waited for once, if at all."""
         top, C = self.top[samples], len(self._weight)
-        if self._step == C and self.whole:
+        if self._tile == C and self.whole:
             return (torch.arange(len(top), device=top.device),)
         top, order = top.sort()
-        ends = [*range(self._first, self._first + C, self._step), self._first + C]
+        ends = [*range(self._first, self._first + C, self._tile), self._first + C]
         ends = torch.searchsorted(top, torch.tensor(ends, device=top.device)).tolist()
         return order.tensor_split(ends)[1:-1]  # without those of other ranks' classes
 
@@ -185,9 +191,12 @@ def softmax_sums(part: Part) -> tuple[float, float, float]:
 
 
 def memory_of_classes(part: Part) -> int:
-    """Bytes of the probabilities that are worked on, kept or not."""
-    shares, whole = part.ranks.classes.size, part.grid[0] * len(part.samples) * part.dtype.itemsize
-    return (min(_KEPT, whole) + 2 * _TILE) // shares
+    """Bytes of the probabilities that are worked on; more are kept only where memory is free."""
+    return 2 * _tile_bytes(part)
+
+
+def _tile_bytes(part: Part) -> int:
+    return (_TILE_ON_GPU if part.device.type == "cuda" else _TILE) // part.ranks.classes.size
 
 
 def sums_of_classes(

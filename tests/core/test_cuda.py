@@ -24,6 +24,7 @@ from helpers.reference import (
 )
 
 from hessext import _ops
+from hessext.matrix import gram, softmax_gram
 
 ROOT = Path(__file__).parents[2]
 _emulated = pytest.importorskip("hessext._emulated", reason="built by scripts/env")
@@ -97,6 +98,21 @@ def test_sums_over_classes(case, dtype, cuda, memory):
     got = softmax_sums(on(cuda, case, dtype)["output"]._part)
     for value, wanted in zip(got, sums(squares), strict=True):
         close(value, wanted, {torch.float32: 1e-6, torch.float64: 1e-12}[dtype] * max(1, 4 * case.scale))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_where_probabilities_are_kept_and_formed_again(dtype, cuda, monkeypatch):
+    """In tiles of classes, and in blocks of samples that begin within what is one product."""
+    part, found = on(cuda, Case(150, 20, 140), dtype)["output"]._part, []
+    monkeypatch.setattr(softmax_gram, "_SAMPLES", 64)
+    for limit in ("_TILE", "_TILE_ON_GPU"):
+        monkeypatch.setattr(softmax_gram, limit, 70 * 150 * dtype.itemsize)
+    for limit in ("_SQUARES", "_SQUARES_ON_GPU"):
+        monkeypatch.setattr(gram, limit, 80 * 80 * 20)
+    for kept in (True, False):
+        monkeypatch.setattr(softmax_gram, "spare", lambda *_, kept=kept: kept)
+        found.append(softmax_sums(part))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 
 import hessext
 from hessext.matrix import gram, norms, softmax_gram
+from hessext.matrix.sample_curvature import sample_curvature
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -232,7 +233,8 @@ def test_more_memory_means_fewer_passes_over_the_classes(monkeypatch):
         return logits_(out, *arguments)
 
     monkeypatch.setattr(hessext._ops, "logits_", spy)
-    monkeypatch.setattr(softmax_gram, "_KEPT", 0)
+    monkeypatch.setattr(softmax_gram, "spare", lambda *_: False)
+    monkeypatch.setattr(softmax_gram, "_SAMPLES", 1)
     N, C, passes = 12, 5, []
     part = hessext.linear(torch.ones(C, 2), torch.ones(N, 2))["output"]._part
     for squares in (1 << 30, 2000, 500, 1):
@@ -241,3 +243,27 @@ def test_more_memory_means_fewer_passes_over_the_classes(monkeypatch):
         passes.append(sum(made) / (C * N))
         made.clear()
     assert passes[0] == 2 < passes[1] < passes[2] < passes[3] == 1 + N
+
+
+@pytest.mark.parametrize(("dtype", "half"), [(torch.float32, False), (torch.float32, True), (torch.float64, False)])
+def test_bits_where_probabilities_are_kept_and_formed_again(dtype, half, monkeypatch):
+    """In tiles of classes, and in blocks of samples that begin within what is one product."""
+    torch.manual_seed(0)
+    W, x = torch.randn(301, 37, dtype=dtype), torch.randn(1250, 37, dtype=dtype) / 4
+    B = hessext.linear(W.half() if half else W, x)["output"]
+    found = []
+    for squares, kept in ((1 << 30, True), (1 << 30, False), (400 * 400 * 20, True), (400 * 400 * 20, False)):
+        monkeypatch.setattr(gram, "_SQUARES", squares)
+        monkeypatch.setattr(softmax_gram, "_TILE", 90 * 1250 * dtype.itemsize)
+        monkeypatch.setattr(softmax_gram, "spare", lambda *_, kept=kept: kept)
+        found.append((*softmax_sums(B._part), B.approximations()))
+    assert repr(found[0]) == repr(found[1]) != repr(found[3]) == repr(found[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_traces_leave_the_probabilities_alone(dtype):
+    curvature = sample_curvature(make_inputs(Case(33, 5, 7), dtype).hessian()["output"]._part)
+    before = [tile.clone() for _, tile in curvature.others.tiles(slice(None))]
+    assert curvature.traces.gt(0).all()
+    for (_, tile), expected in zip(curvature.others.tiles(slice(None)), before, strict=True):
+        assert torch.equal(tile, expected)

@@ -107,7 +107,7 @@ def test_inner_products_of_unlike_parts(monkeypatch):
                 expected = torch.sum(B.dense() * C.dense()).item()
                 assert B.inner(C) == pytest.approx(expected, rel=1e-10, abs=1e-10 * B.norm() * C.norm())
         monkeypatch.setattr(inner, "_TOGETHER", 7)
-        monkeypatch.setattr(softmax_gram, "_KEPT", 0)
+        monkeypatch.setattr(softmax_gram, "spare", lambda *_: False)
         monkeypatch.setattr(softmax_gram, "_TILE", 2 * 20 * 8)
 
 
