@@ -15,6 +15,7 @@ from importlib import import_module
 from . import autograd, datasets, plot
 from ._api import feed_forward, hessian, linear, one_hidden
 from ._layer import head, layer
+from ._progress import progress
 from .matrix.block_matrix import BlockMatrix
 from .matrix.hessian import Hessian
 from .matrix.kronecker import NearestKronecker
@@ -52,6 +53,7 @@ __all__ = [
     "linear",
     "one_hidden",
     "plot",
+    "progress",
     "sweep",
     "theory",
 ]

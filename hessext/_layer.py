@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import _checks
 from ._api import output_layer
 from ._memory import require
+from ._progress import steps
 from ._tensors import version
 from .data.classes import refuse_split, rows_of
 from .data.group import Group
@@ -212,7 +213,7 @@ def _collected(
     features, targets, size = [], [], 0
     training = any(m.training for m in model.modules())
     with torch.no_grad(), masked_kept(model):
-        for k, batch in enumerate(_batches(x, y)):
+        for k, batch in enumerate(steps(_batches(x, y), unit="batches")):
             with same_random_numbers(one.weight.device) if training else nullcontext():
                 a, t = _run(model, one.module, batch, forward, dtype)
             shape = a.shape[:-1]

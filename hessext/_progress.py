@@ -1,8 +1,202 @@
-"""What a long run tells its user."""
+"""What a long call tells its user: how far it is, and how long it will take.
+
+A public call is one bar (`call`). Its loops (`steps`) and what follows one another in it (`stages`) divide the bar in
+proportion to their work; a loop within a step divides that step's share. Where nothing is shown, each of them is one
+look at a context variable.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from functools import wraps
+from itertools import count
+from typing import Any, TypeVar
+
 import torch.distributed as dist
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+_DELAY = 1.0  # seconds: what is done sooner shows no bar
+_FORM = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+
+
+class _Display:
+    """Whether calls are shown, and the one that is."""
+
+    call: _Call | None = None
+
+
+class _Call:
+    """The bar of a call, and the share of it that is worked on."""
+
+    def __init__(self, name: str) -> None:
+        from tqdm.auto import tqdm  # also for notebooks; few need it
+
+        form = {"bar_format": _FORM, "smoothing": 0, "miniters": 0}
+        self._bar = tqdm(total=1.0, desc=name, delay=_DELAY, leave=False, **form)
+        self.start, self.size = 0.0, 1.0
+
+    def at(self, start: float) -> None:
+        """Move the bar, which never goes back."""
+        self._bar.update(max(0.0, min(start, 1.0) - self._bar.n))
+
+    def count(self, text: str) -> None:
+        """Say what is counted, where there is no share."""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(0)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
+_shown: ContextVar[_Display | None] = ContextVar("hessext progress", default=None)
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def progress(enabled: bool = True) -> Iterator[None]:
+    """Show a bar for every call of hessext that takes more than a second, on stderr or in a notebook.
+
+        with hessext.progress():
+            print(H["lm_head"].approximations())
+
+    The bar follows the work where it is done in pieces (batches, samples, blocks, classes), and is gone when the call
+    ends. What is one call of the compiled core, such as the dense matrix of one part of data in memory, moves it at its
+    end; on a GPU it runs ahead, as nothing is waited for. It holds within this context and thread, on the first rank of
+    torch.distributed alone; progress(False) is silent within another one.
+    """
+    before = _shown.get()
+    _shown.set((before or _Display()) if shown(enabled) else None)
+    try:
+        yield
+    finally:
+        _shown.set(before)
+
+
+def call(name: str) -> AbstractContextManager:
+    """What runs within is one call with a bar of this name, unless it is part of another one."""
+    display = _shown.get()
+    return _NOTHING if display is None or display.call is not None else _opened(display, name)
+
+
+@contextmanager
+def _opened(display: _Display, name: str) -> Iterator[None]:
+    display.call = _Call(name)
+    try:
+        yield
+    finally:
+        display.call.close()
+        display.call = None
+
+
+def as_call(function: Callable) -> Callable:
+    """Let a function be one call with a bar of its name."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with call(function.__name__):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def steps(
+    items: Iterable[Item],
+    work: Callable[[Item], float] | None = None,
+    total: float | None = None,
+    unit: str = "steps",
+) -> Iterable[Item]:
+    """The items, each of which is one step of the call at work: `work(item)` of `total`, or one of them.
+
+    Without a total and a length, they are counted in `unit`.
+    """
+    display = _shown.get()
+    if display is None or display.call is None:
+        return items
+    if total is None and isinstance(items, Sized):
+        with suppress(TypeError):  # a DataLoader has a length that may not be known
+            total = len(items) if work is None else sum(map(work, items))
+    return _counted(display.call, items, unit) if total is None else _divided(display.call, items, work, total)
+
+
+def _counted(call: _Call, items: Iterable[Item], unit: str) -> Iterator[Item]:
+    numbers = count(1)
+    for item in items:  # enumerate would keep it
+        call.count(f"{next(numbers)} {unit}")
+        yield item
+        del item  # before the next one is made
+
+
+def _divided(call: _Call, items: Iterable[Item], work: Callable | None, total: float) -> Iterator[Item]:
+    with _shares(call, total) as step:
+        for item in items:
+            step(1.0 if work is None else work(item))
+            yield item
+            del item  # before the next one is made
+
+
+def stages(*work: float) -> AbstractContextManager[Callable[[], None]]:
+    """What is called where each stage of a call begins, as many as there are numbers, whose share of the work they are.
+
+    with stages(1, 2) as begin:
+        begin()
+        ...
+    """
+    display = _shown.get()
+    return nullcontext(_nothing) if display is None or display.call is None else _staged(display.call, work)
+
+
+def _nothing() -> None:
+    """No stage is shown."""
+
+
+@contextmanager
+def _staged(call: _Call, work: tuple[float, ...]) -> Iterator[Callable[[], None]]:
+    with _shares(call, sum(work)) as step:
+        amounts = iter(work)
+        yield lambda: step(next(amounts))
+
+
+@contextmanager
+def _shares(call: _Call, total: float) -> Iterator[Callable[[float], None]]:
+    """What is called with the work of each step where that begins: the share at work becomes that step's."""
+    start, size, done, now = call.start, call.size, 0.0, 0.0
+
+    def step(work: float) -> None:
+        nonlocal done, now
+        done = min(1.0, done + now)
+        now = work / total if total else 0.0
+        call.start, call.size = start + size * done, size * min(now, 1.0 - done)
+        call.at(call.start)
+
+    try:
+        yield step
+        call.at(start + size)
+    finally:
+        call.start, call.size = start, size
+
+
+@contextmanager
+def bar_of(name: str | None) -> Iterator[None]:
+    """Show what runs within as one call of this name; None: as it is without."""
+    if name is None:
+        yield
+        return
+    with progress(), call(name):
+        yield
+
+
+def inside_tqdm(items: Iterable[Item]) -> tuple[Iterable[Item], str | None]:
+    """What tqdm(items), which shows one pass and no other, is a bar around, and that bar's name; else None."""
+    if not isinstance(items, tqdm):
+        return items, None
+    items.leave = False
+    items.close()
+    return items.iterable, items.desc.removesuffix(": ") or "batches"
 
 
 def shown(wanted: bool) -> bool:

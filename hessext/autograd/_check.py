@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hessext import _checks
 from hessext._memory import require
+from hessext._progress import as_call, steps
 from hessext._random import generator
 
 from ._layer_truth import truth_of
@@ -18,6 +19,7 @@ from ._truth import Truth
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
+@as_call
 def check(
     H: Any, *, rtol: float | None = None, max_bytes: int = 1 << 28, samples: int = 16, seed: int = 0
 ) -> CheckReport:
@@ -94,7 +96,7 @@ def _compare_sample(H: Any, truth: Truth, max_bytes: int, samples: int, generato
     require(4 * truth.work * truth.dtype.itemsize, "one row of the Hessian by autograd", truth.device)
     layers = {name: truth.layer(name) for name in H.layers}
     found = []
-    for r, rows in layers.items():
+    for r, rows in steps(layers.items()):
         count = max(1, min(samples, max_bytes // (truth.size * truth.dtype.itemsize)))
         chosen = torch.randint(rows.numel(), (count,), generator=generator, device="cpu")
         lines = torch.empty(count, truth.size, dtype=truth.dtype, device=truth.device)

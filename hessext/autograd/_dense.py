@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from hessext import _checks
 from hessext._memory import require
+from hessext._progress import as_call
 
 from ._layer_truth import truth_of
 
 
+@as_call
 def hessian(
     target: Any,
     x: Tensor | None = None,

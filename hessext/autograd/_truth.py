@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional as F
 
 from hessext import _checks
+from hessext._progress import steps
 from hessext._tensors import moved
 from hessext.data.ranks import Ranks
 from hessext.data.samples import Samples
@@ -104,7 +105,7 @@ class Truth:
         """Writes rows `indices` (R,) of the Hessian into out (R, P), those of all ranks together."""
         chunk = chunk_size or max(1, CHUNK_BYTES // (self.work * self.dtype.itemsize))
         product, start = vmap(self.product()), 0
-        for part in indices.split(min(chunk, len(indices))):
+        for part in steps(indices.split(min(chunk, len(indices))), len):
             basis = torch.zeros(len(part), self.size, dtype=self.dtype, device=self.device)
             basis.scatter_(1, part[:, None], 1.0)
             out[start : start + len(part)] = product(basis)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
-from hessext import __version__, _core
+from hessext import __version__, _core, progress
 
 from . import _approximations, _check, _figure, _ratios
 from ._options import FAILURES
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        with progress(sys.stderr.isatty()):
+            return args.run(args)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

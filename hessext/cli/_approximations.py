@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from hessext import Approximations, Hessian, _checks, _files
+from hessext._progress import call, steps
 from hessext._text import aligned
 from hessext.sweeps.draws import CASES, Point, Task, draw
 from hessext.sweeps.statistics import captured
@@ -112,10 +112,11 @@ def _random(
     tasks = [Task(case, seed, dtype, point, number) for point in points for number in range(draws)]
     found: dict[str, dict[Point, list[Approximations]]] = {}
     rows: Rows = []
-    for task in tqdm(tasks, "draws", disable=None, leave=False):
-        for layer, table in _tables(draw(task, activation)[0], args):
-            found.setdefault(layer, {}).setdefault(task.point, []).append(table)
-            rows += _rows(layer, table, **task.point._asdict(), draw=task.draw)
+    with call("draws"):
+        for task in steps(tasks, lambda task: task.point.classes):
+            for layer, table in _tables(draw(task, activation)[0], args):
+                found.setdefault(layer, {}).setdefault(task.point, []).append(table)
+                rows += _rows(layer, table, **task.point._asdict(), draw=task.draw)
     fixed = ", ".join(f"{name} {size}" for name, size in points[0]._asdict().items() if size and name != swept)
     title = CASES[case].title.replace("ReLU", "ReLU" if activation == "relu" else activation)
     several = f"{draws} draws" if draws > 1 else "one draw"

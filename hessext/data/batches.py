@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._progress import bar_of, inside_tqdm, steps
 from hessext._tensors import moved, own_precision
 from hessext.model import targets
 from hessext.model.losses import Loss
@@ -33,9 +34,13 @@ class Batches(Data):
     memory: int  # bytes that samples, and what is computed from them, may take where all are kept
     before: Callable[[Tensor], Tensor] | None = None  # makes the network's inputs of a batch's x; None: they are x
 
+    bar: str | None = None  # name of a bar over each pass, where tqdm is around the batches
+
     results = 2
 
     def __post_init__(self) -> None:
+        if self.bar is None:
+            self.source, self.bar = inside_tqdm(self.source)
         if isinstance(self.source, Iterator):
             raise TypeError(
                 "x: expected batches that can be read again, as those of a list or a DataLoader; got a "
@@ -70,17 +75,18 @@ class Batches(Data):
         """One pass over the batches; what is small is added in float64. Only with `out` does compute write to it."""
         self.network.check_unchanged()
         result, spare, divisor, summed = None, None, 0.0, self._summed
-        for x, y in self._pieces():
-            samples = Samples(self.network, summed, x, y)
-            if result is None:
-                part = samples.sum(compute, out)
-                result = part.double() if part.numel() <= SMALL else part
-            else:
-                part = samples.sum(compute, spare)
-                result += part
-                spare = None if out is None else part
-            divisor += float(self.loss.divisor(y, samples.like_logits))
-            del samples, x, y, part  # before the next piece is read
+        with bar_of(self.bar):
+            for x, y in self._pieces():
+                samples = Samples(self.network, summed, x, y)
+                if result is None:
+                    part = samples.sum(compute, out)
+                    result = part.double() if part.numel() <= SMALL else part
+                else:
+                    part = samples.sum(compute, spare)
+                    result += part
+                    spare = None if out is None else part
+                divisor += float(self.loss.divisor(y, samples.like_logits))
+                del samples, x, y, part  # before the next piece is read
         if self.loss.reduction != "sum":
             targets.check_divisor(divisor)
             result.div_(divisor)
@@ -93,9 +99,10 @@ class Batches(Data):
     @cached_property
     def _kept(self) -> Samples:
         pieces, samples = [], 0
-        for piece in self._pieces():
-            samples += len(piece[0])
-            pieces = [*pieces, piece] if self._bytes(samples) <= self.memory else []
+        with bar_of(self.bar):
+            for piece in self._pieces():
+                samples += len(piece[0])
+                pieces = [*pieces, piece] if self._bytes(samples) <= self.memory else []
         needed = self._bytes(samples)
         if needed > self.memory:
             raise MemoryError(
@@ -131,7 +138,7 @@ class Batches(Data):
     def _read(self) -> Iterator[Samples]:
         """Yield checked batches, whose samples are all in one axis."""
         before, k, summed, like = "", -1, self._summed, self.network.like
-        for k, batch in enumerate(self.source):
+        for k, batch in enumerate(steps(self.source, unit="batches")):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
                 raise TypeError(f"x: expected a tensor, or a list or loader of batches (x, y); batch {k} is a {got}")

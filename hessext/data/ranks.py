@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
+from hessext._progress import call, steps
+
 from .group import ALONE, Alone, Group, LostRank
 from .headers import TEXT, Error, error_of, errors_of, fingerprint
 
@@ -223,12 +225,12 @@ class Ranks:
         self._ring = self._round(own, shapes, counts, size - 1 if every else size // 2, every)
         return self._ring
 
-    def _round(self, own: Visit, shapes: list, counts: list[int], steps: int, every: bool) -> Iterator[Visit]:
+    def _round(self, own: Visit, shapes: list, counts: list[int], last: int, every: bool) -> Iterator[Visit]:
         rank, size = self.samples.rank, self.samples.size
         visit = own
-        for step in range(steps + 1):
+        for step in steps(range(last + 1)):
             transfer = None
-            if step < steps:
+            if step < last:
                 origin = (rank - step - 1) % size
                 out = [t.contiguous() for t in visit.tensors]
                 into = [t.new_empty(shape) for t, shape in zip(out, shapes[origin], strict=True)]
@@ -276,25 +278,25 @@ def process_group(name: str, group: Any) -> dist.ProcessGroup:
 
 
 def collective(method: Callable) -> Callable:
-    """Let a method of something with `ranks` be one operation of all of them."""
+    """Let a method of something with `ranks` be one operation of all of them, and one call with a bar."""
 
     @wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         # what `dense` writes to and where `to` goes may differ
         arguments = () if method.__name__ in ("dense", "to") else (args, sorted(kwargs.items()))
-        with self.ranks.operation(method.__name__, arguments):
+        with call(method.__name__), self.ranks.operation(method.__name__, arguments):
             return method(self, *args, **kwargs)
 
     return run
 
 
 def over_ranks(function: Callable) -> Callable:
-    """Let a function with an argument `group` be one operation of its ranks; it gets them as Ranks."""
+    """Let a function with an argument `group` be one operation of its ranks, and one call; it gets them as Ranks."""
 
     @wraps(function)
     def run(*args: Any, group: Any = None, **kwargs: Any) -> Any:
         ranks = Ranks.of(group)
-        with ranks.operation(function.__name__):
+        with call(function.__name__), ranks.operation(function.__name__):
             return function(*args, group=ranks, **kwargs)
 
     return run

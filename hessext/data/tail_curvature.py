@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._progress import stages, steps
 
 from .question import Piece
 from .runs import plain_autograd
@@ -65,9 +66,14 @@ class TailCurvature:
                 for i, row in zip(index.tolist(), out, strict=True):
                     row.copy_(self._whole[2].row(i))
             else:
-                end = self._end(number, K if len(index) > _FEW else len(index), term)
-                for piece, at, row in self._formed(number, index, term, end):
-                    out[at, piece.places[number]] = row
+                through = tails.ends.get(number)
+                formed = self._whole is not None and self._whole[0] == through
+                with stages(float(through is not None and not formed), 1) as begin:
+                    begin()
+                    end = self._end(number, K if len(index) > _FEW else len(index), term)
+                    begin()
+                    for piece, at, row in self._formed(number, index, term, end):
+                        out[at, piece.places[number]] = row
             return out.div_(tails.divisor)
 
     def _formed(self, number: int, index: Tensor, term: str, end: int | None) -> Iterator[tuple[Piece, int, Tensor]]:
@@ -81,7 +87,7 @@ class TailCurvature:
             else:
                 M = self._quadratic(piece, tail, wanted) if term != "residual" else None
             step = max(1, _WORK // (max(tail.at.numel(), tail.places(number) * K) * tails.dtype.itemsize))
-            for some in torch.arange(len(index)).split(step):
+            for some in steps(torch.arange(len(index)).split(step), len):
                 directions = (_unit(tail.places(number), K, i, tail.at) for i in index[some].tolist())
                 rows = self._products(number, tail, piece, directions, term, M)
                 yield from ((piece, at, row) for at, row in zip(some.tolist(), rows, strict=True))

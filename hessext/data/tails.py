@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._progress import steps
 from hessext._tensors import Watch, lifted
 from hessext.model import targets
 from hessext.model.linear import LinearLayer, is_linear
@@ -104,7 +105,7 @@ class Tails:
         divisor = 0.0
         features: list[list[Tensor]] = []
         head_inputs: list[Tensor] = []
-        for k, batch in enumerate(batches):
+        for k, batch in enumerate(steps(batches, unit="batches")):
             saved = SavedBytes(self.runner.parameters)
             with saved:
                 record, rows = self._record_first(batch) if k == 0 else self._record_whole(batch)
@@ -258,7 +259,7 @@ class Tails:
     def opened(self) -> Iterator[tuple[Piece, Tail]]:
         """Every batch with its tail, kept or recorded now."""
         self.check_unchanged()
-        for piece in self.pieces:
+        for piece in steps(self.pieces, lambda piece: piece.places[0].stop - piece.places[0].start):
             tail = piece.tail
             if tail is None:
                 record = self.runner.record(

@@ -22,9 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
+
+from hessext._progress import stages, steps
 
 from .curvature_tiles import CurvatureTile
 from .feature_gram import FeatureTile
@@ -55,11 +58,14 @@ def approximations(
     part: Part, groups: Tensor | None, factors: Mapping[str, tuple[Tensor, Tensor]], largest: int
 ) -> Approximations:
     """All rows for one layer; `largest` is the side of the largest matrix whose eigenvectors are formed."""
-    table = _Table(Pairs(part), largest)
-    rows = [*table.partitions(), *table.kronecker_products()]
-    if groups is not None:
-        rows.append(table.groups(groups))
-    rows += [table.given(name, *pair) for name, pair in factors.items()]
+    with stages(2, 1) as begin:
+        begin()
+        table = _Table(Pairs(part), largest)
+        begin()
+        rows = [*steps(chain(table.partitions(), table.kronecker_products()), total=len(NAMES))]
+        if groups is not None:
+            rows.append(table.groups(groups))
+        rows += [table.given(name, *pair) for name, pair in factors.items()]
     return Approximations(rows, table.norm, part.term, part.row.name, part.grid, part.block_shape)
 
 

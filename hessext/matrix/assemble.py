@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations_with_replacement
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from hessext import _checks, _ops
 from hessext._memory import require
+from hessext._progress import steps
 from hessext.data.samples import Data, Samples
+from hessext.model.network import ParameterGroup
 
 from .curvature import Assemblies, diagonal_pairs, grid_pairs
 from .part import Part, Term
@@ -73,7 +75,7 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
 
     def write(samples: Samples, out: Tensor | None) -> Tensor:
         out = _checks.out(None, shape, samples.network.like) if out is None else out
-        for row, col in combinations_with_replacement(groups, 2):
+        for row, col in pairs_of_groups(groups):
             part = Part(samples, term, row, col)
             if part.block_diagonal:
                 first = min(row.start, row.start_bias)
@@ -85,6 +87,11 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
         return out
 
     return data.sum(write, _checks.out(out, shape, network.like, data.results))
+
+
+def pairs_of_groups(groups: Iterable[ParameterGroup]) -> Iterable[tuple[ParameterGroup, ParameterGroup]]:
+    """All pairs, the earlier group first: steps of what is done part by part."""
+    return steps(list(combinations_with_replacement(groups, 2)), lambda pair: pair[0].numel * pair[1].numel)
 
 
 def trace(part: Part) -> Tensor:
@@ -109,12 +116,12 @@ def diagonal(part: Part) -> Tensor:
 def _diagonal_entries(part: Part, step: int) -> Iterator[tuple[Tensor | slice, Tensor]]:
     """Rows that are here, some at a time, and Q_n[i, i] of them (rows, N)."""
     if part.samples.network.split:
-        for first in range(0, len(part.like), step):
+        for first in steps(range(0, len(part.like), step)):
             some = slice(first, min(len(part.like), first + step))
             yield some, part.samples.own_diagonal(some)
         return
     assemblies = Assemblies(part)
-    for first in range(0, part.row.blocks, step):
+    for first in steps(range(0, part.row.blocks, step)):
         for call in assemblies(diagonal_pairs(first, min(part.row.blocks, first + step), part.device)):
             yield call.pairs[:, 0], call.entries()
 

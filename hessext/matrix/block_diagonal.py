@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._progress import steps
 
 from .assemble import blocks
 from .curvature import diagonal_pairs
@@ -52,6 +53,6 @@ def pieces(part: Part) -> Iterator[tuple[slice, Tensor]]:
     if part.replicated:
         yield slice(0, K), blocks(part, diagonal_pairs(0, 1, part.device))
         return
-    for start in range(0, K, step):
+    for start in steps(range(0, K, step)):
         rows = slice(start, min(start + step, K))
         yield rows, blocks(part, diagonal_pairs(rows.start, rows.stop, part.device))

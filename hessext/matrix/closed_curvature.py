@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._progress import steps
 from hessext.data.ranks import Visit
 
 from .curvature_tiles import ENTRIES, CurvatureTile, SampleCurvature, mirrored
@@ -101,6 +102,16 @@ class SoftmaxCurvature(SampleCurvature):
         require(memory_of_classes(self.part), "probabilities", self.part.device)
         return OtherClasses(self.part)
 
+    @property
+    def before_tiles(self) -> float:
+        """The logits, which are formed again with their products."""
+        logits, products = self.part.row.size, 2 * self.N
+        return 0.0 if "others" in vars(self) else logits / (2 * logits + products)
+
+    def prepare(self, pairs: SamplePairs, groups: Tensor | None = None) -> None:
+        """As above: the probabilities."""
+        _ = self.others
+
     def state(self) -> tuple[Tensor, ...]:
         """As above."""
         return self.scale, *self.others.state()
@@ -116,7 +127,7 @@ class SoftmaxCurvature(SampleCurvature):
     def traces(self) -> Tensor:
         """As above."""
         P, squares = self.others, torch.zeros_like(self.scale)
-        for _, tile in P.tiles(slice(None)):
+        for _, tile in steps(P.tiles(slice(None)), lambda tile: len(tile[1]), self.K):
             for some in tile.split(max(1, ENTRIES // (8 * len(squares)))):
                 squares += some.double().square().sum(0)
         P.over_classes(squares)
@@ -194,7 +205,7 @@ class SoftmaxCurvature(SampleCurvature):
         """2 sum_{g < h} r_g r_h with r_g = sum_{j in g} p_nj p_n'j: no summand is negative."""
         other = other or self
         before, result = self.zeros(2, a.stop - a.start, b.stop - b.start).unbind()
-        for g in groups.unique().tolist():
+        for g in steps(groups.unique().tolist()):
             rows = self.others.here((groups == g).nonzero()[:, 0])
             r = torch.zeros_like(result)
             for some in rows.split(max(1, ENTRIES // (16 * len(self.scale)))):

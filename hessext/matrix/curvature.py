@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hessext import _ops
 from hessext._ops import Curvature, Kind
+from hessext._progress import steps
 from hessext.data.curvature import tangent
 from hessext.data.samples import Samples
 
@@ -121,9 +122,8 @@ class Assemblies:
             return
         order = pairs[:, 0].argsort(stable=True)
         counts = pairs[:, 0].unique(return_counts=True)[1].tolist() if self.part.residual_far else [len(pairs)]
-        for where in order.split(counts):
-            for piece in where.split(most):
-                yield piece, pairs[piece]
+        for piece in steps([piece for where in order.split(counts) for piece in where.split(most)], len):
+            yield piece, pairs[piece]
 
     def _with_residual(self, i: int, j: Tensor, entries: Tensor) -> tuple[Sides, Tensor]:
         """Blocks (i, j) as sums over twice as many samples: Q_n[i, j] phi_n psi_n^T, and what the residual adds."""
@@ -147,13 +147,12 @@ def diagonal_pairs(first: int, end: int, device: torch.device) -> Tensor:
 
 def grid_pairs(rows: int, cols: int, upper: bool, most: int, device: torch.device) -> Iterator[tuple[range, Tensor]]:
     """All pairs of the grid, or those with i <= j, in pieces of whole rows: about `most` pairs, and which rows."""
-    i, more = 0, max(1, most // cols)
-    while i < rows:
-        some = range(i, min(rows, i + more))
+    more = max(1, most // cols)
+    pieces = [range(i, min(rows, i + more)) for i in range(0, rows, more)]
+    for some in steps(pieces, lambda some: len(some) * (cols - upper * (some.start + some.stop - 1) / 2)):
         block = torch.arange(some.start, some.stop, device=device)
-        pairs = torch.cartesian_prod(block, torch.arange(i if upper else 0, cols, device=device))
+        pairs = torch.cartesian_prod(block, torch.arange(some.start if upper else 0, cols, device=device))
         yield some, pairs[pairs[:, 0] <= pairs[:, 1]] if upper else pairs
-        i += more
 
 
 def _divided(curvature: Curvature, part: Part) -> Curvature:

@@ -45,6 +45,7 @@ class SampleCurvature(ABC):
 
     rounding: float  # relative errors of <Q_n, Q_n'>
     traces: Tensor  # tr Q_n (N,)
+    before_tiles = 0.0  # what `prepare` does of the work of a pass over all tiles
 
     def __init__(self, part: Part) -> None:
         self.part, self.K, self.N = part, part.grid[0], sum(part.counts)

@@ -7,6 +7,7 @@ for each block. Pieces are all classes with some features, or the blocks of some
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._memory import require
 from hessext._ops import Curvature, Kind
+from hessext._progress import steps
 
 from .curvature import Assemblies, Sides
 from .part import Part
@@ -62,16 +64,15 @@ def _some_features(part: Part, sides: Sides, curvature: Curvature) -> Iterator[P
     few = max(1, int((_PIECE / (part.grid[0] ** 2 * part.dtype.itemsize)) ** 0.5))
     count = sides.left.shape[1] + sides.left_ones
     some = [(sides.left[:, a : a + few], sides.left_ones and a + few >= count) for a in range(0, count, few)]
-    for k, one in enumerate(some):
-        for other in some[k:]:
-            yield slice(None), 1 if other is one else 2, Sides(*one, *other, other is one), curvature
+    for one, other in steps(list(combinations_with_replacement(some, 2))):
+        yield slice(None), 1 if other is one else 2, Sides(*one, *other, other is one), curvature
 
 
 def _some_units(part: Part, sides: Sides, curvature: Curvature) -> Iterator[Piece]:
     """Between the last two layers: some units, whose features come first, as the residual adds to those of a unit."""
     unit = part.row.size * part.col.size * part.grid[1] * part.dtype.itemsize
     few, units = max(1, _PIECE // unit), torch.arange(curvature.rows, device=part.device)
-    for some in units.split(few):
+    for some in steps(units.split(few), len):
         own = slice(int(some[0]), int(some[-1]) + 1)
         fields = {name: getattr(curvature, name) for name in ("weight", "slope", "shift")}
         fields = {name: None if t is None else t[:, own].contiguous() for name, t in fields.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hessext import _ops
 from hessext._memory import require
+from hessext._progress import steps
 from hessext.data.ranks import Visit
 
 from .curvature import Assemblies, diagonal_pairs, grid_pairs
@@ -50,7 +51,7 @@ class GivenCurvature(SampleCurvature):
                 yield from self._entries(pairs, found if self._keeps else None)
             self._kept = found
             return
-        for pairs, q in self._kept:
+        for pairs, q in steps(self._kept, lambda kept: len(kept[0])):
             for i, some in zip(pairs.split(self._most), q.split(self._most), strict=True):
                 yield *i.unbind(1), some.double()
 
@@ -60,6 +61,11 @@ class GivenCurvature(SampleCurvature):
                 kept.append((call.pairs, call.entries()))
             for some in call.split(self._most):
                 yield *some.pairs.unbind(1), some.entries().double()
+
+    @property
+    def before_tiles(self) -> float:
+        """Where ranks have the other samples, all of it."""
+        return float(self.part.ranks.samples.size > 1)
 
     def prepare(self, pairs: SamplePairs, groups: Tensor | None = None) -> dict[int, Tensor] | None:
         """on, off, and with groups what is across them, of own samples with those of each rank that is met.
@@ -102,7 +108,7 @@ class GivenCurvature(SampleCurvature):
                 yield CurvatureTile(a, b, *(_within(prepared[visit.rank][k], visit, a, b) for k in (0, 1)))
             return
         blocks, sums = pairs.blocks, self.zeros(2)
-        for k, a in enumerate(blocks):
+        for k, a in steps(list(enumerate(blocks)), lambda numbered: len(blocks) - numbered[0]):
             sizes = [(2, a.stop - a.start, b.stop - b.start) for b in blocks[k:]]
             found = [self.zeros(*size).unbind() for size in sizes]
             for i, j, q in self.pieces():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessext import _ops
 from hessext._memory import require
+from hessext._progress import steps
 from hessext.data.ranks import Ranks, Visit
 
 from .curvature import Assemblies, Assembly, Sides
@@ -55,14 +56,18 @@ class SamplePairs:
         if visit is None or not visit.other:
             yield from self
             return
-        for a in self._split(visit.rows):
-            yield from ((a, b, False, 2) for b in self._split(visit.cols))
+        yield from steps([(a, b, False, 2) for a in self._split(visit.rows) for b in self._split(visit.cols)], _work)
 
     def __iter__(self) -> Iterator[tuple[slice, slice, bool, int]]:
         """(a, b, whether they are the same, how often the pair stands for one of the whole square)."""
-        for k, a in enumerate(self.blocks):
-            for b in self.blocks[k:]:
-                yield a, b, a == b, 1 if a == b else 2
+        tiles = [(a, b, a == b, 1 if a == b else 2) for k, a in enumerate(self.blocks) for b in self.blocks[k:]]
+        yield from steps(tiles, _work)
+
+
+def _work(tile: tuple[slice, slice, bool, int]) -> int:
+    """What a tile costs: its pairs, or half of them where it is symmetric."""
+    a, b, _, times = tile
+    return (a.stop - a.start) * (b.stop - b.start) * times
 
 
 def power_of_two(t: Tensor, dim: int | None = None) -> Tensor:
@@ -206,8 +211,8 @@ class PairSquares:
         self._most = max(1, _ENTRIES // (32 * part.largest))  # pairs whose q (P, N) are worked on at once
 
     def _calls(self, pairs: Tensor) -> Iterator[Assembly]:
-        for call in self._assemblies(pairs):
-            yield from call.split(self._most)
+        calls = (some for call in self._assemblies(pairs) for some in call.split(self._most))
+        yield from steps(calls, lambda call: len(call.pairs), len(pairs))
 
     def sums(self, pairs: Tensor) -> tuple[float, float]:
         """The sums over the diagonal and over the other blocks of some pairs of one layer."""

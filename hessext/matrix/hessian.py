@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -195,18 +196,16 @@ class Hessian:
     def norms(self) -> Tensor:
         """Frobenius norms of all blocks of all `layers`, one square symmetric map, layer by layer."""
         groups = [self._group(name) for name in self.layers]
-        starts = [0]
-        for group in groups:
-            starts.append(starts[-1] + group.blocks)
-        size = starts[-1]
+        ends = [0, *accumulate(group.blocks for group in groups)]
+        size = ends[-1]
         require(size * size * self.dtype.itemsize, f"norms of {size} x {size} blocks", self.device)
         result = self._data.network.like.new_empty(size, size)
-        for r, row in enumerate(groups):
-            for c, col in enumerate(groups[r:], r):
-                norms = BlockMatrix(self._part(row, col)).norms()
-                result[starts[r] : starts[r + 1], starts[c] : starts[c + 1]] = norms
-                if c > r:
-                    result[starts[c] : starts[c + 1], starts[r] : starts[r + 1]] = norms.T
+        at = {group.name: slice(*both) for group, both in zip(groups, pairwise(ends), strict=True)}
+        for row, col in assemble.pairs_of_groups(groups):
+            norms = BlockMatrix(self._part(row, col)).norms()
+            result[at[row.name], at[col.name]] = norms
+            if row is not col:
+                result[at[col.name], at[row.name]] = norms.T
         return result
 
     @collective
@@ -225,10 +224,8 @@ class Hessian:
     def _squares(self) -> tuple[dict[tuple[str, str], float], float]:
         """Squared norms of what `shares` names over the square of a power of two, the second."""
         groups, found = self._data.network.whole, {}
-        for r, row in enumerate(groups):
-            for col in groups[r:]:
-                norm = BlockMatrix(self._part(row, col)).norm()
-                found[row.name, col.name] = norm
+        for row, col in assemble.pairs_of_groups(groups):
+            found[row.name, col.name] = BlockMatrix(self._part(row, col)).norm()
         largest = max(found.values())
         unit = 2.0 ** math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
         return {names: (1 + (names[0] != names[1])) * (norm / unit) ** 2 for names, norm in found.items()}, unit

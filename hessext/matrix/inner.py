@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hessext._progress import steps
+
 from .assemble import blocks, diagonal, pieces_of_grid
 from .block_diagonal import pieces
 from .closed_curvature import DiagonalCurvature, SoftmaxCurvature
@@ -55,8 +57,8 @@ def _by_samples(part: Part, other: Part) -> float:
     curvature = _products(part, other, most)
     total = torch.zeros(1, dtype=torch.float64, device=part.device)
     blocks = [slice(n, n + _TOGETHER) for n in range(0, most, _TOGETHER)]  # as many on all ranks
-    for a in blocks:
-        for b in blocks:
+    for a in steps(blocks):
+        for b in steps(blocks):
             U = curvature(a, b)
             for visit in ranks.ring(other.counts, psi[b], every=True):
                 total += torch.sum(U.pop(visit.rank).mul_((phi[a] @ visit.tensors[0].T).square_()))

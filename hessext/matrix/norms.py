@@ -15,6 +15,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._memory import require
 from hessext._ops import Kind
+from hessext._progress import stages, steps
 from hessext.data.samples import LEAST, MOST
 from hessext.model.network import ParameterGroup
 
@@ -28,6 +29,7 @@ from .results import BlockRatio, RowNorms
 _PAIRS = 1 << 17  # blocks whose norms are taken at once
 _LEAST, _MOST = 2.0**-200, 2.0**200  # features and curvature whose fourth powers are far inside float64's range
 _PIECE = 64 << 20  # bytes of blocks in float64 of all ranks together
+_WORK = 1 << 36  # multiply-adds of one call of the core: a second or two, which cannot tell how far it is
 
 
 def block_norms(part: Part, pairs: Tensor | None) -> Tensor:
@@ -97,11 +99,14 @@ def _norm_tiles(part: Part) -> Iterator[tuple[int, int, Tensor]]:
     """
     count, form = part.grid[0], cost.form_of_all(part)
     if form is Form.CLASS_PAIRS:
-        own = _squares(part, cost.form_of_squares(part, count))(diagonal_pairs(0, count, part.device))
-        for i, j, norms in softmax_gram.class_pair_norms(part):
-            if i == j:
-                norms.diagonal().copy_(own[i : i + len(norms)].sqrt())
-            yield i, j, norms
+        with stages(1, count) as begin:
+            begin()
+            own = _squares(part, cost.form_of_squares(part, count))(diagonal_pairs(0, count, part.device))
+            begin()
+            for i, j, norms in softmax_gram.class_pair_norms(part):
+                if i == j:
+                    norms.diagonal().copy_(own[i : i + len(norms)].sqrt())
+                yield i, j, norms
         return
     if form is Form.DENSE:
         yield 0, 0, dense_norms.dense_squares(part).sqrt_()
@@ -188,6 +193,7 @@ def _squares(part: Part, form: Form) -> Callable[[Tensor], Tensor]:
 def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
     """What gives squared norms (P,) float64 of pairs (P, 2) by forming their blocks."""
     assemblies = Assemblies(part)
+    together = max(16 * torch.get_num_threads(), _WORK // (part.largest * math.prod(part.block_shape)))
 
     def squares(pairs: Tensor) -> Tensor:
         if part.replicated:
@@ -197,9 +203,10 @@ def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
     def squares_of_all(pairs: Tensor) -> Tensor:
         if not part.ranks.alone:  # a block is a sum over all samples before it is squared
             some = pairs.split(max(1, _PIECE // (8 * part.block_shape[0] * part.block_shape[1])))
-            return torch.cat([blocks(part, piece).double().square_().sum((1, 2)) for piece in some])
+            return torch.cat([blocks(part, piece).double().square_().sum((1, 2)) for piece in steps(some, len)])
         result = torch.empty(len(pairs), dtype=torch.float64, device=part.device)
-        for call in assemblies(pairs):
+        calls = (some for call in assemblies(pairs) for some in call.split(together))
+        for call in steps(calls, lambda call: len(call.pairs), len(pairs)):
             result[call.where] = _ops.block_squares(call.pairs, *call.arguments)
         return result
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._progress import stages
 from hessext.data.ranks import Visit
 
 from .curvature_tiles import CurvatureTile
@@ -108,13 +109,16 @@ class Pairs:
 
     def _tiles(self, groups: Tensor | None) -> Iterator[tuple[CurvatureTile, FeatureTile, Tensor | None]]:
         curvature, across = self.curvature, None
-        prepared = curvature.prepare(self.blocks, groups)
-        for visit, (other, features) in self._visits(curvature, self.features):
-            for tile in curvature.tiles(self.blocks, visit, other, prepared):
-                if groups is not None:
-                    across = curvature.across(groups, tile.a, tile.b, visit, other, prepared)
-                yield self._numbered(tile, visit), self.features.tile(tile.a, tile.b, features), across
-                del tile  # before the next one is made
+        with stages(curvature.before_tiles, 1 - curvature.before_tiles) as begin:
+            begin()
+            prepared = curvature.prepare(self.blocks, groups)
+            begin()
+            for visit, (other, features) in self._visits(curvature, self.features):
+                for tile in curvature.tiles(self.blocks, visit, other, prepared):
+                    if groups is not None:
+                        across = curvature.across(groups, tile.a, tile.b, visit, other, prepared)
+                    yield self._numbered(tile, visit), self.features.tile(tile.a, tile.b, features), across
+                    del tile  # before the next one is made
         curvature.finish()
 
     def _visits(self, *sides: Any) -> Iterator[tuple[Visit, list[Any]]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._memory import require, spare
 from hessext._ops import Curvature, Kind
+from hessext._progress import stages, steps
 from hessext.model.network import Layer
 
 from .gram import FeatureProducts, SamplePairs, power_of_two
@@ -46,7 +47,7 @@ class OtherClasses:
         self.top = torch.zeros(N, dtype=torch.int64, device=x.device)
         self._others = torch.zeros(N, dtype=torch.float64, device=x.device)  # sum of e^(l - largest)
         room = self._room(0, N) if self._kept is None else self._kept
-        for c in range(0, C, self._tile):
+        for c in steps(range(0, C, self._tile)):
             out = room[: self._tile] if self._kept is None else room[c : c + self._tile]
             _ops.softmax_scan_(self._logits(c, 0, out), c, self._largest, self.top, self._others)
         self._of_all_classes()
@@ -175,17 +176,20 @@ def softmax_sums(part: Part) -> tuple[float, float, float]:
     scale = part.scale / scale_power
     pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), part.device, shares=part.ranks.classes.size)
     require(pairs.bytes + memory_of_classes(part), "the ratio in the Gram form", part.device)
-    P = OtherClasses(part)
-    unit = (phi.power**2 * scale_power).item() * P.enlarge()
-    sums = torch.zeros(2, dtype=torch.float64, device=part.device)
-    for visit in part.ranks.ring(part.counts, scale, *P.state()):
-        other_scale, *state = visit.tensors
-        other = P.visiting(state) if visit.other else P
-        features = state[0][:, : phi.features.shape[1]] if visit.other else None
-        for a, b, same, times in pairs.of(visit):
-            W = phi(a, b, features).square_().mul_(scale[a, None]).mul_(other_scale[b])
-            sums += times * sums_of_classes(P, other, a, b, same, W)[0]
-            del W  # before the next one is made
+    with stages(part.row.size, part.row.size + 1.5 * part.largest) as begin:  # logits; and again, with their products
+        begin()
+        P = OtherClasses(part)
+        unit = (phi.power**2 * scale_power).item() * P.enlarge()
+        sums = torch.zeros(2, dtype=torch.float64, device=part.device)
+        begin()
+        for visit in part.ranks.ring(part.counts, scale, *P.state()):
+            other_scale, *state = visit.tensors
+            other = P.visiting(state) if visit.other else P
+            features = state[0][:, : phi.features.shape[1]] if visit.other else None
+            for a, b, same, times in pairs.of(visit):
+                W = phi(a, b, features).square_().mul_(scale[a, None]).mul_(other_scale[b])
+                sums += times * sums_of_classes(P, other, a, b, same, W)[0]
+                del W  # before the next one is made
     diagonal, off_diagonal = part.ranks.sum(sums).tolist()
     return diagonal, off_diagonal, unit
 
@@ -219,7 +223,8 @@ def sums_of_classes(
     of_a = left.samples_by_tile(a)
     of_b = of_a if same else right.samples_by_tile(b)
     rights = repeat((0, None)) if same else right.tiles(b)
-    for (first, tile), (_, other), in_a, in_b in zip(left.tiles(a), rights, of_a, of_b, strict=False):
+    tiles = zip(left.tiles(a), rights, of_a, of_b, strict=False)
+    for (first, tile), (_, other), in_a, in_b in steps(tiles, total=len(of_a)):
         other = tile if same else other
         _ops.gram_sums_(tile, other, W, same, products, list(matrices), powers, sums)
         _gather(in_a, left.top[a] - first, other, at_b)
@@ -260,7 +265,8 @@ def class_pair_norms(part: Part) -> Iterator[tuple[int, int, Tensor]]:
     scale = part.scale.double() / scale_power
     power, power_of_all = power.double(), phi.power**2 * scale_power
     classes = [slice(c, min(C, c + step)) for c in range(0, C, step)]
-    for one, other in combinations_with_replacement(classes, 2):
+    tiles = list(combinations_with_replacement(classes, 2))
+    for one, other in steps(tiles, lambda tile: 1 + (tile[0] != tile[1])):
         tile = _class_pair_tile(phi, scale, P[:, one], P[:, other], one == other, work)
         yield one.start, other.start, tile.sqrt_().mul_(power[one, None]).mul_(power[other]).mul_(power_of_all)
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._progress import steps
 from hessext._random import generator
 
 from .part import Part
@@ -82,8 +84,10 @@ def _leading(apply: Apply, start: Tensor, tol: float, maxiter: int) -> Tensor:
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # takes a second, and few need it
 
     def product(v: np.ndarray) -> np.ndarray:
+        next(products)
         return apply(torch.from_numpy(np.ascontiguousarray(v).reshape(-1)).to(start)).cpu().numpy()
 
+    products = iter(steps(count(), unit="products"))
     n = len(start)
     vectors = max(_FEWEST, min(_VECTORS, _BYTES // (8 * n)))
     require(8 * n * (vectors + 6), f"{vectors} Lanczos vectors")

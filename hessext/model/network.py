@@ -83,6 +83,11 @@ class ParameterGroup(NamedTuple):
         """Parameters in a block."""
         return self.cols + self.bias
 
+    @property
+    def numel(self) -> int:
+        """Number of parameters."""
+        return self.blocks * self.size
+
     def positions(self, device: torch.device | None = None) -> Tensor:
         """Where the blocks' parameters stand in torch's order, (blocks * size,), block after block."""
         row = torch.arange(self.blocks, device=device)[:, None]
@@ -177,4 +182,4 @@ class Network:
     @cached_property
     def numel(self) -> int:
         """Number of parameters."""
-        return sum(group.blocks * group.size for group in self.whole)
+        return sum(group.numel for group in self.whole)

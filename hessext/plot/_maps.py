@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hessext import _checks
+from hessext._progress import as_call
 
 from ._matplotlib import check_matplotlib
 from ._pool import Cells, Side, layout, numbers
@@ -32,6 +33,7 @@ POOLED = {"max": "largest", "mean": "mean"}  # entry of a cell
 COLOR_MAP = "viridis"  # lightness rises all the way: read alike with and without colour-blindness, and in print
 
 
+@as_call
 def pool(H: Hessian | BlockMatrix | torch.Tensor, *, max_pixels: int = 1000, pooling: str = "max") -> np.ndarray:
     """The image that heat_map shows: of every cell the largest |entry| ("max") or the mean of |entry| ("mean").
 
@@ -44,6 +46,7 @@ def pool(H: Hessian | BlockMatrix | torch.Tensor, *, max_pixels: int = 1000, poo
     return Cells(rows, cols, max_pixels).image(part, symmetric, pooling).astype(dtype)
 
 
+@as_call
 def heat_map(
     H: Hessian | BlockMatrix | torch.Tensor,
     *,
@@ -76,6 +79,7 @@ def heat_map(
     return _draw(cells, pooled, "|H|", "$|H|$", limits, title, ax, pooling)
 
 
+@as_call
 def block_norm_map(
     H: Hessian | BlockMatrix,
     *,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hessext._checks import count
+from hessext._progress import steps
 
 if TYPE_CHECKING:
     from hessext.matrix.block_matrix import BlockMatrix
@@ -25,6 +26,11 @@ class LayerBlocks(NamedTuple):
     name: str
     count: int
     size: int
+
+    @property
+    def numel(self) -> int:
+        """Entries along the side."""
+        return self.count * self.size
 
 
 class Side:
@@ -51,7 +57,7 @@ class Cells:
 
     def __init__(self, rows: Sequence[LayerBlocks], cols: Sequence[LayerBlocks], max_pixels: int) -> None:
         max_pixels = count("max_pixels", max_pixels)
-        self.pool = -(-max(sum(layer.count * layer.size for layer in side) for side in (rows, cols)) // max_pixels)
+        self.pool = -(-max(sum(layer.numel for layer in side) for side in (rows, cols)) // max_pixels)
         self.down, self.across = Side(rows, self.pool), Side(cols, self.pool)
 
     @property
@@ -66,13 +72,13 @@ class Cells:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling: expected {' or '.join(POOLINGS)}; got {pooling!r}")
         image = np.empty(self.shape)
-        for i, rows in enumerate(self.down.starts):
-            for j, cols in enumerate(self.across.starts):
-                place = [slice(*side.ends[k : k + 2]) for side, k in ((self.down, i), (self.across, j))]
-                if symmetric and i > j:
-                    image[tuple(place)] = image[tuple(place[::-1])].T
-                else:
-                    image[tuple(place)] = self._pooled(part(i, j), rows, cols, pooling)
+        down, across = self.down, self.across
+        pairs = [(i, j) for i in range(len(down.layers)) for j in range(i if symmetric else 0, len(across.layers))]
+        for i, j in steps(pairs, lambda pair: down.layers[pair[0]].numel * across.layers[pair[1]].numel):
+            place = slice(*down.ends[i : i + 2]), slice(*across.ends[j : j + 2])
+            image[place] = self._pooled(part(i, j), down.starts[i], across.starts[j], pooling)
+            if symmetric and i < j:
+                image[place[::-1]] = image[place].T
         return image
 
     def _pooled(self, part: BlockMatrix | torch.Tensor, rows: np.ndarray, cols: np.ndarray, pooling: str) -> np.ndarray:
@@ -109,9 +115,10 @@ def _pieces(part: BlockMatrix | torch.Tensor) -> Iterator[tuple[torch.Tensor, in
         return
     most = max(1, _FORMED // (height * width * size))
     slab = max(1, most // J)
-    for i in range(0, K, slab):
+    first = {i: i if part.symmetric else 0 for i in range(0, K, slab)}
+    for i in steps(first, lambda i: (min(i + slab, K) - i) * (J - first[i])):
         end = min(i + slab, K)
-        for j in range(i if part.symmetric else 0, J, most):
+        for j in steps(range(first[i], J, most)):
             js = torch.arange(j, min(j + most, J))
             blocks = part.blocks(torch.cartesian_prod(torch.arange(i, end), js)).view(-1, len(js), height, width)
             square = min(max(0, end - j), len(js)) if part.symmetric else len(js)  # columns with their transposes

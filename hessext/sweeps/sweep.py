@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hessext import _checks, _files
 from hessext._checks import count
 from hessext._memory import require
-from hessext._progress import duration
+from hessext._progress import duration, shown
 
 from .draws import CASES, Point, Task, compute, one_thread
 from .executors import Source, compute_all
@@ -92,7 +92,7 @@ def sweep(
     tasks = [Task(case, seed, name, point, k) for k in range(draws) for point in points]
     with closing(Log(None if path is None else _files.path_of("path", path), tasks[0])) as log:
         try:
-            _run(tasks, log, workers, executor, progress)
+            _run(tasks, log, workers, executor, shown(progress))
         except KeyboardInterrupt:
             kept = "nothing was written" if path is None else f"{path} holds them, the same call continues"
             done = sum(task in log for task in tasks)
@@ -163,10 +163,10 @@ def _check_executor(executor: object, workers: int | None) -> None:
 def _run(tasks: list[Task], log: Log, workers: int | None, source: Source | None, progress: bool) -> None:
     """Compute and log what is missing."""
     rest = [task for task in tasks if task not in log]
-    shown = {"disable": None if progress else True, "leave": False}
+    options = {"disable": None if progress else True, "leave": False}
     seconds, ahead = dict.fromkeys((task.point for task in rest), 1.0), "the others go to the executor"
     if rest and source is None:
-        seconds = _timed(rest, log, shown)
+        seconds = _timed(rest, log, options)
         rest = [task for task in rest if task not in log]
     if not rest:
         return
@@ -178,7 +178,7 @@ def _run(tasks: list[Task], log: Log, workers: int | None, source: Source | None
     form = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
     with (
         closing(compute_all(rest, source)) as batches,
-        tqdm(total=total, smoothing=0, bar_format=form, **shown) as bar,
+        tqdm(total=total, smoothing=0, bar_format=form, **options) as bar,
     ):
         for rows in batches:
             log.add(rows)
@@ -188,12 +188,12 @@ def _run(tasks: list[Task], log: Log, workers: int | None, source: Source | None
             bar.update(sum(seconds[task.point] for task in new))
 
 
-def _timed(tasks: list[Task], log: Log, shown: dict) -> dict[Point, float]:
+def _timed(tasks: list[Task], log: Log, options: dict) -> dict[Point, float]:
     """Compute the first draw of every point here; its seconds are the weight of the others in the bar."""
     seconds = {}
     with one_thread():
         compute(tasks[0]._replace(point=Point(2, 4, 4, min(2, tasks[0].point.hidden))))  # libraries load
-        for task in tqdm(list({t.point: t for t in reversed(tasks)}.values())[::-1], "timing the draws", **shown):
+        for task in tqdm(list({t.point: t for t in reversed(tasks)}.values())[::-1], "timing the draws", **options):
             start = time.perf_counter()
             log.add(compute(task))
             seconds[task.point] = time.perf_counter() - start

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from hessext._memory import require
+from hessext._progress import as_call, steps
 from hessext.matrix.results import BlockRatio
 
 from . import _arguments
@@ -18,6 +19,7 @@ from ._replica import cross_moments, replica_moments
 from ._results import CrossEstimate, CrossNorms, Estimate
 
 
+@as_call
 def hidden_ce(
     gamma: float | None,
     m: int,
@@ -58,6 +60,7 @@ def hidden_ce(
     return estimate(squares + gamma * np.array([moments.D2, moments.O2]))
 
 
+@as_call
 def output_ce(
     m: int,
     C: int,
@@ -97,6 +100,7 @@ def output_ce(
     return estimate((1 - 1 / N) * squares + np.array([moments.U1n, moments.U2n]) / N)
 
 
+@as_call
 def cross_ce(gamma: float, m: int, C: int, *, draws: int = 256, points: int = 128, seed: int = 0) -> CrossEstimate:
     """E||.||_F^2 of the two terms of `H_{w_i v_j}` in (18) as N, d -> inf, labels uniform; THEORY.md (a).
 
@@ -133,7 +137,7 @@ def _draws(layer: type, m: int, C: int, N: int | None, d: int | None, draws: int
     require(8 * (3 * m * (d or m) + 2 * C * m + 2 * draws), f"weights of {m} neurons and {C} classes")
     sizes = (math.inf, math.inf) if d is None else (N, d)
     squares = np.empty((draws, 2))
-    for k in range(draws):
+    for k in steps(range(draws)):
         W = np.eye(m) if d is None else rng.standard_normal((m, d)) / math.sqrt(d)
         V = rng.standard_normal((C, m)) / math.sqrt(m)
         squares[k] = cross_entropy_squares(W, V, *sizes, points, rng, (layer,))[0]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hessext import _checks
 from hessext._memory import require
+from hessext._progress import as_call, steps
 from hessext.matrix.results import BlockRatio
 
 from . import _arguments
@@ -35,6 +36,7 @@ _BY_CLASS = 1024  # entries of a a^T times C, up to which the output blocks i !=
 _GRAM_POINTS = 128  # at least, or a quarter of each set, in the points x points form that replaces them
 
 
+@as_call
 def given_weights(
     W: Tensor, V: Tensor, N: int, *, loss: str = "cross_entropy", points: int = 1024, seed: int = 0
 ) -> Layers:
@@ -75,7 +77,7 @@ def cross_entropy_squares(
     """(Diagonal, off-diagonal) squares of the layers; d = N = inf with orthonormal rows W (m, m) is their limit."""
     R = np.linalg.qr(W.T, mode="r")  # W^T = Q R: z = u R for u = Q^T x
     sets = []
-    for _ in range(2):
+    for _ in steps(range(2)):
         u, weights = stretched(normal_points(points, len(R), rng))
         z = u @ R
         sums = [layer(u, z, weights, V) for layer in layers]
@@ -215,7 +217,7 @@ def _outer(v: Array, weights: Array) -> Array:
 def probabilities(a: Array, V: Array) -> Iterator[tuple[slice, Array]]:
     """Yield rows of points and softmax(a V^T) there."""
     step = max(1, _ENTRIES // max(len(V), _BY_CLASS))
-    for start in range(0, len(a), step):
+    for start in steps(range(0, len(a), step)):
         rows = slice(start, min(len(a), start + step))
         p = a[rows] @ V.T
         p -= p.max(1, keepdims=True)
