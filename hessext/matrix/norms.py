@@ -126,7 +126,7 @@ def block_ratio(part: Part) -> BlockRatio:
     """BlockRatio of one layer."""
     diagonal, off_diagonal, unit = _means(part)
     ratio = BlockRatio.of(diagonal, off_diagonal).ratio  # in which the unit, whose square may be no float, cancels
-    return BlockRatio(diagonal * unit * unit, off_diagonal * unit * unit, ratio)
+    return BlockRatio(*(mean and mean * unit * unit for mean in (diagonal, off_diagonal)), ratio)  # 0 where it is 0
 
 
 def norm(part: Part) -> float:

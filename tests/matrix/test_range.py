@@ -131,3 +131,12 @@ def test_bound_of_ratio_in_float32(N, C):
     found, exact = (hessext.linear(torch.zeros(C, 16).to(t), x.to(t))["output"].ratio() for t in (F32, F64))
     for a, b in zip(found, exact, strict=True):
         close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mse", "binary_cross_entropy"])
+def test_mean_of_blocks_that_vanish_is_zero(loss):
+    """Squares of norms are beyond float64, but not those of blocks off the diagonal, which are 0."""
+    W, x, _ = inputs()
+    y = torch.full((12, 4), 0.5, dtype=F64)
+    ratio = hessext.linear(W / 1e160, x * 1e160, y, loss=loss)["output"].ratio()
+    assert (ratio.diagonal, ratio.off_diagonal, ratio.ratio) == (math.inf, 0.0, 0.0)
