@@ -12,7 +12,7 @@ except ImportError as error:
 
 from importlib import import_module
 
-from . import autograd, datasets, plot
+from . import _saved, autograd, datasets, plot
 from ._api import feed_forward, hessian, linear, one_hidden
 from ._layer import head, layer
 from ._progress import progress
@@ -24,6 +24,7 @@ from .model.loss_arguments import UnnormalizedCrossEntropyLoss
 from .sweeps.sweep import sweep
 
 __version__ = _core.__version__
+_saved.allow()
 
 
 def __getattr__(name: str) -> object:

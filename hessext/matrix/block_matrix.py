@@ -13,7 +13,17 @@ from hessext._tensors import own_precision
 from hessext.data.classes import own_vector
 from hessext.data.ranks import Ranks, collective
 
-from . import approximations, assemble, block_diagonal, inner, kronecker, norms, sample_curvature, scipy_operator
+from . import (
+    approximations,
+    assemble,
+    block_diagonal,
+    inner,
+    kronecker,
+    norms,
+    notebook,
+    sample_curvature,
+    scipy_operator,
+)
 from .curvature import diagonal_pairs
 from .kronecker import NearestKronecker
 from .part import Part
@@ -88,6 +98,10 @@ class BlockMatrix:
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
         grid, block = "x".join(map(str, self.grid)), "x".join(map(str, self.block_shape))
         return f"BlockMatrix({' x '.join(self.layers)}: {grid} blocks of {block}, {self.dtype}, dense {size:,} bytes)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: sizes, and a small picture of the norms of all blocks where that is cheap."""
+        return notebook.page(repr(self), {" × ".join(self.layers): self}, [self._part], self.norms)
 
     # ----------------------------------------------------------------------------------------------------- blocks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate, pairwise
+from itertools import accumulate, combinations_with_replacement, pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -15,7 +15,7 @@ from hessext.data.ranks import Ranks, collective
 from hessext.data.samples import Data
 from hessext.model.network import ParameterGroup
 
-from . import assemble, scipy_operator
+from . import assemble, notebook, scipy_operator
 from .block_matrix import BlockMatrix
 from .part import Part, Term
 from .product import hessian_product
@@ -115,6 +115,12 @@ class Hessian:
         layers = ", ".join(f"{k} {tuple(t.shape)}" for k, t in network.parameters.items())
         size = n * n * self.dtype.itemsize
         return f"Hessian({layers}; {self.term}, {n:,} parameters, {self.dtype}, dense {size:,} bytes)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the layers, and a small picture of the norms of all blocks where that is cheap."""
+        pairs = combinations_with_replacement(map(self._group, self.layers), 2)
+        blocks = {name: self[name] for name in self.layers}
+        return notebook.page(repr(self), blocks, [self._part(*pair) for pair in pairs], self.norms)
 
     @collective
     def to(self, *args: Any, **kwargs: Any) -> Hessian:

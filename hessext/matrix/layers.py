@@ -11,6 +11,7 @@ from torch import Tensor
 from hessext import _checks
 from hessext.data.ranks import collective
 
+from . import notebook
 from .block_matrix import BlockMatrix
 from .hessian import Hessian
 from .part import Term
@@ -64,6 +65,10 @@ class LayerHessians(Hessian):
     def __repr__(self) -> str:
         """The layers' own."""
         return f"LayerHessians({', '.join(map(repr, self.each))})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the layers."""
+        return notebook.page(repr(self), {name: self[name] for name in self.layers}, [], self.norms)
 
     @collective
     def to(self, *args: Any, **kwargs: Any) -> LayerHessians:

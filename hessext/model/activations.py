@@ -32,7 +32,7 @@ class Activation:
         return torch.ops.aten.threshold_backward(t, slope, 0) if self.name == "relu" else slope * t
 
     def __reduce__(self) -> tuple:
-        return _named, (self.name, *self.parameters)
+        return named, (self.name, *self.parameters)
 
 
 # --- piecewise linear ---------------------------------------------------------------------------------------
@@ -122,7 +122,8 @@ _BY_NAME = {
 }
 
 
-def _named(name: str, *parameters: float) -> Activation:
+def named(name: str, *parameters: float) -> Activation:
+    """The activation of a pickle."""
     make = {"leaky_relu": _leaky_relu, "softplus": _softplus}.get(name)
     return make(*parameters) if make else _BY_NAME[name]
 
