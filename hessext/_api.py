@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from . import _checks
+from . import _checks, _hints
 from ._parameters import Given, chain
 from ._tensors import lifted
 from .data.batches import Batches
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 KEPT = 1 << 30  # bytes of batches that are kept for norms
 
 
+@_hints.positional(3)
 @over_ranks
 def linear(
     weight: Tensor,
@@ -70,6 +71,7 @@ def linear(
     return output_layer("output", weight, bias, x, y, loss, memory=memory, group=group)
 
 
+@_hints.positional(4)
 @over_ranks
 def one_hidden(
     hidden_weight: Tensor,
@@ -178,9 +180,9 @@ def hessian(
     Equations as of `feed_forward`; without an activation between two layers, it is the identity.
 
     forward is followed with torch.fx: modules may be nested; torch's functions count as activations (F.relu, relu_,
-    z * sigmoid(z)); what has no parameters may come first (nn.Flatten, x.view(...), x.to(...), x / 255); Identity and
-    Dropout in evaluation mode may stand anywhere. Where a weight is pruned (torch.nn.utils.prune), H is that in the
-    weight, masked entries included.
+    z * sigmoid(z)); what has no parameters may come first (nn.Flatten, x.view(...), x.to(...), x / 255, and (x - mean) /
+    std with buffers, which are copied); Identity and Dropout in evaluation mode may stand anywhere. Where a weight is
+    pruned (torch.nn.utils.prune), H is that in the weight, masked entries included.
     `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
 
     Args:

@@ -3,10 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Any
 
 from torch import Tensor, nn
 
 _WEIGHTS = "weights are (outputs, inputs), as nn.Linear has them"
+
+
+def positional(most: int) -> Callable[[Callable], Callable]:
+    """Let a function say what more arguments than these may have been meant for."""
+
+    def decorated(function: Callable) -> Callable:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if len(args) > most:
+                names = ", ".join(list(signature(function).parameters)[:most])
+                raise TypeError(
+                    f"{function.__name__}: expected {names}, and all else by name; got {len(args)} arguments"
+                    f"{_of_more(args, most)}"
+                )
+            return function(*args, **kwargs)
+
+        return run
+
+    return decorated
+
+
+def _of_more(args: tuple, most: int) -> str:
+    weights = args[:-2]
+    if len(weights) != most - 1 or not all(isinstance(t, Tensor) for t in args) or any(t.ndim != 2 for t in weights):
+        return ""
+    names = [f"W{k}" for k in range(1, len(weights) + 1)]
+    fitting = "one_hidden(W1, W2, x, y)" if len(weights) == 2 else f"feed_forward([{', '.join(names)}], x, y)"
+    return f" ({len(weights)} weights: hessext.{fitting})"
 
 
 def of_other_type(value: object) -> str:

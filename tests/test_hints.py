@@ -95,6 +95,19 @@ MISTAKES = {
         lambda: hessext.one_hidden(mlp(), X, Y),
         "hidden_weight: expected a torch.Tensor; got Sequential (hessext.hessian takes modules)",
     ),
+    "linear(two weights)": (
+        lambda: hessext.linear(W, V, X, Y),
+        "linear: expected weight, x, y, and all else by name; got 4 arguments (2 weights: hessext.one_hidden(W1, ",
+    ),
+    "one_hidden(three weights)": (
+        lambda: hessext.one_hidden(W, torch.ones(m, m), V, X, Y),
+        "one_hidden: expected hidden_weight, output_weight, x, y, and all else by name; got 5 arguments (3 weights: "
+        "hessext.feed_forward([W1, W2, W3], x, y))",
+    ),
+    "one_hidden(loss)": (
+        lambda: hessext.one_hidden(W, V, X, Y, "mse"),
+        "one_hidden: expected hidden_weight, output_weight, x, y, and all else by name; got 5 arguments",
+    ),
     "one_hidden(three layers)": (
         lambda: hessext.one_hidden([W, torch.ones(m, m), V], X, Y),
         "hidden_weight: expected a torch.Tensor; got list (hessext.feed_forward takes a list of weights)",

@@ -67,7 +67,8 @@ class Batches(Data):
         """Return the same batches for parameters elsewhere."""
         self.network.check_unchanged()
         result = copy(self)  # what was checked is not read again
-        result.network, result.loss = (moved(t, device, dtype) for t in (self.network, self.loss))
+        own = self.network, self.loss, self.before
+        result.network, result.loss, result.before = (moved(t, device, dtype) for t in own)
         return result
 
     @own_precision

@@ -19,13 +19,14 @@ from .modules import check_forward, check_unwrapped, is_conv1d
 from .pruned import bias_first, own_name, parameter_of
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_BEFORE = {  # steps that may come before the first linear layer: of shapes, dtypes, devices and numbers alone
+_BEFORE = {  # steps that may come before the first linear layer: of shapes, dtypes, devices, numbers and buffers
     *(nn.Flatten, nn.Unflatten),
     *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose),
     *(operator.getitem, operator.floordiv),  # of sizes, as in x.shape[1] // 2
     *("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "size"),
     *("to", "type", "float", "double", "half", "bfloat16", "cpu", "cuda", "detach", "clone"),
     *(operator.add, operator.sub, operator.mul, operator.truediv),  # as in (x - 0.5) / 0.25
+    *(torch.add, torch.sub, torch.mul, torch.div, "add", "sub", "mul", "div"),
 }
 _ABOUT = ("shape", "dtype", "device", "ndim")  # what may be asked of a tensor before the first linear layer
 _PRODUCTS = (operator.mul, torch.mul, "mul")
@@ -33,17 +34,18 @@ _PRODUCTS = (operator.mul, torch.mul, "mul")
 
 @dataclass
 class Before:
-    """The steps of a forward pass before its first linear layer, which have no parameters."""
+    """The steps of a forward pass before its first linear layer, which have no parameters; buffers they may have."""
 
-    steps: fx.Interpreter
+    steps: fx.Interpreter  # of x and the buffers
     dtype: torch.dtype  # of the first layer's weight
+    buffers: tuple[Tensor, ...] = ()  # that the steps take, such as a mean; copies
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return what the first layer is given. Raises ValueError where x has a shape that the steps do not take."""
         if not isinstance(x, Tensor):
             return x
         try:
-            result = self.steps.run(x)
+            result = self.steps.run(x, *self.buffers)
             own = isinstance(result, Tensor) and result.dtype == self.dtype
             return result.to(lifted(self.dtype)) if own else result
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -150,7 +152,8 @@ def _follow(model: nn.Module) -> Form:
         if node.users or not (node.args or node.target.startswith("*")):  # unused, and with a default
             raise _unsupported(f"a second input, {node.target}")
     for node in steps[:first]:
-        if not _passes(node, modules) and _kind(node, modules) not in _BEFORE and not _is_about(node):
+        taken = _passes(node, modules) or _kind(node, modules) in _BEFORE or _is_about(node) or _is_buffer(node, model)
+        if not taken:
             raise _unsupported(f"{_text(node, modules)} before a linear layer")
     if first is None:
         raise _unsupported(f"{type(model).__name__}, which calls no nn.Linear")
@@ -218,11 +221,15 @@ def _in_place(node: fx.Node) -> bool:
 
 def _before(model: nn.Module, steps: list[fx.Node], x: fx.Node, result: fx.Node, linear: nn.Linear) -> Before:
     """What computes `result` from the input x."""
-    graph, copies = fx.Graph(), {}
-    for node in (x, *steps):
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+    buffers = {node: operator.attrgetter(node.target)(model) for node in steps if _is_buffer(node, model)}
+    graph = fx.Graph()
+    copies = {x: graph.node_copy(x)} | {node: graph.placeholder(f"buffer_{k}") for k, node in enumerate(buffers)}
+    for node in steps:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[result])
-    return Before(fx.Interpreter(model, graph=graph), linear.weight.dtype)
+    own = tuple(t.detach().clone() for t in buffers.values())
+    return Before(fx.Interpreter(model, graph=graph), linear.weight.dtype, own)
 
 
 def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> object:
@@ -230,6 +237,12 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> object:
     if node.op == "get_attr":
         return None
     return type(modules[node.target]) if node.op == "call_module" else node.target
+
+
+def _is_buffer(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a step is a tensor of the model that is no parameter."""
+    value = operator.attrgetter(node.target)(model) if node.op == "get_attr" else None
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
 
 
 def _is_about(node: fx.Node) -> bool:

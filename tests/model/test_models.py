@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import re
 
 import pytest
@@ -59,6 +60,21 @@ def changed(net, x):
     return net.fc2(z)
 
 
+class Standardized(nn.Module):
+    """Buffers before the first layer."""
+
+    def __init__(self, functions=False):
+        super().__init__()
+        self.functions = functions
+        self.register_buffer("mean", normal(D, seed=7))
+        self.register_buffer("std", normal(D, seed=8).abs() + 0.5, persistent=False)
+
+    def forward(self, x):
+        if self.functions:
+            return torch.div(torch.sub(x, self.mean), self.std)
+        return (x - self.mean) / self.std
+
+
 HEAD = lambda: nn.Linear(D, C)  # noqa: E731
 FLAT = (2, 2)  # D features as an image
 FORMS = {  # name: (module, shape of a sample)
@@ -100,6 +116,8 @@ FORMS = {  # name: (module, shape of a sample)
     ),
     "double, detached": (lambda: Net(lambda net, x: net.fc2(net.fc1(x.double().detach().cpu()).relu())), (D,)),
     "standardized": (lambda: Net(lambda net, x: net.fc2(net.fc1((x / 255 - 0.5) * 3 + 1).tanh())), (D,)),
+    "buffers": (lambda: seen(nn.Flatten(), Standardized(), nn.Linear(D, M), nn.GELU(), nn.Linear(M, C)), FLAT),
+    "buffers, functions": (lambda: seen(Standardized(functions=True), HEAD()), (D,)),
     "changed in place, aside": (lambda: Net(changed), (D,)),
     "torch.flatten": (lambda: Net(lambda net, x: net.fc2(torch.sigmoid(net.fc1(torch.flatten(x, 1))))), FLAT),
     "inner module": (
@@ -116,6 +134,18 @@ def test_forms(form, loss):
     torch.manual_seed(0)
     y = normal(N, C, seed=1) if loss == "mse" else torch.arange(N) % C
     assert_exact(make(), normal(N, *shape), y, loss)
+
+
+def test_buffers_are_those_of_the_call():
+    """Batches are read later: what becomes of the model's buffers does not matter; they move with the data."""
+    model = seen(Standardized(), nn.Linear(D, M), nn.Tanh(), nn.Linear(M, C)).double()
+    x, y = normal(N, D), torch.arange(N) % C
+    expected = hessext.hessian(model, x, y).dense()
+    H = hessext.hessian(model, [(x, y)])
+    model[0].mean += 1
+    torch.testing.assert_close(H.dense(), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(H)).dense(), H.dense(), rtol=0, atol=0)
+    torch.testing.assert_close(H.to(torch.float32).dense(), expected.float(), rtol=1e-4, atol=1e-6)
 
 
 CALLS = {
