@@ -180,7 +180,7 @@ def hessian(
     Equations as of `feed_forward`; without an activation between two layers, it is the identity.
 
     forward is followed with torch.fx: modules may be nested; torch's functions count as activations (F.relu, relu_,
-    z * sigmoid(z)); what has no parameters may come first (nn.Flatten, x.view(...), x.to(...), x / 255, and (x - mean) /
+    z * sigmoid(z)); what has no parameters may come first (nn.Flatten, x.view(...), x.to(...), x / 255, (x - mean) /
     std with buffers, which are copied); Identity and Dropout in evaluation mode may stand anywhere. Where a weight is
     pruned (torch.nn.utils.prune), H is that in the weight, masked entries included.
     `layers` are the names of `model.named_parameters()`; a module's name ("0") is its weight and bias together.
