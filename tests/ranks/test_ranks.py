@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from helpers.rank_cases import BOTH, CASES
+from helpers import rank_cases, rank_faults  # noqa: F401  # which register their cases
+from helpers.ranks import BOTH, CASES
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available() and hasattr(os, "fork")), reason="needs gloo and fork"

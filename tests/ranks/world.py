@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers.rank_cases import CASES
+from helpers import rank_cases, rank_faults  # noqa: F401  # which register their cases
+from helpers.ranks import CASES
 
 
 def run(rank: int, size: int, folder: Path, names: list[str]) -> None:
