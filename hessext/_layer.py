@@ -15,13 +15,13 @@ from ._memory import require
 from ._progress import steps
 from ._tensors import version
 from .data.classes import refuse_split, rows_of
+from .data.data import Data
 from .data.group import Group
 from .data.headers import checksum
 from .data.places import NoPlaces, Places
 from .data.question import Question
 from .data.ranks import Ranks, over_ranks
 from .data.runs import default_forward, described, input_of, same_random_numbers
-from .data.samples import Data
 from .data.shared import Shared, signature
 from .data.tails import Tails
 from .matrix.hessian import Hessian

@@ -1,6 +1,6 @@
 """What a long call tells its user: how far it is, and how long it will take.
 
-A public call is one bar (`call`). Its loops (`steps`) and what follows one another in it (`stages`) divide the bar in
+A public call is one bar (`call`). Its loops (`steps`) and its stages (`shares`) divide the bar in
 proportion to their work; a loop within a step divides that step's share. Where nothing is shown, each of them is one
 look at a context variable.
 """
@@ -8,7 +8,7 @@ look at a context variable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from itertools import count
@@ -114,13 +114,31 @@ def steps(
 
     Without a total and a length, they are counted in `unit`.
     """
-    display = _shown.get()
-    if display is None or display.call is None:
+    call = _at_work()
+    if call is None:
         return items
-    if total is None and isinstance(items, Sized):
-        with suppress(TypeError):  # a DataLoader has a length that may not be known
-            total = len(items) if work is None else sum(map(work, items))
-    return _counted(display.call, items, unit) if total is None else _divided(display.call, items, work, total)
+    if total is None:
+        total = length(items) if work is None else sum(map(work, items))
+    return counted(items, unit) if total is None else _divided(call, items, work, total)
+
+
+def _at_work() -> _Call | None:
+    display = _shown.get()
+    return None if display is None else display.call
+
+
+def length(items: Iterable) -> int | None:
+    """How many there are, where that is known."""
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except TypeError:  # a DataLoader of what has no length
+        return None
+
+
+def counted(items: Iterable[Item], unit: str) -> Iterable[Item]:
+    """The items, whose number is shown and moves no bar."""
+    call = _at_work()
+    return items if call is None else _counted(call, items, unit)
 
 
 def _counted(call: _Call, items: Iterable[Item], unit: str) -> Iterator[Item]:
@@ -139,26 +157,20 @@ def _divided(call: _Call, items: Iterable[Item], work: Callable | None, total: f
             del item  # before the next one is made
 
 
-def stages(*work: float) -> AbstractContextManager[Callable[[], None]]:
-    """What is called where each stage of a call begins, as many as there are numbers, whose share of the work they are.
+def shares(total: float | None) -> AbstractContextManager[Callable[[float], None]]:
+    """What is called with its work, of this total, where each stage of a call begins.
 
-    with stages(1, 2) as begin:
-        begin()
+    with shares(3) as begin:
+        begin(1)
         ...
+        begin(2)
     """
-    display = _shown.get()
-    return nullcontext(_nothing) if display is None or display.call is None else _staged(display.call, work)
+    call = _at_work()
+    return nullcontext(_nothing) if call is None or total is None else _shares(call, total)
 
 
-def _nothing() -> None:
+def _nothing(work: float) -> None:
     """No stage is shown."""
-
-
-@contextmanager
-def _staged(call: _Call, work: tuple[float, ...]) -> Iterator[Callable[[], None]]:
-    with _shares(call, sum(work)) as step:
-        amounts = iter(work)
-        yield lambda: step(next(amounts))
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from hessext import _memory
-from hessext._checks import block_index, finite, matrix, multiplied, named_factors, out, pairs, symmetric, vector
+from hessext._checks import finite, matrix, multiplied, out, vector
 from hessext._memory import require, spare
+from hessext.matrix.requests import block_index, named_factors, pairs, symmetric
 from hessext.model import loss_arguments as losses
 from hessext.model.targets import checked_targets
 

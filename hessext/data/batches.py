@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
-from hessext._progress import bar_of, inside_tqdm, steps
+from hessext._progress import bar_of, counted, inside_tqdm, length, shares
 from hessext._tensors import moved, own_precision
 from hessext.model import targets
 from hessext.model.losses import Loss
 
-from .samples import Data, Samples
+from .data import Data
+from .samples import Samples
 
 SMALL = 8 << 20  # numbers of a result whose sum is kept in float64
 _PIECE = 128 << 20  # bytes of samples, and of what is computed from them, that are worked on at once
+_READING = 0.5  # share of reading in a bar
 
 
 @dataclass(eq=False)
@@ -76,8 +78,9 @@ class Batches(Data):
         """One pass over the batches; what is small is added in float64. Only with `out` does compute write to it."""
         self.network.check_unchanged()
         result, spare, divisor, summed = None, None, 0.0, self._summed
-        with bar_of(self.bar):
-            for x, y in self._pieces():
+        number = length(self.source)
+        with bar_of(self.bar), shares(None if number is None else number + _READING) as begin:
+            for x, y in self._pieces(begin):
                 samples = Samples(self.network, summed, x, y)
                 if result is None:
                     part = samples.sum(compute, out)
@@ -118,11 +121,15 @@ class Batches(Data):
         outputs = sum(len(layer.weight) for layer in self.network.layers)
         return samples * (self.network.inputs + 4 * outputs) * self.network.like.element_size()
 
-    def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Inputs (n, d) and targets of all samples in their order, n at most what _PIECE holds."""
+    def _pieces(self, begin: Callable[[float], None] = lambda work: None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Inputs (n, d) and targets of all samples in their order, n at most what _PIECE holds.
+
+        `begin` is told the work that begins, of which a batch has 1 and the last look for one has the rest.
+        """
         most = max(1, _PIECE // self._bytes(1))
         held: list[tuple[Tensor, Tensor | None]] = []
-        count = 0
+        count, work = 0, 0.0
+        begin(_READING)
         for samples in self._read():
             splits = samples.x.split(most), [None] * -(-len(samples.x) // most)
             if samples.y is not None:
@@ -130,16 +137,21 @@ class Batches(Data):
             for x, y in zip(*splits, strict=True):
                 if held and count + len(x) > most:
                     piece, held, count = _together(held), [], 0  # what was put together is not kept
+                    begin(work)
                     yield piece
                     del piece
+                    work = 0.0
                 held.append((x, y))
                 count += len(x)
+                work += (1 - _READING) * len(x) / len(samples)
+            begin(_READING)
+        begin(work)
         yield _together(held)
 
     def _read(self) -> Iterator[Samples]:
         """Yield checked batches, whose samples are all in one axis."""
         before, k, summed, like = "", -1, self._summed, self.network.like
-        for k, batch in enumerate(steps(self.source, unit="batches")):
+        for k, batch in enumerate(counted(self.source, "batches")):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
                 raise TypeError(f"x: expected a tensor, or a list or loader of batches (x, y); batch {k} is a {got}")

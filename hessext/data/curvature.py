@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._progress import steps
 
 if TYPE_CHECKING:
     from .samples import Samples
@@ -27,12 +29,12 @@ _TOGETHER = 64  # samples of one unit at least, where there are so many
 _FACTOR = 512 << 20  # bytes of a layer's factors, which are kept
 
 
-def rows_in_turn(pairs: Tensor, few: int) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]:
-    """The rows of pairs (P, 2), a few at a time: the rows, which pairs are theirs, and these pairs' places in them."""
-    units, at = pairs[:, 0].unique(return_inverse=True)
-    for first in range(0, len(units), few):
-        here = ((at >= first) & (at < first + few)).nonzero()[:, 0]
-        yield units[first : first + few], here, (at[here] - first, pairs[here, 1])
+def rows_in_turn(pairs: Tensor, few: int) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """The rows of pairs (P, 2) in ascending order, a few at a time, and which pairs are those of each of them."""
+    units, at, counts = pairs[:, 0].unique(return_inverse=True, return_counts=True)
+    where = at.argsort(stable=True).split(counts.tolist())
+    for first in steps(range(0, len(units), few)):
+        yield units[first : first + few], where[first : first + few]
 
 
 def tangent(samples: Samples, row: int, unit: int, layer: int) -> Tensor:
@@ -126,7 +128,9 @@ class Entries:
         widest = max(len(layer.weight) for layer in samples.network.layers[self.row :])
         columns = max(1, _WORK // (widest * out.element_size()))  # of units and samples together
         few = max(1, columns // min(len(samples), _TOGETHER))
-        for units, here, places in rows_in_turn(pairs, few):
+        for units, where in rows_in_turn(pairs, few):
+            here = torch.cat(where)
+            places = torch.searchsorted(units, pairs[here, 0]), pairs[here, 1]
             step = max(1, columns // len(units))
             for n in range(0, len(samples), step):
                 rows = self._rows_by_tangents(units, slice(n, min(n + step, len(samples))))

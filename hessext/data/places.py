@@ -14,8 +14,9 @@ from hessext.model.linear import LinearLayer
 from hessext.model.losses import Loss
 from hessext.model.network import Layer, Network
 
+from .curvature import rows_in_turn
+from .data import Data
 from .question import Question
-from .samples import Data
 from .tails import Tails
 
 _SLAB = 256 << 20  # bytes of whole rows of S in hand
@@ -139,11 +140,9 @@ class Places(OneLayer):
         """S_n[i, j] (P, N) of pairs (P, 2)."""
         like = self.network.like
         out = like.new_empty(len(pairs), len(self))
-        units, at, counts = pairs[:, 0].unique(return_inverse=True, return_counts=True)
-        where = at.argsort().split(counts.tolist())  # the pairs of each row
         few = 2 + _SLAB // (like.shape[0] * len(self) * like.element_size())  # pairs begin and end within rows
-        for first in range(0, len(units), few):
-            rows = self._tails.curvature.rows(self._number, units[first : first + few], term)
-            for row, some in zip(rows, where[first : first + few], strict=True):
+        for units, where in rows_in_turn(pairs, few):
+            rows = self._tails.curvature.rows(self._number, units, term)
+            for row, some in zip(rows, where, strict=True):
                 out[some] = row.T.contiguous()[pairs[some, 1]]
         return out

@@ -18,9 +18,10 @@ from hessext.model.network import Network
 
 from .batches import SMALL, Batches
 from .classes import split
+from .data import Data
 from .headers import checksum
 from .ranks import Ranks
-from .samples import Data, Samples
+from .samples import Samples
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
-from hessext._progress import stages, steps
+from hessext._progress import shares, steps
 
 from .question import Piece
 from .runs import plain_autograd
@@ -68,10 +68,11 @@ class TailCurvature:
             else:
                 through = tails.ends.get(number)
                 formed = self._whole is not None and self._whole[0] == through
-                with stages(float(through is not None and not formed), 1) as begin:
-                    begin()
+                first = float(through is not None and not formed)
+                with shares(first + 1) as begin:
+                    begin(first)
                     end = self._end(number, K if len(index) > _FEW else len(index), term)
-                    begin()
+                    begin(1)
                     for piece, at, row in self._formed(number, index, term, end):
                         out[at, piece.places[number]] = row
             return out.div_(tails.divisor)

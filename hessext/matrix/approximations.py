@@ -27,7 +27,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from hessext._progress import stages, steps
+from hessext._progress import shares, steps
 
 from .curvature_tiles import CurvatureTile
 from .feature_gram import FeatureTile
@@ -58,10 +58,10 @@ def approximations(
     part: Part, groups: Tensor | None, factors: Mapping[str, tuple[Tensor, Tensor]], largest: int
 ) -> Approximations:
     """All rows for one layer; `largest` is the side of the largest matrix whose eigenvectors are formed."""
-    with stages(2, 1) as begin:
-        begin()
+    with shares(2) as begin:
+        begin(1)
         table = _Table(Pairs(part), largest)
-        begin()
+        begin(1)
         rows = [*steps(chain(table.partitions(), table.kronecker_products()), total=len(NAMES))]
         if groups is not None:
             rows.append(table.groups(groups))

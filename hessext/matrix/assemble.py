@@ -11,7 +11,8 @@ from torch import Tensor
 from hessext import _checks, _ops
 from hessext._memory import require
 from hessext._progress import steps
-from hessext.data.samples import Data, Samples
+from hessext.data.data import Data
+from hessext.data.samples import Samples
 from hessext.model.network import ParameterGroup
 
 from .curvature import Assemblies, diagonal_pairs, grid_pairs

@@ -21,6 +21,7 @@ from . import (
     kronecker,
     norms,
     notebook,
+    requests,
     sample_curvature,
     scipy_operator,
 )
@@ -108,12 +109,12 @@ class BlockMatrix:
     @collective
     def block(self, i: int, j: int) -> Tensor:
         """Block (i, j), shaped `block_shape`. Raises IndexError outside the grid."""
-        return assemble.blocks(self._part, torch.tensor([_checks.block_index(i, j, self.grid)], device=self.device))[0]
+        return assemble.blocks(self._part, torch.tensor([requests.block_index(i, j, self.grid)], device=self.device))[0]
 
     @collective
     def blocks(self, pairs: Tensor | Sequence[tuple[int, int]]) -> Tensor:
         """Blocks (P, *block_shape) of pairs (i, j): int64 (P, 2) or a list. Raises IndexError, MemoryError."""
-        return assemble.blocks(self._part, _checks.pairs(pairs, *self.grid, self.device))
+        return assemble.blocks(self._part, requests.pairs(pairs, *self.grid, self.device))
 
     @collective
     def diagonal_blocks(self) -> Tensor:
@@ -136,7 +137,7 @@ class BlockMatrix:
         Raises IndexError for a pair outside the grid, MemoryError.
         """
         if pairs is not None:
-            pairs = _checks.pairs(pairs, *self.grid, self.device)
+            pairs = requests.pairs(pairs, *self.grid, self.device)
         return norms.block_norms(self._part, pairs)
 
     @collective
@@ -218,7 +219,7 @@ class BlockMatrix:
             return inner.with_part(part, other._part)
         self._within("inner")
         if isinstance(other, tuple | list):
-            return inner.with_factors(part, *_checks.factors("other", other, self.grid, self.block_shape, part.like))
+            return inner.with_factors(part, *requests.factors("other", other, self.grid, self.block_shape, part.like))
         _checks.tensor("other", other)
         if other.ndim == 1:
             return inner.with_diagonal(part, _checks.vector("other", other, size=self.shape[0], like=part.like))
@@ -249,8 +250,8 @@ class BlockMatrix:
         Raises ValueError for a part between layers, TypeError, MemoryError.
         """
         self._within("approximations")
-        given = _checks.named_factors(factors, approximations.NAMES, self.grid, self.block_shape, self._part.like)
-        groups = _checks.groups(groups, self.grid[0], self.device)
+        given = requests.named_factors(factors, approximations.NAMES, self.grid, self.block_shape, self._part.like)
+        groups = requests.groups(groups, self.grid[0], self.device)
         return approximations.approximations(self._part, groups, given, _checks.count("largest", largest, 0))
 
     @collective
@@ -307,7 +308,7 @@ class BlockMatrix:
         Raises ValueError for a part between layers, IndexError, MemoryError.
         """
         self._within("curvature")
-        number = _checks.numbers_of("samples", samples, len(self._part.samples), self.device)
+        number = requests.numbers_of("samples", samples, len(self._part.samples), self.device)
         return sample_curvature.curvature(self._part, number)
 
     @property

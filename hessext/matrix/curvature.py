@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hessext import _ops
 from hessext._ops import Curvature, Kind
-from hessext._progress import steps
+from hessext._progress import shares, steps
 from hessext.data.curvature import tangent
 from hessext.data.samples import Samples
 
@@ -97,12 +97,15 @@ class Assemblies:
             yield Assembly(slice(None), self._flipped(pairs), self.sides, self.curvature)
             return
         for where, some in self._pieces(self._flipped(pairs)):
-            entries = self._samples.curvature_entries(*self._layers, some, self.part.term)
-            sides = self.sides
-            if self.part.residual_far:
-                sides, entries = self._with_residual(int(some[0, 0]), some[:, 1], entries)
-            yield Assembly(where, some, sides, self.curvature._replace(entries=entries))
-            del entries  # before the next ones are made
+            with shares(2) as begin:  # the entries, and what is made of them
+                begin(1)
+                entries = self._samples.curvature_entries(*self._layers, some, self.part.term)
+                sides = self.sides
+                if self.part.residual_far:
+                    sides, entries = self._with_residual(int(some[0, 0]), some[:, 1], entries)
+                begin(1)
+                yield Assembly(where, some, sides, self.curvature._replace(entries=entries))
+                del entries  # before the next ones are made
 
     def _flipped(self, pairs: Tensor | None) -> Tensor | None:
         if pairs is None:

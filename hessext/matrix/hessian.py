@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hessext import _checks
 from hessext._memory import require
+from hessext.data.data import Data
 from hessext.data.ranks import Ranks, collective
-from hessext.data.samples import Data
 from hessext.model.network import ParameterGroup
 
 from . import assemble, notebook, scipy_operator

@@ -15,7 +15,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._memory import require
 from hessext._ops import Kind
-from hessext._progress import stages, steps
+from hessext._progress import shares, steps
 from hessext.data.samples import LEAST, MOST
 from hessext.model.network import ParameterGroup
 
@@ -99,10 +99,10 @@ def _norm_tiles(part: Part) -> Iterator[tuple[int, int, Tensor]]:
     """
     count, form = part.grid[0], cost.form_of_all(part)
     if form is Form.CLASS_PAIRS:
-        with stages(1, count) as begin:
-            begin()
+        with shares(count + 1) as begin:
+            begin(1)
             own = _squares(part, cost.form_of_squares(part, count))(diagonal_pairs(0, count, part.device))
-            begin()
+            begin(count)
             for i, j, norms in softmax_gram.class_pair_norms(part):
                 if i == j:
                     norms.diagonal().copy_(own[i : i + len(norms)].sqrt())

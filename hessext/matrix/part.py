@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hessext._ops import Kind
+from hessext.data.data import Data
 from hessext.data.ranks import Ranks
-from hessext.data.samples import Data, Samples
+from hessext.data.samples import Samples
 from hessext.model.network import ParameterGroup
 
 _SQUARES = 2.0**500  # features whose squares are far inside float64's range

@@ -16,7 +16,7 @@ from torch import Tensor
 from hessext import _checks
 from hessext._memory import require
 
-from . import assemble, block_diagonal
+from . import assemble, block_diagonal, requests
 from .kronecker import nearest
 from .part import Part
 from .sample_pairs import Pairs
@@ -101,7 +101,7 @@ class _Forms:
             self._check_sides(approximation, approximation, largest)
             return _FORMS[approximation][0](self)
         if isinstance(approximation, tuple | list):
-            G, A = _checks.symmetric_factors(name, approximation, self.part.grid, self.part.block_shape, like)
+            G, A = requests.symmetric_factors(name, approximation, self.part.grid, self.part.block_shape, like)
             self._check_sides("K-FAC", "a product of factors", largest)
             return self._product(G, A)
         if not isinstance(approximation, Tensor):
@@ -114,7 +114,7 @@ class _Forms:
         blocks = _checks.floats(name, approximation, (K, s, s), like)
         self._check_sides("block-diagonal", "a matrix of blocks", largest)
         require(3 * 8 * blocks.numel(), "eigenvectors of the blocks", self.part.device)
-        vectors, values = self._eigh(_checks.symmetric(name, blocks))
+        vectors, values = self._eigh(requests.symmetric(name, blocks))
         return Eigensystem(values, None, vectors)
 
     def _check_sides(self, form: str, what: str, largest: int) -> None:

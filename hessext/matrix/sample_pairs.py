@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
-from hessext._progress import stages
+from hessext._progress import shares
 from hessext.data.ranks import Visit
 
 from .curvature_tiles import CurvatureTile
@@ -109,10 +109,11 @@ class Pairs:
 
     def _tiles(self, groups: Tensor | None) -> Iterator[tuple[CurvatureTile, FeatureTile, Tensor | None]]:
         curvature, across = self.curvature, None
-        with stages(curvature.before_tiles, 1 - curvature.before_tiles) as begin:
-            begin()
+        before = curvature.before_tiles
+        with shares(1.0) as begin:
+            begin(before)
             prepared = curvature.prepare(self.blocks, groups)
-            begin()
+            begin(1 - before)
             for visit, (other, features) in self._visits(curvature, self.features):
                 for tile in curvature.tiles(self.blocks, visit, other, prepared):
                     if groups is not None:

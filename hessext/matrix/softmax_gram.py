@@ -14,7 +14,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._memory import require, spare
 from hessext._ops import Curvature, Kind
-from hessext._progress import stages, steps
+from hessext._progress import shares, steps
 from hessext.model.network import Layer
 
 from .gram import FeatureProducts, SamplePairs, power_of_two
@@ -176,12 +176,13 @@ def softmax_sums(part: Part) -> tuple[float, float, float]:
     scale = part.scale / scale_power
     pairs = SamplePairs(len(scale), 8 + 3 * scale.element_size(), part.device, shares=part.ranks.classes.size)
     require(pairs.bytes + memory_of_classes(part), "the ratio in the Gram form", part.device)
-    with stages(part.row.size, part.row.size + 1.5 * part.largest) as begin:  # logits; and again, with their products
-        begin()
+    logits, products = part.row.size, 1.5 * part.largest
+    with shares(2 * logits + products) as begin:  # they are formed again beside their products
+        begin(logits)
         P = OtherClasses(part)
         unit = (phi.power**2 * scale_power).item() * P.enlarge()
         sums = torch.zeros(2, dtype=torch.float64, device=part.device)
-        begin()
+        begin(logits + products)
         for visit in part.ranks.ring(part.counts, scale, *P.state()):
             other_scale, *state = visit.tensors
             other = P.visiting(state) if visit.other else P

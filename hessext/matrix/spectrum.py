@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
-from hessext._progress import steps
+from hessext._progress import counted
 from hessext._random import generator
 
 from .part import Part
@@ -87,7 +87,7 @@ def _leading(apply: Apply, start: Tensor, tol: float, maxiter: int) -> Tensor:
         next(products)
         return apply(torch.from_numpy(np.ascontiguousarray(v).reshape(-1)).to(start)).cpu().numpy()
 
-    products = iter(steps(count(), unit="products"))
+    products = iter(counted(count(), "products"))
     n = len(start)
     vectors = max(_FEWEST, min(_VECTORS, _BYTES // (8 * n)))
     require(8 * n * (vectors + 6), f"{vectors} Lanczos vectors")

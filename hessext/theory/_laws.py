@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from hessext import _checks
+from hessext.matrix import requests
 
 from . import _arguments
 from ._given_weights import Hidden, normal_points, probabilities, stretched
@@ -91,7 +92,7 @@ def hidden_spectrum(
     """
     V = _checks.matrix("V", V)
     C, m = V.shape
-    i, j = _checks.block_index(i, j, (m, m))
+    i, j = requests.block_index(i, j, (m, m))
     if C < 2:
         raise ValueError(f"V: expected at least 2 rows, one per class; got {C}")
     R = np.eye(m)
