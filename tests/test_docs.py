@@ -1,8 +1,11 @@
 """What README.md and docs/ show: every Python example runs and prints what is said; every command can be given."""
 
 import ast
+import json
 import re
 import shlex
+import shutil
+import subprocess
 from collections import OrderedDict
 from inspect import isfunction
 from pathlib import Path
@@ -80,6 +83,20 @@ def test_examples_run(page, tmp_path, monkeypatch, capsys, set_threads):
         printed = capsys.readouterr().out
         if following == "text":
             assert printed == said, f"{name_of(page)}, after line {line}"
+
+
+def test_formulas_can_be_drawn(tmp_path):
+    """By the KaTeX of the site, which a browser runs: a formula it does not know would be red."""
+    if not (node := shutil.which("node")):
+        pytest.skip("needs node")
+    texts = [re.sub("`[^`\\n]*`", "", FENCE.sub("", page.read_text())) for page in PAGES[1:]]
+    found = [m[1] or m[2] for text in texts for m in re.finditer(r"\$\$(.+?)\$\$|\$(.+?)\$", text, re.S)]
+    assert len(found) > 100
+    (tmp_path / "formulas.json").write_text(json.dumps(found))
+    code = "for (const f of require(process.argv[2])) require(process.argv[1]).renderToString(f, {strict: 'error'})"
+    command = [node, "-e", code, str(ROOT / "docs/katex/katex.min.js"), str(tmp_path / "formulas.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_commands_are_valid():
