@@ -59,7 +59,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         print(f"rows here: {len(model.lm_head.weight.to_local())} of {args.classes}")
         print(f"trace {trace:.6f}, block (0, {args.classes - 1}) of norm {block.norm():.3e}")
-        print(f"off/diagonal {ratio.ratio:.3e}, times C: {args.classes * ratio.ratio:.3f}")
+        print(f"off/diagonal {ratio.ratio:.3e}, times C: {args.classes * ratio.ratio:.3e}")
     dist.destroy_process_group()
 
 

@@ -2,17 +2,22 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections import OrderedDict
+from decimal import Decimal
 from inspect import isfunction
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import hessext
 from hessext import cli
@@ -83,6 +88,34 @@ def test_examples_run(page, tmp_path, monkeypatch, capsys, set_threads):
         printed = capsys.readouterr().out
         if following == "text":
             assert printed == said, f"{name_of(page)}, after line {line}"
+
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+def close(printed, said):
+    """The same words and counts; other numbers to 1e-5 or two units of the last digit, as instruction sets round."""
+    ours, theirs = ([Decimal(m.replace(",", "")) for m in NUMBER.findall(text)] for text in (printed, said))
+    bounds = [max(2 * Decimal(1).scaleb(n.as_tuple().exponent), abs(n) / 100_000) if n % 1 else 0 for n in theirs]
+    same = NUMBER.sub("#", printed) == NUMBER.sub("#", said)
+    return same and all(abs(a - b) <= bound for a, b, bound in zip(ours, theirs, bounds, strict=True))
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo")
+@pytest.mark.parametrize("example", ["ranks_samples.py", "ranks_classes.py"])
+def test_commands_of_several_processes_print_what_is_said(example):
+    if "classes" in example and not hasattr(pytest.importorskip("torch.distributed.tensor"), "DTensor"):
+        pytest.skip("needs torch 2.5")
+    shown = pairwise(fences(ROOT / "docs" / "machines.md"))
+    ((command, said),) = [(b, said) for (kind, b, _), (_, said, _) in shown if kind == "console" and example in b]
+    program, *arguments = shlex.split(command)
+    assert program == "torchrun"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment["OMP_NUM_THREADS"] = "1"  # as torchrun sets it, with a warning
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments]
+    run = subprocess.run(started, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert close(run.stdout, said), run.stdout
 
 
 def test_formulas_can_be_drawn(tmp_path):
