@@ -64,6 +64,13 @@ def given(page):
     }
 
 
+@pytest.fixture
+def print_options():
+    """Examples may set them."""
+    yield
+    torch.set_printoptions(profile="default")
+
+
 def name_of(page):
     return str(page.relative_to(ROOT))
 
@@ -75,7 +82,7 @@ def fences(page):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=name_of)
-def test_examples_run(page, tmp_path, monkeypatch, capsys, set_threads):
+def test_examples_run(page, tmp_path, monkeypatch, capsys, set_threads, print_options):
     pytest.importorskip("matplotlib")
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)  # examples write files
@@ -96,7 +103,8 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 def close(printed, said):
     """The same words and counts; other numbers to 1e-5 or two units of the last digit, as instruction sets round."""
     ours, theirs = ([Decimal(m.replace(",", "")) for m in NUMBER.findall(text)] for text in (printed, said))
-    bounds = [max(2 * Decimal(1).scaleb(n.as_tuple().exponent), abs(n) / 100_000) if n % 1 else 0 for n in theirs]
+    last = [n.as_tuple().exponent for n in theirs]  # power of ten of the last digit, 0 of a count
+    bounds = [max(2 * Decimal(1).scaleb(e), abs(n) / 100_000) if e else 0 for n, e in zip(theirs, last, strict=True)]
     same = NUMBER.sub("#", printed) == NUMBER.sub("#", said)
     return same and all(abs(a - b) <= bound for a, b, bound in zip(ours, theirs, bounds, strict=True))
 
