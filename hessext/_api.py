@@ -126,9 +126,10 @@ def feed_forward(
     memory: int = KEPT,
     group: ProcessGroup | None = None,
 ) -> Hessian:
-    """Hessian of a network of any depth, z_l = W_l a_{l-1} + b_l, a_l = act_l(z_l), a_0 = x, logits z_L: THEORY (g).
+    """Hessian of a network of any depth, z_l = W_l a_{l-1} + b_l, a_l = act_l(z_l), a_0 = x, logits z_L.
 
-    Within layer l, H_ij = sum_n S_n[i, j] a_{l-1} a_{l-1}^T with S = d2 l_n / d z_l^2. Layers "0", "1", ... in the
+    Within layer l, H_ij = sum_n S_n[i, j] a_{l-1} a_{l-1}^T with S = d2 l_n / d z_l^2 ("Deeper networks" in
+    docs/mathematics.md). Layers "0", "1", ... in the
     order in which they are applied, K_l blocks of K_{l-1} (+1 with a bias).
 
     Args:

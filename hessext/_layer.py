@@ -50,13 +50,14 @@ def layer(
     memory: int = KEPT,
     group: ProcessGroup | None = None,
 ) -> Hessian:
-    """Exact Hessian of a loss in one linear layer anywhere in any network, THEORY (h), all other parameters held fixed.
+    """Exact Hessian of a loss in one linear layer anywhere in any network, all other parameters held fixed.
 
     H = sum_n S_n (x) a_n a_n^T over the places n (samples, positions) where the layer is applied, a_n its inputs and
-    S_n = d2 loss / d z_n^2 at its outputs (K, K). S_n comes row by row from what follows the layer, the tail, by
-    differentiating it twice, for all places at once. If a linear layer gives the logits, the head, it is never
-    differentiated: it and the loss enter as their curvature at the head's inputs, which all layers share. A layer that
-    reaches the loss through another asked one alone ends there in the same way.
+    S_n = d2 loss / d z_n^2 at its outputs (K, K): "One layer of any network" in docs/mathematics.md. S_n comes row by
+    row from what follows the layer, the tail, by differentiating it twice, for all places at once. If a linear layer
+    gives the logits, the head, it is never differentiated: it and the loss enter as their curvature at the head's
+    inputs, which all layers share. If a layer reaches the loss only through another one that was asked for, its tail
+    ends there in the same way.
 
     H["name"] is the layer, K blocks of its inputs (+1 with a bias). Several names share the work; H["a"] and H["b"] are
     then had, parts between two layers and what needs them (dense, H @ v) are not. The layer that gives the logits may

@@ -121,8 +121,7 @@ REFUSED = {
     "statistics of the batch": (
         asked(lambda m, x: m.c(m.norm(m.a(x))), norm=nn.BatchNorm1d(6, track_running_stats=False)),
         ValueError,
-        "name: expected a layer whose places (samples, positions) are kept apart by what comes after it; those of 'a' "
-        "are mixed in batch 0",
+        "name: expected a layer after which samples and positions are kept apart; those of 'a' are mixed in batch 0",
     ),
     "called twice": (
         asked(lambda m, x: m.c(m.b(m.b(m.a(x)))), "b"),

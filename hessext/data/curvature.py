@@ -1,6 +1,6 @@
 """Entries of Q_n for layers before the last two: d2 l_n / dz_l^2 within a layer, and what lies between two.
 
-With S_k = d2 l_n / d z_k^2 and J_kl = d z_k / d z_l, THEORY (g): Q_n = S_l within a layer, (S_k J_kl)^T between l < k.
+With S_k = d2 l_n / d z_k^2 and J_kl = d z_k / d z_l: Q_n = S_l within a layer, (S_k J_kl)^T between l < k.
 Neither is kept for all samples. There are two ways to some of their rows:
 
     tangents  row i is pushed from z_l to the logits, through B_n, and back to z_k: 2 sum K K' multiply-adds a row.

@@ -1,4 +1,4 @@
-"""Curvature and gradient of a loss where the part of a model that is differentiated ends: THEORY (h).
+"""Curvature and gradient of a loss where the part of a model that is differentiated ends.
 
 That is at the logits f, or at the inputs a of a linear layer f = V a + b that gives them, the head. There the loss is
 the quadratic v^T a + (a - a_0)^T M (a - a_0) / 2 up to higher orders, with v = V^T r and M = V^T B V, the weights of

@@ -82,7 +82,7 @@ class NoPlaces(OneLayer):
 
 
 class Places(OneLayer):
-    """H = sum_n S_n (x) a_n a_n^T over the places n of one layer, THEORY (h); `TailCurvature` forms S_n in rows."""
+    """H = sum_n S_n (x) a_n a_n^T over the places n of one layer; `TailCurvature` forms S_n in rows."""
 
     def __init__(self, tails: Tails, number: int) -> None:
         self._tails, self._number = tails, number

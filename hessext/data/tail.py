@@ -1,4 +1,4 @@
-"""What comes after some layers of a model, differentiated twice: S_n = d2 loss / d z_n^2 of THEORY (h), row by row.
+"""What comes after some layers of a model, differentiated twice: S_n = d2 loss / d z_n^2, row by row.
 
 The tail maps the outputs z of a layer to o, the logits or the inputs of the head. With J = do/dz, u the gradient and C
 the curvature at o, S = J^T C J [Gauss-Newton] + d2 <u, o> / dz^2 [residual]. Both come from <J^T u, e>: its gradient in

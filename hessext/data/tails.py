@@ -243,9 +243,9 @@ class Tails:
         names = [repr(other.name) for n, other in enumerate(once) if piece.tail.keeps_apart(n, self._coupling(piece))]
         names += [repr(self.head.name)] if self.head else []
         return (
-            f"{self.question.argument}: expected a layer whose places (samples, positions) are kept apart by what "
-            f"comes after it; those of {layer.name!r} are mixed in batch {k}, as by attention, a convolution or batch "
-            "normalization, and the Hessian is no sum over places. Of the last linear layers these would do: "
+            f"{self.question.argument}: expected a layer after which samples and positions are kept apart; those of "
+            f"{layer.name!r} are mixed in batch {k}, as by attention, a convolution or batch normalization, and its "
+            "Hessian is no sum over them. Of the last linear layers these would do: "
             f"{', '.join(names) or 'none'}"
         )
 

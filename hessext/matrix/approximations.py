@@ -1,4 +1,6 @@
-"""What structured approximations of a layer's matrix H lose, without H or any block of it: THEORY (i).
+"""What structured approximations of a layer's matrix H lose, without H or any block of it.
+
+"Approximations" in docs/mathematics.md has the formulas.
 
 With K rows of s parameters, H = sum_n Q_n (x) phi_n phi_n^T, F_n = |phi_n|^2, and Q_n of the Gauss-Newton term for all
 factors but those of the nearest Kronecker product:

@@ -234,10 +234,10 @@ class BlockMatrix:
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         largest: int = 2048,
     ) -> Approximations:
-        """What structured approximations of this layer's matrix lose: a table to print, rows by name. THEORY (i).
+        """What structured approximations of this layer's matrix lose: a table to print, rows by name.
 
         "block-diagonal", "input-column blocks", "diagonal", "Adam-mini", "K-FAC", "E-KFAC", "Shampoo", "Shampoo,
-        squared factors", "one-sided" (Muon-like), "nearest Kronecker"; hessext.matrix.approximations defines them.
+        squared factors", "one-sided" (Muon-like), "nearest Kronecker"; docs/approximations.md defines them.
         Nothing of C x C numbers or more is formed but for E-KFAC and Shampoo.
 
         Args:
@@ -259,7 +259,7 @@ class BlockMatrix:
     def nearest_kronecker(self, terms: int = 1) -> NearestKronecker:
         """The Kronecker product G (x) A nearest to this layer's matrix, and its error; with `terms` those of sums.
 
-        Singular vectors of H as a map from A to G, from N x N sums over pairs of samples, THEORY (i). Raises ValueError
+        Singular vectors of H as a map from A to G, from N x N sums over pairs of samples. Raises ValueError
         for a part between layers or where H = 0, MemoryError.
         """
         self._within("nearest_kronecker")

@@ -1,4 +1,4 @@
-"""What two samples have in common in their features, so that nothing cancels: THEORY (i).
+"""What two samples have in common in their features, so that nothing cancels.
 
     W[n, n'] = (phi_n . phi_n')^2 = columns + entries,   entries = phi_n^2 . phi_n'^2 = spread + F_n F_n' / s
 

@@ -216,7 +216,7 @@ class Hessian:
 
     @collective
     def shares(self) -> dict[tuple[str, str], float]:
-        """Share of ||H||_F^2 of each layer and of what lies between two, both of its places together; nan for H = 0."""
+        """Share of ||H||_F^2 of each layer and of what lies between two, (i, j) and (j, i) together; nan for H = 0."""
         squares, _ = self._squares()
         total = sum(squares.values())
         return {names: square / total if total else math.nan for names, square in squares.items()}

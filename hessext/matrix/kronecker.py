@@ -1,4 +1,4 @@
-"""Kronecker products beside a layer's matrix H = sum_n Q_n (x) phi_n phi_n^T: THEORY (i).
+"""Kronecker products beside a layer's matrix H = sum_n Q_n (x) phi_n phi_n^T.
 
 Of scale G (x) A only g_n = <Q_n, G>, w_n = phi_n^T A phi_n and norms are needed: <H, G (x) A> = sum_n g_n w_n.
 """

@@ -1,4 +1,4 @@
-"""Squared norms of a part within a layer and of what is left of it, as sums over pairs of samples: THEORY (i).
+"""Squared norms of a part within a layer and of what is left of it, as sums over pairs of samples.
 
 ||H||^2 = sum_nn' <Q_n, Q_n'> (phi_n . phi_n')^2; entries i = j and i != j of Q_n, a = b and a != b of phi phi^T, are
 kept apart, so that what an approximation leaves out is a sum of its own and no difference.

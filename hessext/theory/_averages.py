@@ -102,7 +102,7 @@ def output_ce(
 
 @as_call
 def cross_ce(gamma: float, m: int, C: int, *, draws: int = 256, points: int = 128, seed: int = 0) -> CrossEstimate:
-    """E||.||_F^2 of the two terms of `H_{w_i v_j}` in (18) as N, d -> inf, labels uniform; THEORY.md (a).
+    """E||.||_F^2 of the two terms of `H_{w_i v_j}` in (18) as N, d -> inf, labels uniform.
 
         residual = E_V||E_x[r_j 1_i u]||^2 + gamma E[(p_j - Y_j)^2 1_i],   r_j = p_j - 1/C
         gauss_newton = E_V||E_x[q_ij u a^T]||_F^2 + gamma E[q_ij^2 |a|^2],   q_ij = 1_i p_j (v_ji - E_p v_i)

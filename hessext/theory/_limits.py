@@ -141,7 +141,7 @@ def output_ce_limit(m: int, *, N: int | None = None) -> BlockRatio:
 
 
 def cross_ce_limit(gamma: float, m: int) -> CrossNorms:
-    """C -> inf of C E||.||_F^2 and C^2 E||.||_F^2 of the two terms of `H_{w_i v_j}` in (18); THEORY.md (a).
+    """C -> inf of C E||.||_F^2 and C^2 E||.||_F^2 of the two terms of `H_{w_i v_j}` in (18).
 
         residual = gamma / 2,   gauss_newton = (A + gamma B) / m, finite for m >= 3, else inf
 

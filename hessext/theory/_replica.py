@@ -126,7 +126,7 @@ class ReplicaMoments(NamedTuple):
 
 
 def replica_moments(m: int, C: int) -> ReplicaMoments:
-    """Moments of one input's curvature over W, V and x as d -> inf, to about 10 digits; THEORY.md (c).
+    """Moments of one input's curvature over W, V and x as d -> inf, to about 10 digits.
 
     The gamma terms of (91)-(92) are gamma D2 and gamma O2, the 1/N terms of (103)-(104) U1n / N and U2n / N.
 

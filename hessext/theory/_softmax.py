@@ -1,7 +1,7 @@
 """Moments of a softmax over iid Gaussian logits.
 
 With p = softmax(beta x), x_1..x_C iid N(0, 1), and S the sum of exponentials, the identity
-1 / S^K = int e^{K u} exp(-e^u S) du / G(K) separates the classes (THEORY.md (b)): for powers a_i > 0 and functions f_i,
+1 / S^K = int e^{K u} exp(-e^u S) du / G(K) separates the classes: for powers a_i > 0 and functions f_i,
 with K = sum a_i,
 
     E prod_i p_i^{a_i} f_i(x_i) = (1 / G(K)) int prod_{i <= n} psi_i(u) phi_0(u)^{C - n} du,
@@ -109,7 +109,7 @@ def curvature_moments(p: Softmax) -> CurvatureMoments:
 
 
 def softmax_moment(C: int, *powers: float, variance: float = 1.0) -> float:
-    """E[p_1^a p_2^b ...] for p = softmax(z), z_1..z_C iid N(0, variance), to 12 digits; THEORY.md (b).
+    """E[p_1^a p_2^b ...] for p = softmax(z), z_1..z_C iid N(0, variance), to 12 digits.
 
     Args:
         C: number of classes, >= 2.

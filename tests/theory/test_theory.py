@@ -1,4 +1,4 @@
-"""hessext.theory against the tables of THEORY.md and against exact Hessians at small sizes."""
+"""hessext.theory against known values and against exact Hessians at small sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Theorem 2 of hessext.theory at finite C, and at given weights, against tables of THEORY.md and exact Hessians."""
+"""Theorem 2 of hessext.theory at finite C, and at given weights, against known values and exact Hessians."""
 
 from __future__ import annotations
 
