@@ -44,8 +44,8 @@ def linear(
     """Hessian of a linear model f = W x + b: equations (3), (5). One layer, "output", C blocks of d (+1 with a bias).
 
     Args:
-        weight: W (C, d), float32 or float64; bfloat16 and float16 are lifted to float32, in which results are, those of
-            a head a piece at a time. It and the bias are copied; a weight above 64 MiB, x and y are not and
+        weight: W (C, d), float32 or float64; bfloat16 and float16 are converted to float32, the dtype of the results,
+            a large weight piece by piece. It and the bias are copied; a weight above 64 MiB, x and y are not and
             must not be changed in place. Where its rows are split over ranks, a DTensor with Shard(0), or (rows on this
             rank, first row, group); x and y are then the same on these ranks, which ask for results together.
         x: inputs (N, d), of weight's dtype and device; or (N, T, d), as language models have them, with targets (N, T)
@@ -95,7 +95,7 @@ def one_hidden(
             must not be changed in place.
         output_weight: V (C, m).
         x: inputs (N, d) or (N, T, d), or batches as in `linear`.
-        y: targets as in `linear`; they are needed, but for batches.
+        y: targets as in `linear`; needed unless x is batches.
         hidden_bias: b (m,).
         output_bias: c (C,).
         activation: "relu", "leaky_relu", "identity", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", or
@@ -136,7 +136,7 @@ def feed_forward(
         weights: W_l (K_l, K_{l-1}), float32 or float64, the output layer's last. Parameters are copied; weights above
             64 MiB, x and y are not and must not be changed in place.
         x: inputs (N, d) or (N, T, d), or batches as in `linear`.
-        y: targets as in `linear`; they are needed where there are two layers or more, but for batches.
+        y: targets as in `linear`; needed for two layers or more, unless x is batches.
         biases: b_l (K_l,), or None for a layer without one; None: no layer has one.
         activations: one for all hidden layers or one for each of them, as in `one_hidden`.
         loss: as in `linear`.
@@ -176,9 +176,9 @@ def hessian(
     memory: int = KEPT,
     group: ProcessGroup | None = None,
 ) -> Hessian:
-    """Hessian of a module whose forward is a chain of nn.Linear and activations of any depth, however it is written.
+    """Hessian of a module whose forward is a chain of nn.Linear and activations, of any depth, however it is written.
 
-    Equations as of `feed_forward`; without an activation between two layers, it is the identity.
+    The equations are those of `feed_forward`. Without an activation between two layers, it is the identity.
 
     forward is followed with torch.fx: modules may be nested; torch's functions count as activations (F.relu, relu_,
     z * sigmoid(z)); what has no parameters may come first (nn.Flatten, x.view(...), x.to(...), x / 255, (x - mean) /
