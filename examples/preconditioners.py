@@ -25,7 +25,7 @@ def main() -> int:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048, help="positions of the text, for the head (%(default)s)")
-    parser.add_argument("--few", type=int, default=256, help="positions of the text, for the other layers (%(default)s)")
+    parser.add_argument("--few", type=int, default=256, help="positions of it for the other layers (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT / "preconditioners.md", help="(%(default)s)")
     args = parser.parse_args()
 
@@ -46,9 +46,9 @@ def main() -> int:
         print(column, table, "", sep="\n", flush=True)
 
     report.say(
-        f"Share of ||H||^2 that the best multiple of each structure captures, over {args.tokens:,} positions of text for "
-        f"the head and {args.few:,} for the other layers of the last block, with a standard error that takes positions "
-        "for independent. In brackets, the estimate from sums over different positions alone."
+        f"Share of ||H||^2 that the best multiple of each structure captures, over {args.tokens:,} positions of text "
+        f"for the head and {args.few:,} for the other layers of the last block, with a standard error that takes "
+        "positions for independent. In brackets, the estimate from sums over different positions alone."
     )
     rows = [[name, *(cell(table[name]) for table in tables)] for name in tables[0].names]
     report.table(["structure", *columns], rows)

@@ -94,7 +94,7 @@ def error(truth: nn.Module, B: hessext.BlockMatrix, name: str, batches: list[Ten
 
 
 def cells_of_head(B: hessext.BlockMatrix, rows: int = 64, others: int = 512) -> list[object]:
-    """As `cells`, dominance over a sample: all C (C - 1) norms, each of them over N^2 pairs of positions, are too many."""
+    """As `cells`, dominance over a sample: all C (C - 1) norms, each over N^2 pairs of positions, are too many."""
     chosen = torch.randperm(B.grid[0], generator=torch.Generator().manual_seed(0))
     some, rest = chosen[:rows], chosen[rows : rows + others]
     diagonal = B.norms(torch.stack([some, some], 1))
@@ -127,8 +127,8 @@ def main() -> int:
     with torch.no_grad():
         loss = sum(mean_loss(model, batches)).item()
     report.say(
-        f"{model.num_parameters():,} parameters. {args.tokens:,} positions of text predict their next token, with a mean "
-        f"loss of {loss:.2f}."
+        f"{model.num_parameters():,} parameters. {args.tokens:,} positions of text predict their next token, with a "
+        f"mean loss of {loss:.2f}."
     )
 
     rows, start = [], time.perf_counter()
@@ -164,7 +164,7 @@ def main() -> int:
     )
     few = hessext.head(model, "lm_head", batches_of(tokens, 128), forward=lambda model, batch: run(model, batch)[1])
     check = hessext.autograd.check(few, samples=2)
-    report.say(f"The head's blocks over 128 positions agree with float64 autograd: {bool(check)}, to {check.max_rel:.1e}.")
+    report.say(f"The head's blocks, at 128 positions, agree with autograd: {bool(check)}, to {check.max_rel:.1e}.")
     report.write(args.out)
     return int(not (passed and check))
 
