@@ -185,8 +185,8 @@ namespace cuda {
 using By = Stream;
 #include "operations.h"
 
-// Here alone: class-major logits out[c, n] = weight_c . features_n + bias_c on tensor cores, row stride ld. Those of many
-// classes are formed tile by tile and more than once, and torch's product in float32 does without tensor cores.
+// Here alone: class-major logits out[c, n] = weight_c . features_n + bias_c on tensor cores, row stride ld. Those of
+// many classes are formed tile by tile and more than once, and torch's product in float32 does without tensor cores.
 void logits(const Features<float>& weight, const float* bias, const Features<float>& features, i64 classes, i64 samples,
             float* out, i64 ld, const Stream& stream);
 

@@ -197,7 +197,7 @@ def pieces(monkeypatch):
     from hessext.matrix import assemble, closed_curvature, gram, norms, softmax_gram
 
     monkeypatch.setattr(_truth, "CHUNK_BYTES", 1 << 17)
-    for module, name in ((norms, "_PAIRS"), (norms, "_WORK"), (softmax_gram, "_TILE"), (softmax_gram, "_KEPT")):
+    for module, name in ((norms, "_PAIRS"), (norms, "_WORK"), (softmax_gram, "_TILE")):
         monkeypatch.setattr(module, name, 1)
     monkeypatch.setattr(gram, "_SQUARES", 1 << 12)
     monkeypatch.setattr(softmax_gram, "_WORK", 1 << 10)
