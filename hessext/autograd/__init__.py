@@ -1,4 +1,4 @@
-"""The slow truth: the same Hessian through torch.func, used to check the closed forms. No compiled code runs here."""
+"""The same Hessian through torch.func, slow, to check the closed forms with. No compiled code runs here."""
 
 from ._check import check
 from ._dense import hessian
