@@ -1,10 +1,51 @@
 // The launches of one assembly, batch by batch. Memory comes from outside; nothing waits for the GPU.
 #pragma once
 
+#include "epilogue.h"
 #include "mainloop.h"
+#include "operands.h"
 #include "weights.h"
 
 namespace hessext::cuda {
+
+template <class T, class S>
+using AssemblyMemory = TileMemory<T, S, 3>;
+
+// Blocks that the compiler is to leave registers for: one of 256 threads takes all of a multiprocessor; else its
+// choice.
+template <class S>
+constexpr int least_blocks = S::threads > 128 ? 1 : 0;
+
+// One block per tile and split. Without `split_sums` its samples fit one span and nothing is split: entries go out at
+// once.
+template <class T, class S, class Right, bool tensor>
+__global__ void __launch_bounds__(S::threads, least_blocks<S>) multiply_tiles(Params<T> params) {
+    AssemblyMemory<T, S>& memory = shared<AssemblyMemory<T, S>>();
+    const Place at = params.place(i64(blockIdx.x) / params.splits, S::side);
+    const i64 split = i64(blockIdx.x) % params.splits;
+    const i64 count = params.lists.count ? params.lists.count[at.t] : params.samples;
+    const i64 share = ceil_div(count, params.splits);
+    const i64 begin = least(split * share, count), end = least(begin + share, count);
+
+    Sums<T, S> sums;
+    double* total = params.split_sums ? params.split_sums + i64(blockIdx.x) * S::side * S::side : nullptr;
+    i64 from = begin;
+    do {
+        const i64 to = total ? least(from + params.span, end) : end;
+        Operands<T, S, Right> operands(params, at, from, to);
+        asynchronous_mainloop(operands, int(to - from + S::depth - 1) / S::depth, memory.stages,
+                              [&](const typename S::Stage& stage) { sums.template add<tensor, S::depth / 8>(stage); });
+        if (total) {
+            sums.each([&](T& v, int r, int c) {
+                double& entry = total[r * S::side + c];
+                entry = from == begin ? double(v) : entry + double(v);
+            });
+            sums.clear();
+        }
+        from = to;
+    } while (from < end);
+    if (!total) epilogue(params, at, sums, memory);
+}
 
 // The parameters of a `multiply_tiles`.
 template <class S, class R, bool tensor_>
@@ -30,7 +71,7 @@ class AssemblyRun {
             using K = decltype(kernel);
             using S = typename K::Shape;
             params_.split(multiprocessors(stream_) * resident_blocks(multiply_tiles<T, S, typename K::Right, K::tensor>,
-                                                                     S::threads, sizeof(TileMemory<T, S>)));
+                                                                     S::threads, sizeof(AssemblyMemory<T, S>)));
         });
         params_.lay_out(params_, stream_.workspace(params_.lay_out(params_, nullptr)));
         if (params_.curvature_column)
@@ -81,7 +122,7 @@ class AssemblyRun {
             with_kernel([&](auto kernel) {
                 using K = decltype(kernel);
                 using S = typename K::Shape;
-                constexpr std::size_t bytes = sizeof(TileMemory<T, S>);
+                constexpr std::size_t bytes = sizeof(AssemblyMemory<T, S>);
                 static_assert(bytes <= most_shared);
                 launch<multiply_tiles<T, S, typename K::Right, K::tensor>>(count * params_.splits, S::threads, bytes,
                                                                            stream_, params_);

@@ -39,7 +39,11 @@ void load_kernels(int device) {
     const std::lock_guard<std::mutex> lock(mutex);
     if (loaded.count(device)) return;
     const Uncaptured uncaptured;
-    for (const void* kernel : kernels()) attributes_of(kernel);
+    for (const void* kernel : kernels()) {
+        attributes_of(kernel);
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(most_shared)),
+              "cudaFuncSetAttribute");
+    }
     loaded.insert(device);
 }
 

@@ -53,9 +53,9 @@ __device__ __forceinline__ void each_copy(const Outline<T>& o, Pair pair, const 
 }
 
 // Writes the entries of a finished tile, or adds up their squares.
-template <class T, class S>
+template <class T, class S, int stages>
 __device__ __forceinline__ void epilogue(const Params<T>& params, const Place& at, Sums<T, S>& sums,
-                                         TileMemory<T, S>& memory) {
+                                         TileMemory<T, S, stages>& memory) {
     const Outline<T>& o = params.outline;
     if (params.tile_squares) {
         const Bounds bounds(params, at.row0, at.col0);

@@ -14,7 +14,7 @@ namespace hessext::cuda {
 
 constexpr int warp_size = 32;
 constexpr unsigned all_lanes = 0xFFFFFFFFu;
-constexpr std::size_t most_shared = 48 << 10;  // bytes that a block gets without asking
+constexpr std::size_t most_shared = 64 << 10;  // bytes that a block gets where it asks, from sm_75 on
 
 HESSEXT_HOST_DEVICE inline i64 ceil_div(i64 n, i64 by) { return (n + by - 1) / by; }
 

@@ -50,6 +50,13 @@ i64 choose_side(i64 rows, i64 cols, bool triangle) {
     return best;
 }
 
+// Whether all rows consist of whole pieces of 16 bytes, at multiples of 16 bytes.
+template <class T>
+bool aligned(const Features<T>& f) {
+    constexpr i64 size = 16 / sizeof(T);
+    return reinterpret_cast<std::uintptr_t>(f.data) % 16 == 0 && f.ld % size == 0 && f.cols % size == 0;
+}
+
 // Pair t of an assembly. Of a triangle the pairs (i, i) come first: of ReLU units they have twice the samples of
 // others, and what takes longest should not begin last.
 template <class T>
@@ -66,13 +73,14 @@ constexpr i64 least_listed = 64;  // given pairs whose samples are listed
 template <class T>
 struct Plan {
     Outline<T> outline;
-    i64 samples;              // N
-    bool tensor;              // on tensor cores
-    bool covariance;          // the weights contain (V^T B_n V)[i, l]
-    bool sparse;              // weights may be zero, as of inactive units: samples are listed
-    Features<T> left, right;  // sides of a tile; the right one is unused where it is a column of B_n V
-    bool triangle;            // only entries r <= c are computed
-    bool curvature_column;    // the right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j], i the pair's first
+    i64 samples;                       // N
+    bool tensor;                       // on tensor cores
+    bool covariance;                   // the weights contain (V^T B_n V)[i, l]
+    bool sparse;                       // weights may be zero, as of inactive units: samples are listed
+    Features<T> left, right;           // sides of a tile; the right one is unused where it is a column of B_n V
+    bool left_aligned, right_aligned;  // whether a side's rows, or those of p_n, consist of aligned 16 bytes
+    bool triangle;                     // only entries r <= c are computed
+    bool curvature_column;             // the right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j], i the pair's first
     i64 side;
     Grid tiles;              // of one pair's product
     i64 batch;               // pairs whose samples are in memory
@@ -86,6 +94,8 @@ struct Plan {
         const Curvature<T>& q = o.r.curvature;
         if (std::max({o.r.samples, q.classes, o.r.left.ld, o.r.right.ld, o.r.left.size(), o.r.right.size()}) > INT_MAX)
             throw std::runtime_error("CUDA: expected fewer than 2^31 samples, classes and features");
+        if (std::max({q.classes, o.r.left.ld, o.r.right.ld}) * i64(sizeof(T)) > UINT_MAX)
+            throw std::runtime_error("CUDA: expected rows of less than 4 GiB");
         samples = o.r.samples;
         tensor = tensor_cores;
         covariance = q.kind == Kind::hidden && q.gauss_newton && q.probs;
@@ -97,6 +107,7 @@ struct Plan {
         right = o.outer == Outer::features ? classes : o.r.right;
         triangle = inner_triangle(o.r);
         curvature_column = o.outer == Outer::mixed;
+        left_aligned = aligned(left), right_aligned = aligned(curvature_column ? classes : right);
         side = choose_side<T>(left.size(), right_size(), triangle);
         tiles = {ceil_div(left.size(), side), ceil_div(right_size(), side), triangle};
 

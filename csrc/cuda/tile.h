@@ -92,17 +92,17 @@ struct Sums {
 
     // Adds the product of one stage, of its values as they are, or of left_of(value, e) and right_of(value, e): e
     // numbers this thread's rows and columns, those of `row_of` and `col_of`.
-    template <bool tensor>
+    template <bool tensor, int steps = 1>
     __device__ __forceinline__ void add(const typename S::Stage& stage) {
         const auto same = [](T v, int) { return v; };
-        add<tensor>(stage, same, same);
+        add<tensor, steps>(stage, same, same);
     }
-    template <bool tensor, class Left, class Right>
+    template <bool tensor, int steps = 1, class Left, class Right>
     __device__ __forceinline__ void add(const typename S::Stage& stage, const Left& left_of, const Right& right_of) {
         const Lane lane;
         if constexpr (tensor) {
-#pragma unroll 1  // both steps at once would take more registers than there are
-            for (int k = 0; k < S::depth; k += 8) add_on_tensor_cores(stage, k, lane, left_of, right_of);
+#pragma unroll 1  // more steps at once take more registers
+            for (int k = 0; k < S::depth; k += 8 * steps) add_on_tensor_cores<steps>(stage, k, lane, left_of, right_of);
         } else {
 #pragma unroll 4
             for (int k = 0; k < S::depth; ++k) add_plain(stage, k, lane, left_of, right_of);
@@ -129,26 +129,36 @@ struct Sums {
             for (int e = 0; e < 4; ++e) f(value[i][j][e], lane.g + 8 * (e / 2), 2 * lane.t + 8 * j + e % 2);
     }
 
-    template <class Left, class Right>
-    __device__ __forceinline__ void add_on_tensor_cores(const typename S::Stage& stage, int k, const Lane& lane,
+    template <int steps, class Left, class Right>
+    __device__ __forceinline__ void add_on_tensor_cores(const typename S::Stage& stage, int from, const Lane& lane,
                                                         const Left& left_of, const Right& right_of) {
         using G = typename S::Stage;
-        const T* left = &stage.left[0][0] + (k + lane.t) * G::of_depth + (S::first_row() + lane.g) * G::of_row;
-        const T* right = &stage.right[0][0] + (k + lane.t) * G::of_depth + (S::first_col() + lane.g) * G::of_row;
-        T columns[S::mma_cols][2];
+        const T* left = &stage.left[0][0] + (from + lane.t) * G::of_depth + (S::first_row() + lane.g) * G::of_row;
+        const T* right = &stage.right[0][0] + (from + lane.t) * G::of_depth + (S::first_col() + lane.g) * G::of_row;
+        Fragment<T, 2> columns[steps][S::mma_cols];
 #pragma unroll
-        for (int j = 0; j < S::mma_cols; ++j)
+        for (int k = 0; k < steps; ++k)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) columns[j][h] = right_of(right[8 * j * G::of_row + 4 * h * G::of_depth], j);
+            for (int j = 0; j < S::mma_cols; ++j) {
+                T column[2];
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+                    column[h] = right_of(right[8 * j * G::of_row + (8 * k + 4 * h) * G::of_depth], j);
+                columns[k][j] = Fragment<T, 2>(column);
+            }
 #pragma unroll
         for (int i = 0; i < S::mma_rows; ++i) {
-            T rows[4];
+            Fragment<T, 4> rows[steps];
 #pragma unroll
-            for (int e = 0; e < 4; ++e)
-                rows[e] = left_of(left[(16 * i + e % 2 * 8) * G::of_row + e / 2 * 4 * G::of_depth], 2 * i + e % 2);
-            const Fragment<T, 4> a(rows);
+            for (int k = 0; k < steps; ++k) {
+                T row[4];
 #pragma unroll
-            for (int j = 0; j < S::mma_cols; ++j) multiply_add(value[i][j], a, Fragment<T, 2>(columns[j]));
+                for (int e = 0; e < 4; ++e)
+                    row[e] = left_of(left[(16 * i + e % 2 * 8) * G::of_row + (8 * k + e / 2 * 4) * G::of_depth],
+                                     2 * i + e % 2);
+                rows[k] = Fragment<T, 4>(row);
+            }
+            multiply_add<steps, S::mma_cols>(value[i], rows, columns);
         }
     }
 
@@ -171,9 +181,9 @@ struct Sums {
 };
 
 // The shared memory of a block that forms one tile.
-template <class T, class S>
+template <class T, class S, int count = 2>
 union TileMemory {
-    typename S::Stage stages[2];
+    typename S::Stage stages[count];
     typename Sums<T, S>::Staging staging[S::warps];
     BlockSum<S::threads> block_sum;
 };

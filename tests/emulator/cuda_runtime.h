@@ -111,6 +111,7 @@ enum cudaDeviceAttr {
     cudaDevAttrComputeCapabilityMajor,
     cudaDevAttrComputeCapabilityMinor
 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed };
 using cudaStream_t = void*;
 
@@ -120,6 +121,8 @@ extern int architecture;  // of the device, and what its code was compiled for: 
 extern int driver;        // the CUDA version that it is for
 extern bool capturing;    // whether a graph is captured
 extern thread_local cudaStreamCaptureMode capture_mode;
+void allow_shared(const void* kernel, int bytes);  // more than the 48 KiB that every launch may ask for
+void check_shared(const void* kernel, const std::string& name, std::size_t bytes);
 bool load(const void* kernel);  // whether it is loaded now: not while a graph is captured in the global mode
 
 }  // namespace hessext::emulator
@@ -156,6 +159,10 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const v
     attributes->ptxVersion = hessext::emulator::architecture;
     return hessext::emulator::load(kernel) ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
 }
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+    hessext::emulator::allow_shared(kernel, bytes);
+    return cudaSuccess;
+}
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, std::size_t) {
     return *blocks = 2, cudaSuccess;
@@ -170,6 +177,7 @@ cudaError_t launch(const char* caller, const cudaLaunchConfig_t* config, void (*
     const auto bytes = [](const auto& value) {
         return std::string(reinterpret_cast<const char*>(&value), sizeof value);
     };
+    check_shared(reinterpret_cast<const void*>(kernel), kernel_of(caller), config->dynamicSmemBytes);
     run({kernel_of(caller),
          config->gridDim,
          config->blockDim.x,

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -48,6 +49,7 @@ struct Warp {
 std::mutex registry_mutex;
 std::set<std::string> registry;  // names of the kernels launched
 std::set<const void*> loaded;
+std::map<const void*, std::size_t> shared_allowed;
 std::uint64_t order_seed = 0;
 std::function<void(const Launch&)> launcher;
 
@@ -159,7 +161,6 @@ class Machine {  // of one host thread
         const auto& [kernel, grid, threads, shared, arguments, body] = launch;
         if (threads == 0 || threads % warp_size || threads > 1024)
             throw std::logic_error(kernel + ": blocks are whole warps, at most 1024 threads");
-        if (shared > 48 << 10) throw std::logic_error(kernel + ": more than 48 KiB of shared memory");
         while (fibers_.size() < threads) fibers_.push_back(std::make_unique<Fiber>());
         for (auto& f : fibers_) f->round = 0;
         warps_.resize(fibers_.size() / warp_size);
@@ -194,6 +195,19 @@ void run(const Launch& launch) {
         registry.insert(launch.kernel);
     }
     Machine::here().run(launch);
+}
+
+void allow_shared(const void* kernel, int bytes) {
+    if (bytes > 64 << 10) throw std::logic_error("more than 64 KiB of shared memory, which sm_75 has not");
+    const std::lock_guard<std::mutex> lock(registry_mutex);
+    shared_allowed[kernel] = std::size_t(bytes);
+}
+
+void check_shared(const void* kernel, const std::string& name, std::size_t bytes) {
+    const std::lock_guard<std::mutex> lock(registry_mutex);
+    const auto allowed = shared_allowed.find(kernel);
+    if (bytes > (allowed == shared_allowed.end() ? 48 << 10 : allowed->second))
+        throw std::logic_error(name + ": more shared memory than it has asked for");
 }
 
 bool load(const void* kernel) {
