@@ -63,7 +63,7 @@ struct Workspace {
 
 // A tile of a batch of pairs.
 struct Place {
-    i64 tile;  // its number; the tiles of a batch are numbered pair by pair
+    i64 tile;  // its number in `tile_squares`
     i64 t;     // its pair's number in the batch
     Pair pair;
     int row0, col0;  // its first entry in the pair's product
@@ -79,11 +79,12 @@ struct Params : Plan<T>, Workspace<T> {
 
     HESSEXT_HOST_DEVICE Pair pair(i64 t) const { return pair_at(this->outline, first_pair + t); }
 
-    // Tile `at` of the launch, whose sides have `side` entries.
+    // Tile `at` of the launch, whose sides have `side` entries. The pairs of a batch are neighbours, not the tiles of a
+    // pair: they read the same columns and, where classes fill the tile, write the same 32 bytes.
     __device__ __forceinline__ Place place(i64 at, int side) const {
-        const i64 tile = first_tile + at, t = tile / this->tiles.count();
-        const Pair position = this->tiles.at(tile % this->tiles.count());
-        return {tile, t, pair(t), int(position.first) * side, int(position.second) * side};
+        const i64 job = first_tile + at, t = job % pairs, tile = job / pairs;
+        const Pair position = this->tiles.at(tile);
+        return {t * this->tiles.count() + tile, t, pair(t), int(position.first) * side, int(position.second) * side};
     }
 };
 
