@@ -3,7 +3,8 @@
 
     python scripts/registers.py 80 90 120 > bench/results/cuda-registers.txt
 
-Needs nvcc and c++filt. Shared memory is asked for at the launch (csrc/cuda), so the compiler does not know it.
+Needs nvcc and c++filt; with cuobjdump it also counts the issue slots of main loops on tensor cores (slots.py). Shared
+memory is asked for at the launch (csrc/cuda), so the compiler does not know it.
 """
 
 import re
@@ -13,26 +14,32 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import slots
+
 SOURCES = sorted((Path(__file__).resolve().parent.parent / "csrc" / "cuda").glob("*.cu"))
 REPORT = re.compile(
     r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S
 )
 
 
-def report(source: Path, architecture: str) -> dict[str, str]:
-    """Kernel -> registers, and what is spilled."""
+def report(source: Path, architecture: str) -> dict[str, tuple[str, str]]:
+    """Kernel -> registers, and what is spilled; issue slots of its main loop, and of a matrix instruction."""
     nvcc = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
     with TemporaryDirectory() as folder:
         done = subprocess.run([*nvcc, "-o", f"{folder}/cubin", str(source)], text=True, capture_output=True)
-    if done.returncode:
-        sys.exit(done.stderr)
+        if done.returncode:
+            sys.exit(done.stderr)
+        program = slots.cuobjdump()
+        code = slots.functions(program, f"{folder}/cubin") if program else {}
     found = REPORT.findall(done.stderr)
     mangled = "\n".join(kernel for kernel, *_ in found)
     names = subprocess.run(["c++filt"], input=mangled, text=True, capture_output=True, check=True)
-    return {
-        short(name): registers + (f" ({stores}+{loads})" if stores != "0" or loads != "0" else "")
-        for name, (_, stores, loads, registers) in zip(names.stdout.splitlines(), found, strict=True)
-    }
+    reports = {}
+    for name, (kernel, stores, loads, registers) in zip(names.stdout.splitlines(), found, strict=True):
+        spilled = f" ({stores}+{loads})" if stores != "0" or loads != "0" else ""
+        count = slots.slots(code.get(kernel, []))
+        reports[short(name)] = registers + spilled, f"{count[0]} ({count[0] / count[1]:.1f})" if count else ""
+    return reports
 
 
 def short(name: str) -> str:
@@ -48,16 +55,25 @@ def main(architectures: list[str]) -> None:
     jobs = [(source, a) for a in architectures for source in SOURCES]
     with ThreadPoolExecutor() as pool:
         reports = list(pool.map(lambda job: report(*job), jobs))
-    by_architecture: dict[str, dict[str, str]] = {a: {} for a in architectures}
+    by_architecture: dict[str, dict[str, tuple[str, str]]] = {a: {} for a in architectures}
     for (_, a), found in zip(jobs, reports, strict=True):
         by_architecture[a].update(found)
     version = subprocess.run(["nvcc", "--version"], text=True, capture_output=True, check=True).stdout
-    print("Registers of a thread (bytes spilled: stored + loaded), nvcc", re.search(r"V([\d.]+)", version)[1], "\n")
-    names = sorted(by_architecture[architectures[0]])
-    width = max(map(len, names))
-    print("kernel".ljust(width), *(f"sm_{a}".rjust(14) for a in architectures))
-    for name in names:
-        print(name.ljust(width), *(by_architecture[a][name].rjust(14) for a in architectures))
+    version = re.search(r"V([\d.]+)", version)[1]
+    titles = (
+        "Registers of a thread (bytes spilled: stored + loaded)",
+        "Issue slots of 16 samples (for a matrix instruction)",
+    )
+    for column, title in enumerate(titles):
+        names = sorted(name for name, columns in by_architecture[architectures[0]].items() if columns[column])
+        if not names:
+            continue
+        print(f"{title}, nvcc {version}\n")
+        width = max(map(len, names))
+        print("kernel".ljust(width), *(f"sm_{a}".rjust(14) for a in architectures))
+        for name in names:
+            print(name.ljust(width), *(by_architecture[a][name][column].rjust(14) for a in architectures))
+        print()
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ COPY = """
 	cp.async.ca.shared.global [%r4], [%rd4], 4;
 	cp.async.commit_group;
 	{wait};
-	bar.sync 0;
+	{sync};
 	xor.b32 %r6, %r2, 4;
 	add.s32 %r6, %r6, %r3;
 	ld.shared.u32 %r7, [%r6];
@@ -88,18 +88,23 @@ COPY = """
 
 @pytest.mark.parametrize("wait", ["cp.async.wait_group 0", "cp.async.wait_all"])
 def test_a_copy_arrives_when_it_is_waited_for(wait):
-    values, found = run(COPY.format(wait=wait))
+    values, found = run(COPY.format(wait=wait, sync="bar.sync 0"))
     assert found == [] and (values == (np.arange(64) ^ 1)).all()
 
 
 @pytest.mark.parametrize("wait", ["cp.async.wait_group 1", "mov.u32 %r9, 0"])
 def test_a_copy_that_is_not_waited_for_has_not_arrived(wait):
-    assert "reads what nobody has written" in run(COPY.format(wait=wait))[1]
+    assert "reads what nobody has written" in run(COPY.format(wait=wait, sync="bar.sync 0"))[1]
+
+
+def test_a_copy_is_another_threads_after_a_barrier_alone():
+    found = run(COPY.format(wait="cp.async.wait_all", sync="mov.u32 %r9, 0"))[1]
+    assert found == ["race: read after write"]
 
 
 def test_a_copy_overwrites_nothing_that_is_read():
     again = "\n\tcp.async.ca.shared.global [%r4], [%rd4], 4;"
-    assert "race: write after read" in run(COPY.format(wait="cp.async.wait_all") + again)[1]
+    assert "race: write after read" in run(COPY.format(wait="cp.async.wait_all", sync="bar.sync 0") + again)[1]
 
 
 @pytest.mark.parametrize(
