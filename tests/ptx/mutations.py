@@ -65,10 +65,10 @@ def swapped(kernel: Kernel, count: int) -> Iterator[Mutation]:
         yield Mutation(kernel.name, f"{'DAB'[which]} swapped", i, f"{c.opcode} {', '.join(operands)}")
 
 
-def off_by_one(kernel: Kernel, comparison: str, other: str) -> Iterator[Mutation]:
-    """The first such comparison lets one more through: `if (e >= count) return` with `>`."""
-    i, c = _each(kernel, comparison)[0]
-    yield Mutation(kernel.name, f"{other} in {c.text}", i, c.text.replace(comparison, other, 1))
+def replaced(kernel: Kernel, text: str, other: str) -> Iterator[Mutation]:
+    """The first statement with this text has another instead: a comparison that lets one more through, for one."""
+    i, c = next((i, c) for i, c in enumerate(kernel.code) if text in c.text)
+    yield Mutation(kernel.name, f"{other} in {c.text}", i, c.text.replace(text, other, 1))
 
 
 def moved(kernel: Kernel, opcode: str, by: int) -> Iterator[Mutation]:
@@ -83,24 +83,32 @@ def moved(kernel: Kernel, opcode: str, by: int) -> Iterator[Mutation]:
 def mutations(kernels: dict[str, Kernel]) -> Iterator[tuple[str, Mutation]]:
     """(name of an operation of tests/ptx/test_mutations.py, mutation)."""
     gram, multiply, logits = (kernels[name] for name in (GRAM, MULTIPLY, LOGITS))
-    # The first barrier of the main loop is for a block that comes back to it, as that of gram does, and so is the first
+    # The first barrier of a main loop is for a block that comes back to it, as that of gram does, and so is the first
     # one of a sum; the last __syncwarp of the epilogue is for one that goes on with shared memory without a barrier.
-    for operation, kernel, needless, store in (
-        ("gram", gram, (), -1),
-        ("multiply", multiply, (0, 3), -1),
-        ("logits", logits, (0,), 0),  # the last ones are for what has no bias
+    # Most stores of multiply are for rows that are not aligned; those of pairs are the weighted samples.
+    for operation, kernel, needless, shared, store in (
+        ("gram", gram, (), "st.shared", -1),
+        ("multiply", multiply, (0, 2), "st.shared.v2", -1),
+        ("logits", logits, (0,), "st.shared", 0),  # the last ones are for what has no bias
     ):
         for mutation in (
             *removed(kernel, "bar.sync", needless),
             *removed(kernel, "bar.warp.sync", (-1,), 2),
-            *removed(kernel, "st.shared", (), 3),
+            *removed(kernel, shared, (), 3),
             without(kernel, *_each(kernel, "st.global")[store]),
             *swapped(kernel, 3),
         ):
             yield operation, mutation
+    for mutation in (
+        *removed(multiply, "cp.async.cg"),
+        *removed(multiply, "cp.async.commit_group"),
+        *removed(multiply, "cp.async.wait_group"),
+        *replaced(multiply, "cp.async.wait_group 1", "cp.async.wait_group 2"),
+    ):
+        yield "multiply", mutation
     yield from (("logits", m) for m in moved(logits, "ld.global.v4", 4))
     yield from (("gram", m) for m in removed(gram, "shfl", (), 2))
-    yield from (("residual", m) for m in off_by_one(kernels["label_residuals<float>"], "setp.ge.s64", "setp.gt.s64"))
+    yield from (("residual", m) for m in replaced(kernels["label_residuals<float>"], "setp.ge.s64", "setp.gt.s64"))
     yield from (("multiply", m) for m in removed(kernels["list_samples<double>"], "bar.sync"))
     # The second one is for a block that has used the memory of a sum before.
     yield from (("softmax", m) for m in removed(kernels["softmax_rows<float>"], "bar.sync", (1,)))
