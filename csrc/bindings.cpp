@@ -162,6 +162,7 @@ void bind(py::module_& m) {
     m.def("set_tensor_cores", &cuda::set_tensor_cores);
     m.def("set_limits", &cuda::set_limits);
 
+    m.def("advise_huge_pages", [](py::object tensor, i64 bytes) { cpu::advise_huge_pages(address(tensor), bytes); });
     m.def("isas", [] {
         int count = 0;
         const char* const* names = cpu::isas(&count);

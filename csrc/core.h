@@ -173,6 +173,9 @@ using By = Threads;
 struct Interrupted {};
 void set_interrupted(bool (*asked)());
 
+// Asks for huge pages under fresh memory that is about to be written, where the system has them: each is one fault.
+void advise_huge_pages(void* data, i64 bytes);
+
 // Instruction sets built in and usable here, best first; the one in use; choosing one (for tests). Process-wide.
 const char* const* isas(int* count);
 const char* isa();

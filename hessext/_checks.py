@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from . import _core, _hints
-from ._memory import require
+from ._memory import in_huge_pages, require
 
 # --- tensors ------------------------------------------------------------------------------------------------
 
@@ -80,9 +80,9 @@ def out(t: Tensor | None, shape: tuple[int, ...], like: Tensor, copies: int = 1)
     """
     size = math.prod(shape) * like.element_size()
     if t is None:
-        what = f"a {shape_text(shape)} result" + (" and that of a part of the data" if copies > 1 else "")
+        what = f"a {tuple(shape)} result" + (" and that of a part of the data" if copies > 1 else "")
         require(copies * size, what, like.device)
-        return like.new_empty(shape)
+        return in_huge_pages(like.new_empty(shape))
     require((copies - 1) * size, f"a {shape_text(shape)} result of a part of the data", like.device)
     tensor("out", t)
     if t.dtype != like.dtype:
@@ -151,15 +151,17 @@ def tensor(name: str, t: object) -> None:
 
 def layout(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None, hint: str = "") -> None:
     """Refuse another shape (None: any size), an empty tensor, a device other than like's or that this build lacks."""
-    if t.ndim != len(shape) or [1 for a, b in zip(shape, t.shape, strict=True) if a is not None and a != b]:
-        raise ValueError(f"{name}: expected shape {shape_text(shape)}; got {shape_text(t.shape)}{hint}")
-    if not t.numel():
-        raise ValueError(f"{name}: expected at least one element; got shape {shape_text(t.shape)}")
+    got = t.shape
+    if len(got) != len(shape) or [1 for a, b in zip(shape, got, strict=True) if a is not None and a != b]:
+        raise ValueError(f"{name}: expected shape {shape_text(shape)}; got {shape_text(got)}{hint}")
+    if 0 in got:
+        raise ValueError(f"{name}: expected at least one element; got shape {shape_text(got)}")
     if like is not None and t.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}; got {t.device}")
-    if t.is_cuda and not _core.cuda:
-        raise ValueError(f"{name}: expected a CPU tensor, as this build has no CUDA kernels; got {t.device}")
-    if not (t.is_cpu or t.is_cuda):
+    if t.is_cuda:
+        if not _core.cuda:
+            raise ValueError(f"{name}: expected a CPU tensor, as this build has no CUDA kernels; got {t.device}")
+    elif not t.is_cpu:
         raise ValueError(f"{name}: expected a CPU or CUDA tensor; got {t.device}")
 
 

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from . import _core
+
+_HUGE = 16 << 20  # bytes of a tensor whose pages are worth a word with the system
 _ALWAYS_FREE = 64 << 20  # bytes not worth asking the system for
 _BESIDE = 1 << 30  # bytes left to what has to be there
 _MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -38,6 +42,13 @@ def spare(bytes_wanted: int, device: torch.device, processes: int = 1) -> bool:
 
 def _free(device: torch.device, enough: int) -> int:
     return _free_on_gpu(device, enough) if device.type == "cuda" else _free_on_host()
+
+
+def in_huge_pages(t: Tensor) -> Tensor:
+    """Return t, whose memory is fresh, in huge pages if the system has them: filling it then waits for fewer faults."""
+    if t.is_cpu and t.nbytes >= _HUGE:
+        _core.advise_huge_pages(t, t.nbytes)
+    return t
 
 
 def _free_on_gpu(device: torch.device, enough: int) -> int:

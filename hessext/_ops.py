@@ -6,6 +6,7 @@ the Hessian is H = sum_n Q_n (x) phi_n psi_n^T; a `Curvature` says what Q_n is, 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from enum import IntEnum
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _core
+from ._memory import in_huge_pages
 
 
 class Kind(IntEnum):
@@ -79,14 +81,18 @@ def _who(t: Tensor) -> tuple[ModuleType, _core.Threads | _core.Stream]:
     if t.is_cuda:
         stream = torch.cuda.current_stream(t.device).cuda_stream
         return _core, _core.Stream(t.device.index, stream, _Workspace(t.device))
-    return _core, _core.Threads(torch.get_num_threads())
+    return _core, _threads(torch.get_num_threads())
+
+
+_threads = functools.cache(_core.Threads)
 
 
 def _wide(t: Tensor) -> bool:
     """Whether t is float64 and not float32: the core has these two, and takes others for one of them."""
-    if t.dtype not in (torch.float32, torch.float64):
+    wide = {torch.float32: False, torch.float64: True}.get(t.dtype)
+    if wide is None:
         raise TypeError(f"expected torch.float32 or torch.float64; got {t.dtype}")
-    return t.dtype == torch.float64
+    return wide
 
 
 def _run(operation: str, like: Tensor, *arguments: Any) -> None:
@@ -196,6 +202,7 @@ def _blocks(pairs, transposed, left, left_ones, right, right_ones, *_):
 @_operator(f"(Tensor pairs, bool transposed, {_SIDES}, {_CURVATURE}) -> Tensor", _blocks)
 def blocks(out, pairs, transposed, *sides):
     if len(pairs):
+        in_huge_pages(out)
         _assemble(pairs, sides, {"blocks": out, "transposed": transposed})
 
 

@@ -36,7 +36,7 @@ def chain(given: list[Given]) -> tuple[Layer, ...]:
         for parameter_name, t in ((layer.weight_name, layer.weight), (layer.bias_name, layer.bias)):
             refuse_split(parameter_name, t)
         before = lifted_like(layers[-1].weight) if layers else None
-        cols = None if before is None else len(before)
+        cols = None if before is None else before.shape[0]
         hint = _hints.of_weight(layer.weight, before)
         weight = _checks.matrix(layer.weight_name, layer.weight, cols=cols, like=before, half=True, hint=hint)
         bias = layer.bias

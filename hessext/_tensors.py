@@ -54,16 +54,17 @@ class Cache:
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
-        self._found: dict[tuple, dict[int, Any]] = {}  # by name and arguments, then by stream
+        self._found: dict[int, dict[tuple, Any]] = {}  # by stream, then by name and arguments
 
-    def get(self, key: tuple, make: Callable[[], Any]) -> Any:
-        """The value of a key, made if it is not there."""
-        stream, found = _stream(self._like), self._found.setdefault(key, {})
-        if stream in found:
-            return found[stream]
+    def get(self, key: tuple, make: Callable, *args: Any) -> Any:
+        """The value of a key, make(*args) if it is not there."""
+        found = self._found.setdefault(_stream(self._like), {})
+        if key in found:
+            return found[key]
         if _checks.captured(self._like):
-            return next(iter(found.values())) if found else make()
-        found[stream] = value = make()
+            others = [some[key] for some in self._found.values() if key in some]
+            return others[0] if others else make(*args)
+        found[key] = value = make(*args)
         return value
 
 
@@ -73,10 +74,11 @@ def _stream(t: Tensor) -> int:
 
 def once(method: Callable) -> Callable:
     """Let a method of something with a `cache` keep what it gives, for each of its arguments."""
+    name = method.__name__
 
     @wraps(method)
     def run(self: Any, *args: Any) -> Any:
-        return self.cache.get((method.__name__, *args), lambda: method(self, *args))
+        return self.cache.get((name, *args), method, self, *args)
 
     return run
 

@@ -139,7 +139,8 @@ class TogetherAssembly : PairBatches<T> {
     void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* left, T* values, double* total,
                   i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows;
-        LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * tile_size);
+        LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / tile_ld),
+                       round_up(std::min(tile_cols, pairs), k.cols));
         for (i64 n = 0; n < r.samples && !interrupt.raised(); n += chunk) {
             if (n && n % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, r.samples - n);

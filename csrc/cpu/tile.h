@@ -28,24 +28,26 @@ struct Tile {
 // Sums of more than `span` samples: values are moved into `total` (same shape) after each span, and back at the end.
 template <class T>
 class LongSum {
-    T* values;
+    T* values;      // [rows, tile_ld], of which `cols` are in use
     double* total;  // null: the samples fit one span
-    i64 count;
+    i64 rows, cols;
 
   public:
-    LongSum(T* values, double* total, i64 count) : values(values), total(total), count(count) {
-        std::fill_n(values, count, T(0));
-        if (total) std::fill_n(total, count, 0.0);
+    LongSum(T* values, double* total, i64 rows, i64 cols) : values(values), total(total), rows(rows), cols(cols) {
+        for (i64 r = 0; r < rows; ++r) std::fill_n(values + r * tile_ld, cols, T(0));
+        for (i64 r = 0; total && r < rows; ++r) std::fill_n(total + r * tile_ld, cols, 0.0);
     }
     void end_span() {
-        if (!total) return;
-        for (i64 e = 0; e < count; ++e) total[e] += double(values[e]);
-        std::fill_n(values, count, T(0));
+        for (i64 r = 0; total && r < rows; ++r) {
+            for (i64 e = r * tile_ld; e < r * tile_ld + cols; ++e) total[e] += double(values[e]);
+            std::fill_n(values + r * tile_ld, cols, T(0));
+        }
     }
     void finish() {
         if (!total) return;
         end_span();
-        for (i64 e = 0; e < count; ++e) values[e] = T(total[e]);
+        for (i64 r = 0; r < rows; ++r)
+            for (i64 e = r * tile_ld; e < r * tile_ld + cols; ++e) values[e] = T(total[e]);
     }
 };
 

@@ -122,14 +122,20 @@ class Samples(Data):
         return self._largest[layer]
 
     @property
-    @once
     def in_range(self) -> Samples:
         """The same samples, in float64 where features are beyond what float32 can hold products of."""
+        widened = self._widened  # not self, which its own cache would keep alive
+        return self if widened is None else widened
+
+    @property
+    @once
+    def _widened(self) -> Samples | None:
+        """In float64, where float32 is too narrow."""
         if self.x.dtype == torch.float32:
             sizes = [self.largest(layer) for layer in range(len(self.network.layers))]
             if max(sizes) > MOST or min(size or 1.0 for size in sizes) < LEAST:
                 return self.to(self.device, torch.float64)
-        return self
+        return None
 
     def slope(self, layer: int) -> Tensor:
         """act'(z) (N, K) of a layer's outputs."""

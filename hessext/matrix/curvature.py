@@ -75,13 +75,13 @@ class Assemblies:
     """The calls of the core for blocks of a part of data in memory: one in closed form, else entries piece by piece."""
 
     def __init__(self, part: Part) -> None:
-        self.part, self._upright = part, part.upright
+        self.part, self._upright, self._closed = part, part.upright, part.in_closed_form
         self._samples = part.samples
         self._samples.check_unchanged()
         row, col = self._upright.row, self._upright.col
         self.sides = Sides(part.features(row), row.bias, part.features(col), col.bias, part.same)
         self._layers = row.layer, col.layer
-        if not part.in_closed_form:
+        if not self._closed:
             self.curvature = Curvature(Kind.GIVEN, row.blocks, col.blocks, part.within)
             if part.term != "gauss_newton" and col.layer == row.layer + 1:
                 slope, gradient = self._samples.slope(row.layer), self._samples.gradient(col.layer)
@@ -93,7 +93,7 @@ class Assemblies:
 
     def __call__(self, pairs: Tensor | None) -> Iterator[Assembly]:
         """Yield what covers the pairs (P, 2) of the part, or all that may not vanish, i <= j within a layer."""
-        if self.part.in_closed_form:
+        if self._closed:
             yield Assembly(slice(None), self._flipped(pairs), self.sides, self.curvature)
             return
         for where, some in self._pieces(self._flipped(pairs)):

@@ -88,10 +88,11 @@ class Part:
         """Whether rows and columns are parameters of one layer, so that Q_n is symmetric."""
         return self.row.layer == self.col.layer
 
-    @cached_property
+    @property
     def kind(self) -> Kind:
         """Closed form of Q_n."""
-        return self.data.kind(*sorted((self.row.layer, self.col.layer)))
+        row, col = self.row.layer, self.col.layer
+        return self.data.kind(row, col) if row <= col else self.data.kind(col, row)
 
     @property
     def in_closed_form(self) -> bool:
@@ -128,7 +129,7 @@ class Part:
     @property
     def block_diagonal(self) -> bool:
         """Whether blocks (i, j), i != j, vanish, as Q_n is diagonal."""
-        return self.of_output and not self.data.loss.softmax
+        return not self.data.loss.softmax and self.of_output
 
     @property
     def replicated(self) -> bool:

@@ -103,14 +103,14 @@ class CrossEntropy:
             return 1
         if self.total is not None:
             return self.total
-        return len(like) if y is None or y.is_floating_point() else self.kept(y, like)[1].sum()
+        return like.shape[0] if y is None or y.is_floating_point() else self.kept(y, like)[1].sum()
 
     def scale(self, y: Tensor | None, like: Tensor) -> Tensor:
         """c_n (N,), the total of the targets t_n, for checked y; `like` (N, C) has the logits' sizes, dtype."""
         return self._uniform(like) if y is None or self._is_plain(y) else self._weighted(y, like)
 
     def _uniform(self, like: Tensor) -> Tensor:
-        return like.new_full((len(like),), 1 / self.divisor(None, like))
+        return like.new_full((like.shape[0],), 1 / self.divisor(None, like))
 
     def _weighted(self, y: Tensor, like: Tensor) -> Tensor:
         if y.is_floating_point():

@@ -109,6 +109,11 @@ class Network:
     def __post_init__(self) -> None:
         if self.registered is None:
             self.registered = tuple(range(len(self.layers)))
+        weight = self.layers[-1].weight
+        self.last = len(self.layers) - 1  # number of the output layer
+        self.inputs = self.layers[0].weight.shape[1]  # d, the number of features of a sample
+        self.classes = weight.shape[0] if self.split is None else self.split[1]  # C, the number of logits
+        self.like = lifted_like(weight)  # a tensor of the results' dtype and device, shaped as the last weight
         names = [layer.name_of("weight") if self.by_parameter else f"{layer.name}_weight" for layer in self.layers]
         self._watch = Watch(**{name: layer.weight for name, layer in zip(names, self.layers, strict=True)})
 
@@ -120,26 +125,6 @@ class Network:
         """Pickle the parameters alone."""
         self.check_unchanged()
         return Network, tuple(map_tensors(compact, getattr(self, f.name)) for f in fields(self))
-
-    @property
-    def last(self) -> int:
-        """Number of the output layer."""
-        return len(self.layers) - 1
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor of the results' dtype and device, shaped as the last weight."""
-        return lifted_like(self.layers[-1].weight)
-
-    @property
-    def inputs(self) -> int:
-        """d, the number of features of a sample."""
-        return self.layers[0].weight.shape[1]
-
-    @property
-    def classes(self) -> int:
-        """C, the number of logits."""
-        return self.layers[-1].weight.shape[0] if self.split is None else self.split[1]
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:

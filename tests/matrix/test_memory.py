@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 
 import pytest
+import torch
+
+import hessext
 
 MEASURE = """
 import re, sys, torch, hessext
@@ -65,6 +71,35 @@ def test_peak_memory(name):
 def test_peak_memory_of_the_gram_form(name):
     beyond, _ = measured(*GRAM[name])
     assert beyond <= 512 << 20, f"{beyond >> 20} MiB"
+
+
+def test_what_is_kept_goes_with_the_object():
+    """No circle keeps tensors until the collector comes."""
+    gc.disable()
+    try:
+        H = hessext.one_hidden(torch.ones(2, 3), torch.ones(4, 2), torch.ones(5, 3), torch.zeros(5).long())
+        H.dense(), H @ torch.ones(14), H.norms(), H.diagonal()
+        kept = weakref.ref(H._data), weakref.ref(H._data.output.probs)
+        del H
+        assert [t() for t in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
+@pytest.mark.parametrize("rows", [1000, 3000])
+def test_large_results_are_in_huge_pages(rows):
+    """The system has been asked for them ("hg") where the result is large, and only there."""
+    H = hessext.linear(torch.ones(rows // 4, 4), torch.ones(2, 4))
+    result, flags, inside = H.dense(), None, False
+    address = result.data_ptr() + result.nbytes // 2
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition("-")
+        if rest and "VmFlags" not in line and all(c in "0123456789abcdef" for c in first):
+            inside = int(first, 16) <= address < int(rest.split()[0], 16)
+        elif inside and line.startswith("VmFlags:"):
+            flags = line.split()[1:]
+    assert ("hg" in flags) == (result.nbytes >= 16 << 20)
 
 
 def measured(setup, call):

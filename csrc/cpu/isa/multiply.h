@@ -9,8 +9,14 @@ namespace {
 // One register tile: panel_rows x panel_cols sums over a chunk, added to the tile.
 template <class T>
 void multiply_registers(i64 depth, const T* left, const T* right, T* tile, i64 ld) {
+    for (int r = 0; r < panel_rows; ++r) {  // wanted at the end
+        __builtin_prefetch(tile + r * ld, 1);
+        __builtin_prefetch(tile + r * ld + lanes<T>, 1);
+    }
     Vector<T> sum[panel_rows][2] = {};
     for (i64 k = 0; k < depth; ++k) {
+        __builtin_prefetch(right + 8 * panel_cols<T>);
+        __builtin_prefetch(right + 8 * panel_cols<T> + lanes<T>);
         const Vector<T> b0 = load(right), b1 = load(right + lanes<T>);
 #pragma GCC unroll 14
         for (int r = 0; r < panel_rows; ++r) {
