@@ -152,6 +152,7 @@ void bind(py::module_& m) {
     define(m, #name, &cuda::name<float>, &cuda::name<double>);
     HESSEXT_OPERATIONS(HESSEXT_DEFINE)
 
+    define(m, "product", &cpu::product<float>, &cpu::product<double>);
     m.def("logits", [](py::object weight, py::object bias, py::object features, i64 classes, i64 samples,
                        py::object out, i64 ld, const Stream& stream) {
         call(&cuda::logits, read<Features<float>>(weight), read<const float*>(bias), read<Features<float>>(features),

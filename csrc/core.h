@@ -147,6 +147,15 @@ struct Tops {
     HESSEXT_FIELDS(top, p, rest, at_other)
 };
 
+// One factor of an ordinary product, item by item: (item, k) is data[item * item_step + k * depth_step], where one of
+// the steps is 1.
+template <class T>
+struct Factor {
+    const T* data;
+    i64 items, item_step, depth_step;
+    HESSEXT_FIELDS(data, items, item_step, depth_step)
+};
+
 // Who computes: threads of the CPU,
 struct Threads {
     int count;
@@ -167,6 +176,11 @@ namespace cpu {
 
 using By = Threads;
 #include "operations.h"
+
+// Here alone, for CPUs whose BLAS is slower: out[i, j] = sum_k left(i, k) right(j, k), out [left.items, ld]. In T
+// within a span of k, in float64 across them.
+template <class T>
+void product(const Factor<T>& left, const Factor<T>& right, i64 depth, T* out, i64 ld, const By& by);
 
 // Long calls ask every 50 ms or so, in the calling thread, whether to give up (in Python: whether a signal has come).
 // They then throw Interrupted, and what they were to write is undefined. Null: never. Process-wide.

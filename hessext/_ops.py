@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import _core
 from ._memory import in_huge_pages
+from ._products import multiply
 
 
 class Kind(IntEnum):
@@ -260,10 +261,10 @@ def softmax_product_(v, probs, scale, top):
 
 @_operator("(Tensor(a!) out, Tensor weight, Tensor? bias, Tensor features) -> ()")
 def logits_(out, weight, bias, features):
-    """Class-major, (C, N); torch forms them where it is as fast, and few of them, whose tiles would be half empty."""
+    """Class-major, (C, N); an ordinary product, but for float32 on tensor cores, whose tiles few would leave empty."""
     core, by = _who(out)
     if _wide(out) or min(out.shape) < 64 or not core.tensor_cores(by):
-        torch.mm(weight, features.T, out=out)
+        multiply(weight, features.T, out=out)
         if bias is not None:
             out.add_(bias[:, None])
         return

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hessext import _checks, _hints, _ops
 from hessext._memory import require
+from hessext._products import linear, multiply
 from hessext._tensors import Cache, Watch, compact, map_tensors, moved, once, own_precision
 from hessext.model import targets
 from hessext.model.activations import Derivatives
@@ -170,13 +170,13 @@ class Samples(Data):
         """
         layers = self.network.layers[:-1]
         if len(layers) < 2:
-            return [layer.activation.evaluate(F.linear(self.x, *layer.affine)) for layer in layers]
+            return [layer.activation.evaluate(linear(self.x, *layer.affine)) for layer in layers]
         affine = [[None if t is None else t.double() for t in layer.affine] for layer in layers]
         widest = max(max(layer.weight.shape) for layer in layers)
         pieces: list[list[Derivatives]] = [[] for _ in layers]
         for a in self.x.split(max(1, _WIDE // (8 * widest))):
             for layer, parameters, found in zip(layers, affine, pieces, strict=True):
-                derivatives = layer.activation.evaluate(F.linear(a.double(), *parameters))
+                derivatives = layer.activation.evaluate(linear(a.double(), *parameters))
                 found.append(tuple(None if t is None else t.to(self.x.dtype) for t in derivatives))
                 a = derivatives[0]
         return [
@@ -248,7 +248,7 @@ class Samples(Data):
 
     def _pulled_back(self, layer: int) -> Tensor:
         """W_{l+1}^T g_{l+1} = d loss / d a_l (N, K)."""
-        return self.gradient(layer + 1) @ self.network.layers[layer + 1].weight
+        return multiply(self.gradient(layer + 1), self.network.layers[layer + 1].weight)
 
     # -------------------------------------------------------------------------------------------------- curvature
 

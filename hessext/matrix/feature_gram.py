@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hessext._memory import require
+from hessext._products import multiply
 
 from .gram import FeatureProducts
 from .part import Part
@@ -100,7 +101,7 @@ class FeatureGram:
             self.squares.device,
         )
         phi = self.dense()
-        products = self._part.ranks.sum(phi.T @ (weights[self._part.own, None] * phi))
+        products = self._part.ranks.sum(multiply(phi.T, weights[self._part.own, None] * phi))
         return (products + products.T) / 2
 
     def against(self, A: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hessext._ops import Kind
+from hessext._products import linear, multiply
 from hessext.data.samples import Samples
 from hessext.model.network import Affine, Network, ParameterGroup
 
@@ -68,7 +68,7 @@ def _chunk(
             Rz[layer] = _apply(samples.features(layer)[rows], *direction[layer])
         if layer in Ra:
             moved, W = Ra[layer], weights[layer]
-            Rz[layer] = Rz[layer].addmm_(moved, W.T) if layer in Rz else moved @ W.T
+            Rz[layer] = Rz[layer].addmm_(moved, W.T) if layer in Rz else multiply(moved, W.T)
         if layer < last and layer in Rz:
             Ra[layer + 1] = samples.through(layer, Rz[layer], rows)
 
@@ -80,13 +80,13 @@ def _chunk(
             x = samples.features(layer)[rows]
             into, bias = _outer(Rg, x, layer == last) if Rg is not None else (torch.zeros_like(W), W.new_zeros(len(W)))
             if residual and layer in Ra:
-                into = into + (Ra[layer].T @ samples.gradient(layer)[rows]).T
+                into = into + multiply(Ra[layer].T, samples.gradient(layer)[rows]).T
             result[layer] = [into, bias]
         if layer == min(wanted):
             break
-        inner = Rg @ W if Rg is not None else torch.zeros_like(samples.slope(layer - 1)[rows])
+        inner = multiply(Rg, W) if Rg is not None else torch.zeros_like(samples.slope(layer - 1)[rows])
         if residual and layer in direction and direction[layer][0] is not None:
-            inner += samples.gradient(layer)[rows] @ direction[layer][0]
+            inner += multiply(samples.gradient(layer)[rows], direction[layer][0])
         Rg = samples.through(layer - 1, inner, rows)
         if residual and layer - 1 in Rz and (bend := samples.bend(layer - 1)) is not None:
             Rg += bend[rows] * Rz[layer - 1]
@@ -95,11 +95,11 @@ def _chunk(
 
 def _outer(Rg: Tensor, x: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """(R g)^T x and its sum over samples, the many rows of the output layer formed as columns."""
-    return (x.T @ Rg).T if last else Rg.T @ x, Rg.sum(0)
+    return multiply(x.T, Rg).T if last else multiply(Rg.T, x), Rg.sum(0)
 
 
 def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    return bias.expand(len(x), -1).clone() if weight is None else F.linear(x, weight, bias)
+    return bias.expand(len(x), -1).clone() if weight is None else linear(x, weight, bias)
 
 
 # ----------------------------------------------------------------------------------------- vectors and parameters

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hessext._products import linear, multiply
 from hessext._tensors import Watch, compact, lifted_like, map_tensors
 
 from .activations import Activation
@@ -38,16 +38,16 @@ class Layer:
     def outputs(self, a: Tensor) -> Tensor:
         """W a + b (N, rows) of inputs a (N, cols); a weight in half precision is lifted some rows at a time."""
         if self.weight.dtype == a.dtype:
-            return F.linear(a, *self.affine)
+            return linear(a, *self.affine)
         result = a.new_empty(len(a), len(self.weight))
         for rows, weight in self.lifted(self.weight, a.dtype):
-            result[:, rows] = F.linear(a, weight, None if self.bias is None else self.bias[rows])
+            result[:, rows] = linear(a, weight, None if self.bias is None else self.bias[rows])
         return result
 
     def pulled(self, r: Tensor) -> Tensor:
         """R W (N, cols) of rows (N, rows)."""
         if self.weight.dtype == r.dtype:
-            return r @ self.weight
+            return multiply(r, self.weight)
         result = r.new_zeros(len(r), self.weight.shape[1])
         for rows, weight in self.lifted(self.weight, r.dtype):
             result.addmm_(r[:, rows], weight)

@@ -15,10 +15,22 @@ namespace hessext::cpu {
 namespace {
 
 template <class T>
-constexpr Kernels<T> table = {panel_rows,      panel_cols<T>,         lanes<T>,        multiply<T>,
-                              pack<T>,         pack_products<T>,      pack_cross<T>,   softmax_diagonal<T>,
-                              covariance<T>,   covariance_scratch<T>, softmax<T>,      shift<T>,
-                              softmax_scan<T>, softmax_row<T>,        softmax_split<T>};
+constexpr Kernels<T> table = {panel_rows,
+                              panel_cols<T>,
+                              lanes<T>,
+                              multiply<T>,
+                              pack<T>,
+                              pack_across<T>,
+                              pack_products<T>,
+                              pack_cross<T>,
+                              softmax_diagonal<T>,
+                              covariance<T>,
+                              covariance_scratch<T>,
+                              softmax<T>,
+                              shift<T>,
+                              softmax_scan<T>,
+                              softmax_row<T>,
+                              softmax_split<T>};
 
 }  // namespace
 

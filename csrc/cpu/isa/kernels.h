@@ -32,6 +32,9 @@ struct Kernels {
     void (*pack)(bool left, i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count,
                  T* panels);
 
+    // panels[k, c] = data[c * ld + k], c < count.
+    void (*pack_across)(bool left, i64 depth, const T* data, i64 ld, i64 count, T* panels);
+
     // panels[k, e] = phi_n[first[e]] psi_n[second[e]], n = start + k, for the left operand; run[e] pairs from e on
     // differ in consecutive stored second features only.
     void (*pack_products)(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,

@@ -59,6 +59,75 @@ void pack(bool left, i64 depth, const T* data, i64 ld, const i64* index, const T
         pack_width<T, panel_cols<T>>(depth, data, ld, index, weight, first, count, panels);
 }
 
+#if __has_builtin(__builtin_shufflevector)  // GCC 12, Clang
+// Item s of the first half of `n` vectors, then item s of the second half, and so on: log2(n) times it transposes.
+template <class V, int n>
+inline V interleaved(V a, V b, bool high) {
+    if constexpr (n == 16)
+        return high ? __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                    : __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    else if constexpr (n == 8)
+        return high ? __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+                    : __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    else if constexpr (n == 4)
+        return high ? __builtin_shufflevector(a, b, 2, 6, 3, 7) : __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    else
+        return high ? __builtin_shufflevector(a, b, 1, 3) : __builtin_shufflevector(a, b, 0, 2);
+}
+
+template <class T>
+inline void transpose(Vector<T> (&rows)[lanes<T>]) {
+    constexpr int n = lanes<T>;
+#pragma GCC unroll 4
+    for (int half = 1; half < n; half *= 2) {
+        Vector<T> next[n];
+#pragma GCC unroll 8
+        for (int e = 0; e < n / 2; ++e) {
+            next[2 * e] = interleaved<Vector<T>, n>(rows[e], rows[e + n / 2], false);
+            next[2 * e + 1] = interleaved<Vector<T>, n>(rows[e], rows[e + n / 2], true);
+        }
+#pragma GCC unroll 16
+        for (int e = 0; e < n; ++e) rows[e] = next[e];
+    }
+}
+#else
+template <class T>
+inline void transpose(Vector<T> (&rows)[lanes<T>]) {
+    for (int r = 0; r < lanes<T>; ++r)
+        for (int c = 0; c < r; ++c) {
+            const T value = rows[r][c];
+            rows[r][c] = rows[c][r], rows[c][r] = value;
+        }
+}
+#endif
+
+// A square of `lanes` items and depths at a time.
+template <class T, i64 W>
+void pack_across_width(i64 depth, const T* data, i64 ld, i64 count, T* panels) {
+    constexpr int n = lanes<T>;
+    for (; count > 0; count -= W, data += W * ld, panels += W * depth)
+#pragma GCC unroll 4
+        for (i64 c = 0; c < W; c += n) {
+            constexpr int most = n;
+            const i64 items = count - c < most ? count - c : most, width = W - c < most ? W - c : most;
+            i64 k = 0;
+            for (; k + n <= depth; k += n) {
+                Vector<T> rows[n] = {};
+                for (i64 e = 0; e < (items < width ? items : width); ++e) rows[e] = load(data + (c + e) * ld + k);
+                transpose<T>(rows);
+                for (int e = 0; e < n; ++e) __builtin_memcpy(panels + (k + e) * W + c, &rows[e], width * sizeof(T));
+            }
+            for (; k < depth; ++k)
+                for (i64 e = 0; e < width; ++e) panels[k * W + c + e] = e < items ? data[(c + e) * ld + k] : T(0);
+        }
+}
+
+template <class T>
+void pack_across(bool left, i64 depth, const T* data, i64 ld, i64 count, T* panels) {
+    const auto run = left ? pack_across_width<T, panel_rows> : pack_across_width<T, panel_cols<T>>;
+    run(depth, data, ld, count, panels);
+}
+
 template <class T>
 void pack_products(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,
                    const std::int32_t* second, const std::int32_t* run, i64 count, T* panels) {
