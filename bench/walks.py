@@ -227,7 +227,7 @@ def _walks() -> Iterator[tuple[str, Walk]]:
             every,
             Sizes(0, 16, 8),
             "N",
-            (1000, 1050),
+            (180, 205),
             lambda B: B.nearest_kronecker(),
             decides=lambda s: c(every) >= s.N,
         ),
@@ -264,6 +264,7 @@ PIECES = {
         matrix/norms._WORK model/network._LIFTED matrix/given_curvature._SLAB matrix/sample_pairs._BYTES matrix/sample_pairs._MATRICES
         data/samples._WIDE data/outputs._WORK data/outputs._BLOCKS data/curvature._WORK data/curvature._TOGETHER
         data/places._SLAB data/batches._PIECE data/tail_curvature._WORK""",
+    "who multiplies, of which scripts/calibrate measures both": "_products._THIN",
     "results that differ": "matrix/sample_curvature._TENSOR data/batches.SMALL",
     "kept so as not to be formed again, where memory allows": """_api.KEPT _layer.KEPT matrix/given_curvature._KEPT
         data/curvature._FACTOR matrix/approximations._WHOLE""",

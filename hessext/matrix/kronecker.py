@@ -26,7 +26,7 @@ from .sample_pairs import Pairs
 _EXACT = {torch.float64: 1e5, torch.float32: 1e3}
 FLOOR = 16
 _FORMED, _BLOCK = 5e10, 1e5  # multiply-adds that these may cost, and what each block costs beside them
-_ALL = 1024  # samples whose singular values are all found at once
+_ALL = 192  # samples up to which all singular values cost no more than the largest one
 
 
 @dataclass(frozen=True, eq=False)

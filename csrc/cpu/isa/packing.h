@@ -32,18 +32,19 @@ struct ScaledRow {  // w row[c]
 };
 
 template <class T>
-inline void prefetch(const T* row, i64 count) {  // gathered rows are not where a hardware prefetcher looks
+inline void prefetch(const T* row, i64 count) {  // where a hardware prefetcher does not look
     for (i64 c = 0; c < count; c += 64 / i64(sizeof(T))) __builtin_prefetch(row + c);
 }
 
 // Some panels at a time: a row is written to as many pages as there are panels.
 template <class T, i64 W>
 void pack_width(i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count, T* panels) {
-    constexpr i64 most = 128 / W * W;
+    constexpr i64 most = 128 / W * W, page = 4096 / sizeof(T);
+    const bool apart = index || ld >= page;  // rows are gathered, or each is on a page of its own
     for (i64 c = 0; c < count; c += most) {
         const i64 some = count - c < most ? count - c : most;
         for (i64 k = 0; k < depth; ++k) {
-            if (index && k + 3 < depth) prefetch(data + index[k + 3] * ld + first + c, some);
+            if (apart && k + 3 < depth) prefetch(data + (index ? index[k + 3] : k + 3) * ld + first + c, some);
             const ScaledRow<T> row{data + (index ? index[k] : k) * ld + first + c, weight ? weight[k] : T(1)};
             pack_sample<T, W>(row, depth, some, panels + c * depth + k * W);
         }

@@ -147,12 +147,25 @@ void softmax_row(i64 count, T* logits, const T* largest, const T* inverse) {
 
 template <class T, i64 W>
 void split_width(i64 depth, i64 panels, const T* inverse, T* p, T* square) {
-    for (i64 q = 0; q < panels; ++q, inverse += W)
-        for (i64 k = 0; k < depth; ++k, p += W, square += W)
-            for (i64 e = 0; e < W; ++e) {
-                square[e] = p[e] * p[e];
-                p[e] -= inverse[e] * square[e];
+    constexpr i64 period = W * lanes<T>;  // after so many entries vectors and rows of a panel begin together again
+    for (i64 q = 0; q < panels; ++q, inverse += W) {
+        T repeated[period];
+        for (i64 e = 0; e < period; ++e) repeated[e] = inverse[e % W];
+        for (const T* end = p + depth * W; p < end;) {
+            const i64 count = end - p < period ? end - p : period;
+            i64 e = 0;
+            for (; e + lanes<T> <= count; e += lanes<T>) {
+                const Vector<T> value = load(p + e), squared = value * value;
+                store(square + e, squared);
+                store(p + e, value - load(repeated + e) * squared);
             }
+            for (; e < count; ++e) {
+                square[e] = p[e] * p[e];
+                p[e] -= repeated[e] * square[e];
+            }
+            p += count, square += count;
+        }
+    }
 }
 
 template <class T>
