@@ -274,8 +274,9 @@ PIECES = {
         data/group._HEADER data/group._PATIENCE data/headers.TEXT data/ranks._TOLD
         matrix/norms._LEAST matrix/norms._MOST data/samples.LEAST data/samples.MOST
         matrix/part._SQUARES matrix/gram._SQUARES_ON_GPU matrix/softmax_gram._WORK_ON_GPU
-        matrix/softmax_gram._TILE_ON_GPU matrix/preconditioner.NOISE matrix/sample_pairs._LEAST matrix/kronecker.FLOOR
-        matrix/kronecker._FORMED matrix/kronecker._BLOCK
+        matrix/softmax_gram._TILE_ON_GPU
+        matrix/softmax_gram._ROUNDED matrix/softmax_gram._ALLOWED matrix/preconditioner.NOISE matrix/sample_pairs._LEAST
+        matrix/kronecker.FLOOR matrix/kronecker._FORMED matrix/kronecker._BLOCK
         data/tails._PROPOSED data/tail._ROUNDINGS data/tail_curvature._FEW model/linear._NAMED model/targets._ROUNDED
         matrix/spectrum._FEWEST matrix/spectrum._VECTORS matrix/spectrum._BYTES""",
 }

@@ -132,8 +132,11 @@ struct Gram {
     // With products, left and right are divided by these powers of two: small probabilities do not underflow.
     const double* left_power;   // [rows]
     const double* right_power;  // [cols]
+    // Small terms may be rounded to TF32; their sums, as they are in sums[0] and sums[1], are added here [2]: gram.cu.
+    // null: none is. It holds where there are sums of a softmax, and neither on nor off.
+    double* rounded;
     HESSEXT_FIELDS(depth, rows, cols, left, left_ld, right, right_ld, weight, triangle, products, on, off, left_power,
-                   right_power)
+                   right_power, rounded)
 };
 
 // The most probable class of each sample n of one side: p = p_n[top], rest = 1 - p. at_other has the probabilities of

@@ -302,10 +302,11 @@ def _gram(
 
 @_operator(
     "(Tensor left, Tensor right, Tensor? weight, bool triangle, Tensor(a!)? products, Tensor(b!)[] matrices, "
-    "Tensor[] powers, Tensor(c!) sums) -> ()"
+    "Tensor[] powers, Tensor(c!) sums, Tensor(d!)? rounded=None) -> ()"
 )
-def gram_sums_(left, right, weight, triangle, products, matrices, powers, sums):
+def gram_sums_(left, right, weight, triangle, products, matrices, powers, sums, rounded=None):
     sides = {"depth": len(left), "left": left, "left_ld": left.stride(0), "right": right, "right_ld": right.stride(0)}
+    sides["rounded"] = rounded
     shape = left.shape[1], right.shape[1]
     _run("gram_sums", left, _gram(shape, weight, triangle, products, matrices, powers, **sides), sums)
 

@@ -8,7 +8,7 @@ import torch
 
 from hessext._ops import Kind
 
-from . import dense_norms, softmax_gram
+from . import dense_norms
 from .part import Part
 
 _ENTRY = 250  # multiply-adds in float64 that an entry of a hidden layer's Q_n costs beside its products
@@ -41,7 +41,7 @@ def form_of_all(part: Part) -> Form:
     cheapest = min(_blocks(part, every), _pairs(part, every))
     softmax_layer = part.of_output and part.same and part.term != "residual" and not part.block_diagonal
     alone = part.ranks.alone
-    if softmax_layer and alone and softmax_gram.one_sign(part) and _class_pairs(part) < cheapest:
+    if softmax_layer and alone and _one_sign(part) and _class_pairs(part) < cheapest:
         return Form.CLASS_PAIRS
     form = form_of_squares(part, every)
     at_once = softmax_layer or (part.kind is Kind.CROSS and part.in_closed_form)
@@ -52,11 +52,22 @@ def form_of_all(part: Part) -> Form:
 def form_of_ratio(part: Part) -> Form:
     """The form of the sums of squared norms over the diagonal and over all other blocks of a layer."""
     every = _every(part)
-    if part.of_output and softmax_gram.one_sign(part):
+    if part.of_output and _one_sign(part):
         form, cost = Form.SUMS, _sample_pairs(part, 1.5 * part.grid[0] + _TOPS)
     else:
         form, cost = Form.PAIRS, _pairs(part, every / 2)  # a sum needs half of the products
     return form if cost < _blocks(part, every) else Form.BLOCKS
+
+
+def _one_sign(part: Part) -> bool:
+    """Whether no two scales c_n have opposite signs, as class weights or targets below zero bring."""
+    loss, y = part.samples.loss, part.samples.y
+    labels = y is None or not y.is_floating_point()
+    if part.ranks.alone and loss.softmax and loss.weight is None and labels:
+        return True  # a GPU is not waited for
+    least, most = torch.aminmax(part.samples.scale)
+    low, most = part.ranks.largest(torch.stack([-least, most]))
+    return bool(low <= 0) or bool(most <= 0)
 
 
 # ------------------------------------------------------------------------------------------- multiply-adds of each

@@ -243,13 +243,14 @@ class PairSquares:
         return (total[0] * (power * weights.power) ** 2).item()
 
     def each(self, pairs: Tensor) -> Tensor:
-        """The squared norms (P,) float64."""
+        """The squared norms (P,) float64; a GPU is waited for once, in the end."""
         result = torch.empty(len(pairs), dtype=torch.float64, device=pairs.device)
+        cancelled = torch.empty_like(result, dtype=torch.bool)
         for call in self._calls(pairs):
             total, bound = self._each(call, self._weights or _PairWeights(call.sides, self._part))
-            if (poor := total < self._least * bound**2).any():
-                total[poor] = self._blocks(pairs[call.where][poor])
-            result[call.where] = total
+            result[call.where], cancelled[call.where] = total, total < self._least * bound**2
+        if len(poor := cancelled.nonzero()[:, 0]):
+            result[poor] = self._blocks(pairs[poor])
         return result
 
     def _each(self, call: Assembly, weights: _PairWeights) -> tuple[Tensor, Tensor]:

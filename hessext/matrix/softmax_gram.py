@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hessext import _ops
-from hessext._memory import require, spare
+from hessext._memory import in_huge_pages, require, spare
 from hessext._ops import Curvature, Kind
 from hessext._progress import shares, steps
 from hessext.model.network import Layer
@@ -23,6 +23,8 @@ from .part import Part
 _TILE, _TILE_ON_GPU = 32 << 20, 128 << 20  # bytes of a tile of classes; a GPU takes few large products
 _SAMPLES = 512  # whose logits are one product: a product of others may round otherwise
 _CLASSES = 4096  # classes of a tile of `class_pair_norms`
+# Largest relative errors: of what tensor cores round, and of a sum for what is rounded in it.
+_ROUNDED, _ALLOWED = 1.2e-3, 4 * torch.finfo(torch.float32).eps
 _WORK, _WORK_ON_GPU = 32 << 20, 256 << 20  # bytes of products of probabilities; a GPU takes few large assemblies
 
 
@@ -42,7 +44,9 @@ class OtherClasses:
         N, C = len(self._features), len(self._weight)
         x = samples.x
         self._tile = max(1, min(C, _tile_bytes(part) // (max(most, N) * x.element_size())))
-        self._kept = x.new_empty(C, N) if spare(C * N * x.element_size(), x.device, part.ranks.size) else None
+        self._kept = (
+            in_huge_pages(x.new_empty(C, N)) if spare(C * N * x.element_size(), x.device, part.ranks.size) else None
+        )
         self._largest = x.new_full((N,), -torch.inf)
         self.top = torch.zeros(N, dtype=torch.int64, device=x.device)
         self._others = torch.zeros(N, dtype=torch.float64, device=x.device)  # sum of e^(l - largest)
@@ -167,7 +171,8 @@ def softmax_sums(part: Part) -> tuple[float, float, float]:
     """Sums of ||H_jj||_F^2 and of ||H_jk||_F^2, j != k, over a softmax layer, and the unit that norms are in.
 
     With r_j = p_nj p_n'j, sum_{j != k} Q_n[j, k] Q_n'[j, k] = c_n c_n' ((sum_j r_j)^2 - sum_j r_j^2); the top classes
-    of both samples are split off, only what is left of r goes through the difference.
+    of both samples are split off, only what is left of r goes through the difference. Tensor cores round what small
+    probabilities add beside (sum_j r_j)^2; where that could be seen in the sums, all is done again without.
     """
     samples = part.samples
     samples.check_unchanged()
@@ -181,17 +186,24 @@ def softmax_sums(part: Part) -> tuple[float, float, float]:
         begin(logits)
         P = OtherClasses(part)
         unit = (phi.power**2 * scale_power).item() * P.enlarge()
-        sums = torch.zeros(2, dtype=torch.float64, device=part.device)
+
+        def sums(rounding: bool) -> list[float]:
+            """The two sums, and how much of them has been rounded."""
+            total = torch.zeros(4, dtype=torch.float64, device=part.device)
+            for visit in part.ranks.ring(part.counts, scale, *P.state()):
+                other_scale, *state = visit.tensors
+                other = P.visiting(state) if visit.other else P
+                features = state[0][:, : phi.features.shape[1]] if visit.other else None
+                for a, b, same, times in pairs.of(visit):
+                    W = phi(a, b, features).square_().mul_(scale[a, None]).mul_(other_scale[b])
+                    total += times * sums_of_classes(P, other, a, b, same, W, rounding=rounding)[0]
+                    del W  # before the next one is made
+            return part.ranks.sum(total).tolist()
+
         begin(logits + products)
-        for visit in part.ranks.ring(part.counts, scale, *P.state()):
-            other_scale, *state = visit.tensors
-            other = P.visiting(state) if visit.other else P
-            features = state[0][:, : phi.features.shape[1]] if visit.other else None
-            for a, b, same, times in pairs.of(visit):
-                W = phi(a, b, features).square_().mul_(scale[a, None]).mul_(other_scale[b])
-                sums += times * sums_of_classes(P, other, a, b, same, W)[0]
-                del W  # before the next one is made
-    diagonal, off_diagonal = part.ranks.sum(sums).tolist()
+        diagonal, off_diagonal, *rounded = sums(True)
+        if any(_ROUNDED * abs(r) > _ALLOWED * abs(t) for r, t in zip(rounded, (diagonal, off_diagonal), strict=True)):
+            diagonal, off_diagonal, *_ = sums(False)
     return diagonal, off_diagonal, unit
 
 
@@ -205,17 +217,25 @@ def _tile_bytes(part: Part) -> int:
 
 
 def sums_of_classes(
-    left: OtherClasses, right: OtherClasses, a: slice, b: slice, same: bool, W: Tensor | None, *matrices: Tensor
+    left: OtherClasses,
+    right: OtherClasses,
+    a: slice,
+    b: slice,
+    same: bool,
+    W: Tensor | None,
+    *matrices: Tensor,
+    rounding: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Sums over pairs of samples (a, b) of W[n, n'] times sum_j Q_n[j, j] Q_n'[j, j], and of the same over j != k.
 
-    Without the scales c_n. What W weighs is added to `matrices`, one for each of the two, float64 [a, b]; their upper
-    triangle where the samples are the `same`. Last, sum_j p_nj p_n'j [a, b] over what are no top classes, float64.
-    Where classes are split over ranks, what is a sum over classes is added up before it is squared.
+    Without the scales c_n. How much of each is rounded, with `rounding`, follows in the same tensor. What W weighs is
+    added to `matrices`, one for each of the two, float64 [a, b]; their upper triangle where the samples are the `same`.
+    Last, sum_j p_nj p_n'j [a, b] over what are no top classes, float64. Where classes are split over ranks, what is a
+    sum over classes is added up before it is squared.
     """
     shape = len(left.top[a]), len(right.top[b])
     products = torch.zeros(shape, dtype=torch.float64, device=left.top.device)
-    sums, tops = torch.zeros(2, 2, dtype=torch.float64, device=products.device)
+    sums, tops, rounded = torch.zeros(3, 2, dtype=torch.float64, device=products.device)
     like = right.example
     empty = like.new_empty if left.whole else like.new_zeros
     at_b = empty(shape)  # [n, n'] = p_n'[top_n] over power[n']
@@ -227,14 +247,14 @@ def sums_of_classes(
     tiles = zip(left.tiles(a), rights, of_a, of_b, strict=False)
     for (first, tile), (_, other), in_a, in_b in steps(tiles, total=len(of_a)):
         other = tile if same else other
-        _ops.gram_sums_(tile, other, W, same, products, list(matrices), powers, sums)
+        _ops.gram_sums_(tile, other, W, same, products, list(matrices), powers, sums, rounded if rounding else None)
         _gather(in_a, left.top[a] - first, other, at_b)
         if not same:
             _gather(in_b, right.top[b] - first, tile, at_a)
-    left.over_classes(sums, products, at_b, *(() if same else (at_a,)), *matrices)
+    left.over_classes(sums, rounded, products, at_b, *(() if same else (at_a,)), *matrices)
     sides = [[P.top[s], P.p[s], P.rest[s], at] for P, s, at in ((left, a, at_b), (right, b, at_a))]
     _ops.gram_tops_(products, W, same, list(matrices), powers, *sides, tops)
-    return tops + torch.stack([sums[0], -sums[1]]), products
+    return torch.cat([tops + torch.stack([sums[0], -sums[1]]), rounded]), products
 
 
 def _gather(rows: Tensor, top: Tensor, tile: Tensor, out: Tensor) -> None:
@@ -289,10 +309,3 @@ def _class_pair_tile(phi: FeatureProducts, scale: Tensor, left: Tensor, right: T
         total += _ops.blocks(pair, False, r[0], False, r[-1], False, same, *weights)[0]
         del w, r, weights  # before the next ones are made
     return total
-
-
-def one_sign(part: Part) -> bool:
-    """Whether no two scales c_n have opposite signs, as class weights or targets below zero bring."""
-    least, most = torch.aminmax(part.samples.scale)
-    low, most = part.ranks.largest(torch.stack([-least, most]))
-    return bool(low <= 0) or bool(most <= 0)

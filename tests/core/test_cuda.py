@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.cases import DTYPES, OVERFLOWING, PEAKED, Case, make_inputs
-from helpers.gram_reference import assert_tiles, close, softmax_sums, sums
+from helpers.gram_reference import assert_rounded, assert_tiles, close, mostly_small, softmax_sums, sums
 from helpers.reference import (
     TERMS,
     assert_accurate,
@@ -98,6 +98,27 @@ def test_sums_over_classes(case, dtype, cuda, memory):
     got = softmax_sums(on(cuda, case, dtype)["output"]._part)
     for value, wanted in zip(got, sums(squares), strict=True):
         close(value, wanted, {torch.float32: 1e-6, torch.float64: 1e-12}[dtype] * max(1, 4 * case.scale))
+
+
+def test_small_probabilities_are_rounded(cuda):
+    assert_rounded(cuda)
+
+
+def test_all_is_done_again_where_rounding_could_be_seen(emulated, monkeypatch):
+    part, working, asked = mostly_small(), softmax_gram.sums_of_classes, []
+
+    def spy(*arguments, rounding):
+        asked.append(rounding)
+        return working(*arguments, rounding=rounding)
+
+    monkeypatch.setattr(softmax_gram, "sums_of_classes", spy)
+    rounded = softmax_sums(part)
+    assert asked == [True]
+    monkeypatch.setattr(softmax_gram, "_ALLOWED", 0)
+    found = softmax_sums(part)
+    assert asked == [True, True, False]
+    monkeypatch.setattr(softmax_gram, "sums_of_classes", lambda *arguments, rounding: working(*arguments))
+    assert found == softmax_sums(part) != rounded
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -286,8 +307,10 @@ def kernels_in_source():
     tiles = [f"{dtype}, Shape<{dtype}, {shape}>" for dtype in shapes for shape in shapes[dtype]]
     gram = "float, Shape<float, 64, 2, 2>", "double, Shape<double, 32, 2, 2>"
     for name in names:
-        if name == "add_partial":
+        if name in ("add_partial", "find_small_stages"):
             yield name
+        elif name == "softmax_gram_small_tiles":
+            yield f"{name}<Shape<float, 64, 2, 2>>"
         elif name == "logit_tiles":
             yield f"{name}<RowShape<float, 128, 2, 4>>"
         elif name == "add_splits":
@@ -312,6 +335,7 @@ def test_every_kernel_is_executed(emulated, monkeypatch):
             for case in (CASES[9], *CASES[-3:]):
                 on("cpu", case, dtype).dense()
             test_sums_over_classes(SUMS[0], dtype, "cpu", None)
+            test_small_probabilities_are_rounded("cpu")
             test_sums_over_pairs_of_samples(dtype, "cpu")
             with monkeypatch.context() as patch:
                 test_norms_of_pairs(dtype, "cpu", patch)

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import torch
 from helpers.cases import DTYPES, Case, make_inputs
-from helpers.gram_reference import assert_tiles, close, softmax_sums, sums
+from helpers.gram_reference import assert_rounded, assert_tiles, close, softmax_sums, sums
 from helpers.reference import (
     assert_accurate,
     assert_softmax,
@@ -128,6 +128,8 @@ def cases() -> Iterator[tuple[str, Callable[[], None], tuple[bool, tuple[int, in
             yield f"softmax {classes} {dtype}", partial(assert_softmax, classes, scale, dtype), usual
         yield f"softmax product {dtype}", partial(assert_softmax_product, 300, dtype), usual
         yield f"residual {dtype}", partial(residual, dtype), usual
+    for way in ("", " in pieces"):
+        yield f"small probabilities{way}", assert_rounded, WAYS[way]
     for sizes in ((65, 97, 33, 0), (130, 257, 20, 1), (130, 70, 20, 4), (64, 64, 1, 0)):
         yield f"logits {sizes}", partial(logits, *sizes), WAYS[""]
 

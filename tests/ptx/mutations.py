@@ -9,6 +9,7 @@ from .parse import Instruction, Kernel, instruction
 
 GRAM = "gram_tiles<float, Shape<float, 64, 2, 2>, true>"
 MULTIPLY = "multiply_tiles<double, Shape<double, 32, 2, 2>, WeightedFeatures<double, Shape<double, 32, 2, 2>>, true>"
+SMALL = "softmax_gram_small_tiles<Shape<float, 64, 2, 2>>"
 LOGITS = "logit_tiles<RowShape<float, 128, 2, 4>>"
 
 
@@ -82,7 +83,7 @@ def moved(kernel: Kernel, opcode: str, by: int) -> Iterator[Mutation]:
 
 def mutations(kernels: dict[str, Kernel]) -> Iterator[tuple[str, Mutation]]:
     """(name of an operation of tests/ptx/test_mutations.py, mutation)."""
-    gram, multiply, logits = (kernels[name] for name in (GRAM, MULTIPLY, LOGITS))
+    gram, multiply, logits, small = (kernels[name] for name in (GRAM, MULTIPLY, LOGITS, SMALL))
     # The first barrier of a main loop is for a block that comes back to it, as that of gram does, and so is the first
     # one of a sum; the last __syncwarp of the epilogue is for one that goes on with shared memory without a barrier.
     # Most stores of multiply are for rows that are not aligned; those of pairs are the weighted samples.
@@ -108,6 +109,10 @@ def mutations(kernels: dict[str, Kernel]) -> Iterator[tuple[str, Mutation]]:
         yield "multiply", mutation
     yield from (("logits", m) for m in moved(logits, "ld.global.v4", 4))
     yield from (("gram", m) for m in removed(gram, "shfl", (), 2))
+    for mutation in (*removed(small, "bar.sync", (), 4), *removed(small, "bar.warp.sync", (), 2), *swapped(small, 6)):
+        yield "small", mutation
+    find = kernels["find_small_stages"]
+    yield from (("small", m) for m in replaced(find, "setp.le.f32", "setp.gt.f32"))
     yield from (("residual", m) for m in replaced(kernels["label_residuals<float>"], "setp.ge.s64", "setp.gt.s64"))
     yield from (("multiply", m) for m in removed(kernels["list_samples<double>"], "bar.sync"))
     # The second one is for a block that has used the memory of a sum before.
