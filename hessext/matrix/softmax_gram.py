@@ -44,9 +44,8 @@ class OtherClasses:
         N, C = len(self._features), len(self._weight)
         x = samples.x
         self._tile = max(1, min(C, _tile_bytes(part) // (max(most, N) * x.element_size())))
-        self._kept = (
-            in_huge_pages(x.new_empty(C, N)) if spare(C * N * x.element_size(), x.device, part.ranks.size) else None
-        )
+        kept = spare(C * N * x.element_size(), x.device, part.ranks.size)
+        self._kept = in_huge_pages(x.new_empty(C, N)) if kept else None
         self._largest = x.new_full((N,), -torch.inf)
         self.top = torch.zeros(N, dtype=torch.int64, device=x.device)
         self._others = torch.zeros(N, dtype=torch.float64, device=x.device)  # sum of e^(l - largest)
