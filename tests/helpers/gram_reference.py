@@ -63,25 +63,26 @@ def mostly_small(device="cpu", samples=70, classes=203):
 
 
 def assert_rounded(device="cpu"):
-    """What small probabilities add to the sums is rounded on tensor cores, and only there, within bounds, unbiased."""
-    part = mostly_small(device)
-    x, weight = part.samples.x, part.samples.network.layers[-1].weight
-    P, every = softmax_gram.OtherClasses(part), slice(0, len(x))
-    W = (x @ x.T).square()
-    found, plain = (
-        softmax_gram.sums_of_classes(P, P, every, every, True, W, rounding=rounding)[0].tolist()
-        for rounding in (True, False)
-    )
-    w, p = W.double(), torch.softmax(x.double() @ weight.double().T, 1)
-    s, q = p * (1 - p), p.square()
-    exact = [torch.sum(w * (s @ s.T)).item(), torch.sum(w * ((p @ p.T).square() - q @ q.T)).item()]
-    p, q = p[:, 48:], q[:, 48:]  # in whole stages
-    rounded = [2 * torch.sum(w * (q @ p.T)).item(), torch.sum(w * (q @ q.T)).item()]
-    assert plain[2:] == [0, 0]
-    core, by = _ops._who(x)
-    if not core.tensor_cores(by):
-        rounded = [0, 0]
-    for k in range(2):
-        close(plain[k], exact[k], 1e-6)
-        close(found[k], exact[k], 1e-6)
-        close(found[2 + k], rounded[k], 1e-4)  # truncated numbers would be off by 4e-4
+    """What stages of small probabilities add to the sums is rounded on tensor cores, and only there, without a bias."""
+    torch.manual_seed(0)
+    left, right = (torch.rand(88, samples) / 2048 for samples in (66, 70))
+    left[32:64] *= 100  # no small stages
+    powers = [2.0 ** -torch.randint(4, (t.shape[1],)).double() for t in (left, right)]
+    W = torch.rand(66, 70)
+    on_device = [t.to(device) for t in (left, right, W, *powers)]
+    products, sums = on_device[2].double().zero_(), torch.zeros(2, 2, dtype=torch.float64, device=device)
+    _ops.gram_sums_(*on_device[:3], False, products, [], on_device[3:], *sums)
+    a, b, w = left.double(), right.double(), W.double() * torch.outer(*powers)
+    own, other = ((t * t * power).double() for t, power in zip((a, b), powers, strict=True))  # p^2 over the power
+    small = torch.arange(88) // 32 != 1
+
+    def total(x, y):
+        return torch.sum(w * (x.T @ y)).item()
+
+    core, by = _ops._who(on_device[0])
+    rounded = total(own[small], b[small]) + total(a[small], other[small]), total(own[small], other[small])
+    assert (products.cpu() / (torch.outer(*powers) * (a.T @ b)) - 1).abs().max() < 1e-6
+    close(sums[0, 0].item(), total(a - own, b - other), 1e-6)
+    close(sums[0, 1].item(), total(own, other), 1e-6)
+    for found, expected in zip(sums[1].tolist(), rounded, strict=True):
+        close(found, expected if core.tensor_cores(by) else 0, 1e-4)  # truncated numbers would be off by 4e-4
