@@ -207,13 +207,15 @@ __device__ __forceinline__ void add_small(const typename S::Stage& stage, Sums<f
                 row[e] = rows[16 * i + e % 2 * 8 + e / 2 * 4 * S::ld];
                 row_square[e] = rounded_square(row[e]);
             }
-            const Fragment<float, 4> a(row);
+            const Fragment<float, 4> a[1] = {Fragment<float, 4>(row)};
+            Fragment<float, 2> b[1][S::mma_cols];
+#pragma unroll
+            for (int j = 0; j < S::mma_cols; ++j) b[0][j] = Fragment<float, 2>(column[j]);
+            multiply_add<1, S::mma_cols>(p.value[i], a, b);
 #pragma unroll
             for (int j = 0; j < S::mma_cols; ++j) {
-                const Fragment<float, 2> b(column[j]);
-                multiply_add(p.value[i][j], a, b);
-                multiply_16x8x8(left.value[i][j], row_square, b.high);
-                multiply_16x8x8(right.value[i][j], a.high, column_square[j]);
+                multiply_16x8x8(left.value[i][j], row_square, b[0][j].high);
+                multiply_16x8x8(right.value[i][j], a[0].high, column_square[j]);
                 multiply_16x8x8(both.value[i][j], row_square, column_square[j]);
             }
         }
