@@ -69,10 +69,10 @@ def faults() -> None:
         module = {"ratio": softmax_gram, "approximations": closed_curvature}[name]
         working = module.sums_of_classes
 
-        def broken(*arguments, working=working):
+        def broken(*arguments, working=working, **options):
             if rank == last:
                 raise MemoryError("there is none left")
-            return working(*arguments)
+            return working(*arguments, **options)
 
         module.sums_of_classes = broken
         try:
