@@ -71,7 +71,7 @@ def test_every_local_layer_of_a_transformer(memory):
 
 @pytest.mark.parametrize("name", ["blocks.1.attention.k", "blocks.1.attention.v", "blocks.0.mlp.down"])
 def test_layers_whose_places_are_mixed(name):
-    with pytest.raises(ValueError, match=rf"^name: expected a layer whose places .* those of '{name}' are mixed") as e:
+    with pytest.raises(ValueError, match=rf"^name: expected a layer after .* those of '{name}' are mixed") as e:
         hessext.layer(Transformer(), name, texts((2, 5)))
     proposed = str(e.value).rpartition(": ")[2].split(", ")
     assert set(proposed) == {f"'{n}'" for n in (*LAST, "head")}

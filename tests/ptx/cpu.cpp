@@ -14,6 +14,13 @@ namespace hessext::cpu {
 
 HESSEXT_OPERATIONS(HESSEXT_INSTANTIATE)
 
+template <class T>
+void product(const Factor<T>&, const Factor<T>&, i64, T*, i64, const By&) {
+    throw std::logic_error("not the CPU's kernels");
+}
+HESSEXT_INSTANTIATE(product)
+
+void advise_huge_pages(void*, i64) {}
 void set_interrupted(bool (*)()) {}
 const char* const* isas(int* count) { return *count = 0, nullptr; }
 const char* isa() { return ""; }
