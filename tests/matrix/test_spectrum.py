@@ -216,7 +216,8 @@ def test_lanczos(case, dtype, sign, iterated):
         assert found.largest == pytest.approx(values[-1].item(), rel=0, abs=accuracy * size)
         assert found.smallest == pytest.approx(values[0].item(), rel=0, abs=accuracy * size)
         assert max(found.residual_of_largest, found.residual_of_smallest) <= accuracy
-        assert found == H[layer].preconditioned_spectrum(name, relative_damping=0.1, tol=accuracy / 10)  # same bits
+        if not torch.__version__.startswith("2.4."):  # whose products with a vector depend on where it lies in memory
+            assert found == H[layer].preconditioned_spectrum(name, relative_damping=0.1, tol=accuracy / 10)  # same bits
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
