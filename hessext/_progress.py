@@ -203,9 +203,14 @@ def bar_of(name: str | None) -> Iterator[None]:
 
 
 def inside_tqdm(items: Iterable[Item]) -> tuple[Iterable[Item], str | None]:
-    """What tqdm(items), which shows one pass and no other, is a bar around, and that bar's name; else None."""
+    """What tqdm(items), which shows one pass and no other, is a bar around, and that bar's name; else None.
+
+    A bar that is disabled, as on what is no terminal with disable=None, has no name and shows nothing here either.
+    """
     if not isinstance(items, tqdm):
         return items, None
+    if items.disable:
+        return items.iterable, None
     items.leave = False
     items.close()
     return items.iterable, items.desc.removesuffix(": ") or "batches"

@@ -303,6 +303,13 @@ def shown_by(monkeypatch, delay):
     return found.getvalue()
 
 
+@pytest.mark.parametrize("disable", [True, None])  # None: where stderr is no terminal
+def test_a_disabled_tqdm_around_batches_shows_nothing(disable):
+    loader = DataLoader(TensorDataset(torch.randn(4, 3), torch.tensor([0, 1, 2, 0])), batch_size=2)
+    H = hessext.linear(torch.randn(3, 3), tqdm(loader, disable=disable))
+    assert H["output"].diagonal().shape == (9,) and not Bar.made
+
+
 def test_what_is_shown(monkeypatch):
     text = shown_by(monkeypatch, 0)
     assert "name:  25%|" in text and "name:  75%|" in text and "<00:00" in text and text.endswith("\r")
