@@ -229,6 +229,22 @@ def test_calls(monkeypatch, name):
     assert len(moved(bar)) > 3 and bar.places[-1] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("name", ["trace", "diagonal"])
+def test_layers_are_steps_of_what_is_one_for_each(monkeypatch, name):
+    from hessext.matrix import assemble
+
+    working, places = getattr(assemble, name), []
+
+    def spy(part):
+        places.append(Bar.made[-1].places[-1])
+        return working(part)
+
+    monkeypatch.setattr(assemble, name, spy)
+    with hessext.progress():
+        getattr(hessext.hessian(chain(), *data()), name)()
+    assert len(places) == 6 and places == sorted(set(places)) and places[-1] < 1
+
+
 @pytest.mark.parametrize(
     "make", [lambda H: H["4"].ratio(), lambda H: H["0"].ratio(), lambda H: H["4"].approximations()]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import accumulate, combinations_with_replacement, pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from hessext import _checks
 from hessext._memory import require
+from hessext._progress import steps
 from hessext.data.data import Data
 from hessext.data.ranks import Ranks, collective
+from hessext.data.samples import Samples
 from hessext.model.network import ParameterGroup
 
 from . import assemble, notebook, scipy_operator
@@ -69,6 +72,11 @@ class Hessian:
 
     def _part(self, row: ParameterGroup, col: ParameterGroup) -> Part:
         return Part(self._data, self.term, row, col)
+
+    def _own_parts(self, samples: Samples) -> Iterable[Part]:
+        """Each parameter's part with itself, of some samples, in torch's order: steps of what is done one by one."""
+        groups = [self._group(name) for name in self._data.network.parameters]
+        return steps([self._part(g, g).of(samples) for g in groups], lambda part: part.row.numel)
 
     def _restricted(self, term: Term) -> Hessian:
         if self.term not in ("full", term):
@@ -158,14 +166,12 @@ class Hessian:
     @collective
     def diagonal(self) -> Tensor:
         """The diagonal (parameters,), in torch's order. No block is formed."""
-        parts = [self._part(group, group) for group in map(self._group, self._data.network.parameters)]
-        return self._data.sum(lambda samples, _: torch.cat([assemble.diagonal(part.of(samples)) for part in parts]))
+        return self._data.sum(lambda samples, _: torch.cat([*map(assemble.diagonal, self._own_parts(samples))]))
 
     @collective
     def trace(self) -> Tensor:
         """The trace, a scalar tensor. The diagonal is not formed."""
-        parts = [self._part(group, group) for group in map(self._group, self._data.network.parameters)]
-        return self._data.sum(lambda samples, _: sum(assemble.trace(part.of(samples)) for part in parts)).to(self.dtype)
+        return self._data.sum(lambda samples, _: sum(map(assemble.trace, self._own_parts(samples)))).to(self.dtype)
 
     def positions(self, name: str) -> Tensor:
         """Where a layer's parameters stand in torch's order: v[H.positions("0")] is ordered as H["0"] is."""
