@@ -42,17 +42,22 @@ def processor() -> tuple[str, int] | None:
 
 
 def by_tiles(left: Tensor, right: Tensor) -> bool:
-    """Whether the core's tiles multiply left (M, K) by right (K, N) here; never what has more axes."""
+    """Whether the core's tiles multiply left (M, K) by right (K, N) here; never what has more axes.
+
+    Nor what does not fit, as the core takes pointers: torch says so.
+    """
     least = _TILES.get(processor(), {}).get(left.dtype)
     if least is None or left.ndim != 2 or not left.is_cpu or torch.compiler.is_compiling():
+        return False
+    if right.dtype != left.dtype or right.device != left.device or right.shape[:-1] != left.shape[1:]:
         return False
     (rows, depth), cols = left.shape, right.shape[1]
     return rows * depth * cols >= least and min(rows, depth, cols) >= _THIN
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left @ right (M, N) of matrices (M, K) and (K, N) of one dtype, into `out` if given, of contiguous rows."""
-    if not by_tiles(left, right):
+    """left @ right (M, N) of matrices (M, K) and (K, N) of one dtype, into `out` if given. Raises as torch.mm."""
+    if not by_tiles(left, right) or (out is not None and out.stride(1) != 1):
         return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
     if out is None:
         out = left.new_empty(left.shape[0], right.shape[1])

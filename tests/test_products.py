@@ -80,6 +80,20 @@ def test_the_same_threads_give_the_same_bits(threads, multiplier, set_threads):
     assert all(torch.equal(multiply(left, right), expected) for _ in range(3))
 
 
+def test_what_does_not_fit_is_refused_as_by_torch(multiplier):
+    some = torch.ones(4, 4)
+    for other in (torch.ones(5, 4), torch.ones(3, 4), some.double(), torch.ones(4)):
+        with pytest.raises(RuntimeError):
+            multiply(some, other)
+
+
+def test_into_columns(multiplier):
+    left, right = factors(15, 17, 33, torch.float64, "items first")
+    out = left.new_empty(33, 15).T
+    assert multiply(left, right, out) is out
+    torch.testing.assert_close(out, left @ right)
+
+
 @pytest.mark.parametrize("case", [LINEAR[1], HIDDEN[2]], ids=lambda case: case.name)
 def test_results_through_either(case, multiplier):
     """All that is made of such products agrees with what torch gives."""
