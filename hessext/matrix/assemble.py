@@ -19,7 +19,7 @@ from .curvature import Assemblies, diagonal_pairs, grid_pairs
 from .part import Part, Term
 
 _ENTRIES = 1 << 22  # entries of Q_n in hand
-_PIECE = 64 << 20  # bytes of blocks in float64 formed at once
+_PIECE = 64 << 20  # bytes in float64 of blocks formed, or of features copied, at once
 _SAMPLES = 8192  # samples summed in the tensors' own dtype; chunks are added in float64
 
 
@@ -103,8 +103,12 @@ def trace(part: Part) -> Tensor:
     if not (part.of_output and part.term == "residual"):
         for _, Q in _diagonal_entries(part, max(1, _ENTRIES // len(features))):
             total += Q.sum(0, dtype=torch.float64)
-    squares = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64).square_() if group.cols else 0
-    found = total @ (squares + torch.full_like(total, group.bias))
+    squares = torch.full_like(total, group.bias)
+    if group.cols:
+        few = max(1, _PIECE // (8 * group.cols))  # samples at a time, which torch copies to float64
+        for some, of_some in zip(features.split(few), squares.split(few), strict=True):
+            of_some += torch.linalg.vector_norm(some, dim=1, dtype=torch.float64).square_()
+    found = total @ squares
     return part.ranks.class_sum(found) if part.samples.network.split else found
 
 

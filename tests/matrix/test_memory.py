@@ -40,6 +40,7 @@ CASES = {
     "wide": (LINEAR.format("64, 2000, 64"), "linear(W, x)['output'].norms()"),
     "very wide": (LINEAR.format("4, 12000, 2"), "linear(W, x)['output'].norms([(0, 1)] * 8)"),
     "many samples": (LINEAR.format("1000000, 8, 3"), "linear(W, x)['output'].dense()"),
+    "trace": (LINEAR.format("20000, 2000, 3"), "linear(W, x)['output'].trace()"),
     "many units": (NETWORK.format("4, 10, 800, 3"), "one_hidden(W, V, x, torch.zeros(N).long())['hidden'].dense()"),
     "transposed": (
         NETWORK.format("16, 100, 100, 30"),
