@@ -213,6 +213,8 @@ CALLS = {
     "diagonal": lambda H: H["4"].diagonal(),
     "approximations": lambda H: H["4"].approximations(),
     "shares": lambda H: H.shares(),
+    "solve_block_diagonal": lambda H: H.solve_block_diagonal(torch.ones(H.shape[0]), 1.0),
+    "eigh_blocks": lambda H: H.eigh_blocks(),
     "heat_map": heat_map,
     "check": hessext.autograd.check,
 }
@@ -243,6 +245,17 @@ def test_layers_are_steps_of_what_is_one_for_each(monkeypatch, name):
     with hessext.progress():
         getattr(hessext.hessian(chain(), *data()), name)()
     assert len(places) == 6 and places == sorted(set(places)) and places[-1] < 1
+
+
+@pytest.mark.parametrize("name", ["diagonal", "trace", "solve_block_diagonal", "eigh_blocks"])
+def test_several_layers_are_one_call(name):
+    H = hessext.layer(chain(), ["0", "2"], *data())
+    Bar.made = []
+    arguments = (torch.ones(H.shape[0]), 1.0) if name.startswith("solve") else ()
+    with hessext.progress():
+        getattr(H, name)(*arguments)
+    (bar,) = Bar.made
+    assert bar.name == name and bar.closed and 0.5 in moved(bar) and bar.places[-1] == 1
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ class Hessian:
     def _part(self, row: ParameterGroup, col: ParameterGroup) -> Part:
         return Part(self._data, self.term, row, col)
 
+    def _whole_groups(self) -> Iterable[ParameterGroup]:
+        """Weights and bias of each layer together: steps of what is done one by one."""
+        return steps(self._data.network.whole, lambda group: group.numel)
+
     def _own_parts(self, samples: Samples) -> Iterable[Part]:
         """Each parameter's part with itself, of some samples, in torch's order: steps of what is done one by one."""
         groups = [self._group(name) for name in self._data.network.parameters]
@@ -177,6 +181,7 @@ class Hessian:
         """Where a layer's parameters stand in torch's order: v[H.positions("0")] is ordered as H["0"] is."""
         return self._group(name).positions(self.device)
 
+    @collective
     def solve_block_diagonal(self, v: Tensor, damping: float = 0.0) -> Tensor:
         """u, like v in torch's order, with (H_ii + damping I) u_i = v_i for the block of every neuron of every layer.
 
@@ -184,15 +189,15 @@ class Hessian:
         """
         v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
         result = torch.empty_like(v, memory_format=torch.contiguous_format)
-        for group in self._data.network.whole:
+        for group in self._whole_groups():
             at = group.positions(self.device)
             result[at] = BlockMatrix(self._part(group, group)).solve_block_diagonal(v[at], damping)
         return result
 
+    @collective
     def eigh_blocks(self) -> dict[str, torch.return_types.linalg_eigh]:
         """`BlockMatrix.eigh_blocks` of every layer by its name; entries of eigenvectors as in `positions`."""
-        groups = self._data.network.whole
-        return {group.name: BlockMatrix(self._part(group, group)).eigh_blocks() for group in groups}
+        return {group.name: BlockMatrix(self._part(group, group)).eigh_blocks() for group in self._whole_groups()}
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """The whole Hessian for numpy, in torch's order."""

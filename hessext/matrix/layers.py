@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hessext import _checks
+from hessext._progress import steps
 from hessext.data.ranks import collective
 
 from . import notebook
@@ -78,21 +79,24 @@ class LayerHessians(Hessian):
     @collective
     def diagonal(self) -> Tensor:
         """The diagonals of all layers, one after another."""
-        return torch.cat([H.diagonal() for H in self.each])
+        return torch.cat([H.diagonal() for H in steps(self.each)])
 
+    @collective
     def trace(self) -> Tensor:
         """The sum of the traces of all layers."""
-        return torch.stack([H.trace() for H in self.each]).sum()
+        return torch.stack([H.trace() for H in steps(self.each)]).sum()
 
+    @collective
     def solve_block_diagonal(self, v: Tensor, damping: float = 0.0) -> Tensor:
         """As of one Hessian; v is that of all layers, one after another."""
         v = _checks.multiplied("v", v, self.shape[1], self._data.network.like)
-        parts = v.split([H.shape[0] for H in self.each])
-        return torch.cat([H.solve_block_diagonal(some, damping) for H, some in zip(self.each, parts, strict=True)])
+        parts = iter(v.split([H.shape[0] for H in self.each]))
+        return torch.cat([H.solve_block_diagonal(next(parts), damping) for H in steps(self.each)])
 
+    @collective
     def eigh_blocks(self) -> dict[str, torch.return_types.linalg_eigh]:
         """As of one Hessian."""
-        return {name: found for H in self.each for name, found in H.eigh_blocks().items()}
+        return {name: found for H in steps(self.each) for name, found in H.eigh_blocks().items()}
 
     def positions(self, name: str) -> Tensor:
         """As of one Hessian, among the parameters of all layers."""
