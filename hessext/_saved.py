@@ -1,16 +1,12 @@
-"""What torch.load(path) takes, which runs no code of the file: a Hessian of samples in memory, and results.
+"""What torch.load(path) takes by default: results, which are numbers and tensors.
 
-A Hessian of `layer` has the user's model in it, and one of batches their loader: weights_only=False loads these.
+A Hessian is not among them. The core reads its tensors by their sizes, and a file that was changed may lie about these.
 """
 
 from __future__ import annotations
 
 import torch
 
-from .data.samples import Samples
-from .matrix.block_matrix import BlockMatrix
-from .matrix.hessian import Hessian
-from .matrix.part import Divisors, Part
 from .matrix.results import (
     Approximation,
     Approximations,
@@ -19,14 +15,9 @@ from .matrix.results import (
     PreconditionedSpectrum,
     RowNorms,
 )
-from .model import activations
-from .model.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
-from .model.network import Layer, Network, ParameterGroup
-
-_DATA = Samples, Network, Layer, ParameterGroup, CrossEntropy, BinaryCrossEntropy, SquaredError, activations.named
-_RESULTS = Approximation, Approximations, BlockRatio, CurvatureParts, PreconditionedSpectrum, RowNorms
 
 
 def allow() -> None:
     """Let torch.load(path, weights_only=True) make these."""
-    torch.serialization.add_safe_globals([Hessian, BlockMatrix, Part, Divisors, *_DATA, *_RESULTS])
+    results = [Approximation, Approximations, BlockRatio, CurvatureParts, PreconditionedSpectrum, RowNorms]
+    torch.serialization.add_safe_globals(results)

@@ -259,7 +259,7 @@ def _check_range(part: Part) -> None:
             raise ValueError(
                 f"x: expected features whose largest is between 2^{math.log2(least):.0f} and 2^{math.log2(most):.0f} "
                 f"for norms in {str(part.dtype).removeprefix('torch.')} over several ranks; got {size:.2g}; "
-                "scale them or give float64"
+                f"scale them{' or give float64' if part.dtype == torch.float32 else ''}"
             )
 
 
