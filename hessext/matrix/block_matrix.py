@@ -34,6 +34,7 @@ from .results import Approximations, BlockRatio, CurvatureParts, PreconditionedS
 from .spectrum import extreme_eigenvalues
 
 if TYPE_CHECKING:
+    import numpy as np
     from scipy.sparse.linalg import LinearOperator
 
 
@@ -184,6 +185,10 @@ class BlockMatrix:
             return type(v).from_local(found, v.device_mesh, v.placements, shape=v.shape, stride=v.stride())
         v = _checks.multiplied("v", v, self.shape[1], self._part.like)
         return self._part.data.sum(lambda samples, _: part_product(self._part.of(samples), v))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """The whole matrix for numpy."""
+        return scipy_operator.dense_array(self, dtype, copy)
 
     def to_scipy(self) -> LinearOperator:
         """A scipy.sparse.linalg.LinearOperator, for eigsh, svds, ...: products `B @ v` and `B.T @ v`, of B's dtype."""

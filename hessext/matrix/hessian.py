@@ -201,9 +201,7 @@ class Hessian:
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """The whole Hessian for numpy, in torch's order."""
-        if copy is False:
-            raise ValueError("copy: expected True or None, as the matrix is formed now; got False")
-        return self.dense().numpy(force=True).astype(dtype, copy=False)
+        return scipy_operator.dense_array(self, dtype, copy)
 
     def to_scipy(self) -> LinearOperator:
         """A scipy.sparse.linalg.LinearOperator, for eigsh, cg, ...: its products are `H @ v`, its dtype is H's."""

@@ -1,4 +1,4 @@
-"""scipy's view of a Hessian or of a part of it."""
+"""numpy's and scipy's views of a Hessian or of a part of it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,24 @@ if TYPE_CHECKING:
 
 
 class Multiplies(Protocol):
-    """What has products: a Hessian, a BlockMatrix."""
+    """What has products and a dense matrix: a Hessian, a BlockMatrix."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
 
     def __matmul__(self, v: Tensor) -> Tensor: ...
+
+    def dense(self) -> Tensor:
+        """The whole matrix."""
+        ...
+
+
+def dense_array(A: Multiplies, dtype: np.dtype | None, copy: bool | None) -> np.ndarray:
+    """Return A's dense matrix, as numpy asks for it in `__array__`. Raises ValueError for copy=False."""
+    if copy is False:
+        raise ValueError("copy: expected True or None, as the matrix is formed now; got False")
+    return A.dense().numpy(force=True).astype(dtype, copy=False)
 
 
 def linear_operator(A: Multiplies, transpose: Multiplies) -> LinearOperator:

@@ -266,8 +266,11 @@ def test_layers_of_one_network_one_after_another():
 
 def test_as_a_numpy_array():
     H = make_inputs(HIDDEN[0], torch.float32).hessian()
-    assert np.array_equal(np.asarray(H), H.dense().numpy())
-    assert np.asarray(H, dtype=np.float64).dtype == np.float64
+    for A in (H, H["hidden"], H["hidden", "output"]):
+        assert np.array_equal(np.asarray(A), A.dense().numpy())
+        assert np.asarray(A, dtype=np.float64).dtype == np.float64
+        with pytest.raises(ValueError, match=r"^copy: expected True or None, "):
+            A.__array__(copy=False)
 
 
 def test_singular_blocks_are_named():
