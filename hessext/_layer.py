@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from . import _checks
 from ._api import output_layer
@@ -75,7 +76,8 @@ def layer(
             (torch.nn.utils.prune), H is that in the weight, too, masked entries included.
         x: what model(x) takes, or an iterable of batches (x, y), or of anything with `forward`. It is read once.
             Batches are kept, not copied; changing them or the model in place raises RuntimeError afterwards.
-        y: targets as in `linear`, shaped (B,) or (B, T) for logits (B, C) or (B, T, C), or (B, C), (B, T, C).
+        y: targets as in `linear`, shaped (B,) or (B, T) for logits (B, C) or (B, T, C), or (B, C), (B, T, C). A loss in
+            this place is taken as one.
         loss: as in `linear`; a mean is over the samples of all batches, of class weights and ignored labels too.
         forward: forward(model, batch) runs the model and returns logits and targets, for a language model
             `(model(batch)[:, :-1], batch[:, 1:])`, say. By default x, y = batch and model(x), or its .logits.
@@ -96,6 +98,8 @@ def layer(
         TypeError: not a linear layer, a quantized or parametrized one, hooks on it or after it or on all modules,
             operations without second derivatives. MemoryError. As `linear` otherwise.
     """
+    if isinstance(y, str | nn.Module):
+        y, loss = None, y
     names = [name] if isinstance(name, str | nn.Module) or not isinstance(name, Iterable) else list(name)
     if not names:
         raise ValueError("name: expected a linear layer or a list of some; got an empty list")
@@ -246,6 +250,8 @@ def _head(one: LinearLayer, features: Tensor | None, y: Tensor | None, loss: Los
 
 def _batches(x: Any, y: Tensor | None) -> Iterable[Any]:
     """Batches, or the one batch (x, y)."""
+    if isinstance(x, DataLoader) and y is not None:
+        raise TypeError(f"y: expected None beside batches (x, y); got {type(y).__name__}")
     if isinstance(x, Tensor) or y is not None:
         return [(x, y)]
     if isinstance(x, str | dict) or not isinstance(x, Iterable):

@@ -116,6 +116,13 @@ def test_losses(kind):
     assert_layer(hessext.layer(model, name, batches, loss=loss), name, truth(model, name, batches, loss))
 
 
+def test_a_loss_in_the_place_of_targets():
+    model, batches, loss = Transformer(), texts((2, 5)), nn.CrossEntropyLoss(reduction="sum")
+    name = "blocks.1.mlp.up"
+    got, expected = hessext.layer(model, name, batches, loss), hessext.layer(model, name, batches, loss=loss)
+    assert torch.equal(got.dense(), expected.dense())
+
+
 class Capped(nn.Module):
     """Logits that no linear layer gives: they are differentiated, too."""
 

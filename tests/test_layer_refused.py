@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers.networks import Convolutional, Transformer, images, tokens
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.utils.data import DataLoader, TensorDataset
 
 import hessext
 
@@ -96,6 +97,11 @@ REFUSED = {
     "no batches": ((Convolutional(), "fc1", []), ValueError, "batches: expected at least one; got none"),
     "no iterable": ((Convolutional(), "fc1", 3), TypeError, "x: expected a tensor beside y, or an iterable of batches"),
     "a dict": ((Convolutional(), "fc1", {"x": X}), TypeError, "x: expected a tensor beside y, or an iterable"),
+    "loader and y": (
+        (Convolutional(), "fc1", DataLoader(TensorDataset(X, Y)), Y),
+        TypeError,
+        "y: expected None beside batches (x, y); got Tensor",
+    ),
     "no pairs": ((Convolutional(), "fc1", [X]), TypeError, "batches: expected pairs (x, y), or forward=, which runs"),
     "no targets": ((Convolutional(), "fc1", X), ValueError, "batch 0: expected targets: the Hessian of 'fc1' depends"),
     "labels": ((Convolutional(), "fc1", X, Y + 4), ValueError, "batch 0: y: expected labels in [0, 4); got 7"),
