@@ -136,6 +136,7 @@ def shaped(
     """Refuse another shape (None: any size), or what is not float32 or float64 or of like's dtype and device."""
     dtypes = (torch.float32, torch.float64) if like is None else (like.dtype,)
     if t.dtype not in dtypes and not (half and t.dtype in HALVES and torch.float32 in dtypes):
+        hint = hint or (f" (.to({dtypes[0]}) converts it)" if t.is_floating_point() else "")
         raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}; got {t.dtype}{hint}")
     layout(name, t, shape, like, hint)
 

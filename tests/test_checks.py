@@ -72,7 +72,7 @@ BAD_MATRICES = {
     "sparse": (X.to_sparse(), TypeError, "x: expected a dense tensor; got torch.sparse_coo"),
     "int": (X.long(), TypeError, "x: expected torch.float32; got torch.int64"),
     "half": (X.half(), TypeError, "x: expected torch.float32; got torch.float16"),
-    "double": (X.double(), TypeError, "x: expected torch.float32; got torch.float64"),
+    "double": (X.double(), TypeError, "x: expected torch.float32; got torch.float64 (.to(torch.float32) converts it)"),
     "vector": (X[0], ValueError, "x: expected shape (any, 3); got (3,)"),
     "cols": (X.T, ValueError, "x: expected shape (any, 3); got (3, 4)"),
     "empty": (X[:0], ValueError, "x: expected at least one element; got shape (0, 3)"),
