@@ -46,7 +46,12 @@ class Hessian:
     def layers(self) -> tuple[str, ...]:
         """Names of the layers, such as ("hidden", "output"), or of the parameters of a model."""
         network = self._data.network
-        return tuple(network.parameters if network.by_parameter else (group.name for group in network.whole))
+        return tuple(network.parameters) if network.by_parameter else self._whole_layers
+
+    @property
+    def _whole_layers(self) -> tuple[str, ...]:
+        """Names of the layers, each with its weight and bias together."""
+        return tuple(group.name for group in self._data.network.whole)
 
     def __getitem__(self, key: str | tuple[str, str]) -> BlockMatrix:
         """One layer or parameter, or the part of H between two. Raises KeyError with the names there are."""
@@ -58,8 +63,8 @@ class Hessian:
     def __getattr__(self, name: str) -> NoReturn:
         message = f"{type(self).__name__!r} object has no attribute {name!r}"
         if not name.startswith("_") and hasattr(BlockMatrix, name) and not hasattr(type(self), name):
-            layers = self.layers
-            message += f", which belongs to one layer: H[{layers[0]!r}].{name}, of {', '.join(map(repr, layers))}"
+            names = self._whole_layers
+            message += f", which belongs to one layer: H[{names[0]!r}].{name}, of {', '.join(map(repr, names))}"
         raise AttributeError(message)
 
     __iter__ = None  # __getitem__ takes names: there is nothing to iterate over

@@ -40,6 +40,10 @@ class LayerHessians(Hessian):
         """Names of the layers' parameters."""
         return tuple(name for H in self.each for name in H.layers)
 
+    @property
+    def _whole_layers(self) -> tuple[str, ...]:
+        return tuple(self._each)
+
     def __getitem__(self, key: str | tuple[str, str]) -> BlockMatrix:
         """One layer or parameter, or the part between two of one layer. Raises KeyError with the names there are."""
         names = tuple(key) if isinstance(key, tuple | list) else (key, key)
