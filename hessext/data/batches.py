@@ -154,7 +154,10 @@ class Batches(Data):
         for k, batch in enumerate(counted(self.source, "batches")):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-                raise TypeError(f"x: expected a tensor, or a list or loader of batches (x, y); batch {k} is a {got}")
+                raise TypeError(
+                    f"x: expected a tensor, or a list or loader of batches (x, y); batch {k} is a {got} "
+                    "(hessext.layer and hessext.head take others with forward=)"
+                )
             x, y = (
                 t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) if isinstance(t, Tensor) else t
                 for t in batch
