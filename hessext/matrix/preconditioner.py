@@ -97,7 +97,8 @@ class _Forms:
         name = "approximation"
         if isinstance(approximation, str):
             if approximation not in _FORMS:
-                raise ValueError(f"{name}: expected 'none' or one of {', '.join(_FORMS)}; got {approximation!r}")
+                names = ", ".join(map(repr, _FORMS))
+                raise ValueError(f"{name}: expected 'none' or one of {names}; got {approximation!r}")
             self._check_sides(approximation, approximation, largest)
             return _FORMS[approximation][0](self)
         if isinstance(approximation, tuple | list):

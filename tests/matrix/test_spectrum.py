@@ -271,7 +271,7 @@ def refused(message, *arguments, error=ValueError, layers="output", **options):
 def test_bad_arguments():
     one = torch.ones
     refused("preconditioned_spectrum: expected one layer", "diagonal", layers=("hidden", "output"))
-    refused("approximation: expected 'none' or one of diagonal, .*; got 'Adam'", "Adam")
+    refused("approximation: expected 'none' or one of 'diagonal', .*'Shampoo, squared factors', .*; got 'Adam'", "Adam")
     refused("approximation: expected a name, a pair .*; got NoneType", None, error=TypeError)
     refused("approximation: expected a pair", (one(7, 7).double(),), error=TypeError)
     refused(r"approximation: G: expected shape \(7, 7\)", (one(4, 4).double(), one(4, 4).double()))
