@@ -31,7 +31,8 @@ def dense_array(A: Multiplies, dtype: np.dtype | None, copy: bool | None) -> np.
     """Return A's dense matrix, as numpy asks for it in `__array__`. Raises ValueError for copy=False."""
     if copy is False:
         raise ValueError("copy: expected True or None, as the matrix is formed now; got False")
-    return A.dense().numpy(force=True).astype(dtype, copy=False)
+    array = A.dense().numpy(force=True)
+    return array if dtype is None else array.astype(dtype, copy=False)  # astype(None) is float64
 
 
 def linear_operator(A: Multiplies, transpose: Multiplies) -> LinearOperator:

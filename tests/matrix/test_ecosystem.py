@@ -268,6 +268,7 @@ def test_as_a_numpy_array():
     H = make_inputs(HIDDEN[0], torch.float32).hessian()
     for A in (H, H["hidden"], H["hidden", "output"]):
         assert np.array_equal(np.asarray(A), A.dense().numpy())
+        assert np.asarray(A).dtype == np.float32
         assert np.asarray(A, dtype=np.float64).dtype == np.float64
         with pytest.raises(ValueError, match=r"^copy: expected True or None, "):
             A.__array__(copy=False)
