@@ -1,7 +1,7 @@
-"""Products of logits, of passes through a network and of H @ v: by torch, or by the core's tiles where these are faster.
+"""Products of logits, of passes through a network and of H @ v: by torch, or by the core's tiles where they are faster.
 
-Who multiplies is a table by processor, of which scripts/calibrate measures a row: nothing is timed at run time, and the same
-machine gives the same bits. The tiles' errors are below those of torch.mm. oneDNN, which torch reaches through a
+Who multiplies is a table by processor, of which scripts/calibrate measures a row: nothing is timed at run time, and the
+same machine gives the same bits. The tiles' errors are below those of torch.mm. oneDNN, which torch reaches through a
 convolution, is left out: its errors in float32 are up to twice those of torch.mm.
 """
 
@@ -24,7 +24,7 @@ _TILES: dict[tuple[str, int], dict[torch.dtype, int]] = {
     # Zen 5, not from scripts/calibrate but from rates of each alone: torch.mm 187 GF/s in float32 and 105 in float64,
     # tiles at least 370, and half of that.
     ("AuthenticAMD", 26): {torch.float32: 1 << 24, torch.float64: 1 << 24},
-    # A Xeon with AMX, the only one of this family that was tried: tiles take 1.1 to 1.2 times as long as torch.mm in both types.
+    # A Xeon with AMX, the only one of this family that was tried: tiles take 1.1 to 1.2 times as long as torch.mm.
     ("GenuineIntel", 6): {},
 }
 _THIN = 64  # rows, columns or depth below which a tile is half empty

@@ -201,7 +201,8 @@ def softmax_sums(part: Part) -> tuple[float, float, float]:
 
         begin(logits + products)
         diagonal, off_diagonal, *rounded = sums(True)
-        excess = max(_ROUNDED * abs(r) - _ALLOWED * abs(t) for r, t in zip(rounded, (diagonal, off_diagonal), strict=True))
+        beside = zip(rounded, (diagonal, off_diagonal), strict=True)
+        excess = max(_ROUNDED * abs(r) - _ALLOWED * abs(t) for r, t in beside)
         # ranks of other classes may have added up in another order: one answer for all
         if part.ranks.class_largest(torch.tensor(excess, dtype=torch.float64, device=part.device)).item() > 0:
             diagonal, off_diagonal, *_ = sums(False)
