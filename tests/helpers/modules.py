@@ -12,6 +12,18 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def hessian_of(model, x, loss):
+    """Hessian of loss(model(x)) in all parameters, in their order, by autograd."""
+    parameters = {k: p.detach() for k, p in model.named_parameters()}
+    sizes = [p.numel() for p in parameters.values()]
+
+    def value(flat):
+        parts = zip(flat.split(sizes), parameters.items(), strict=True)
+        return loss(torch.func.functional_call(model, {k: part.view_as(p) for part, (k, p) in parts}, (x,)))
+
+    return torch.func.jacrev(torch.func.grad(value))(torch.cat([p.flatten() for p in parameters.values()]))
+
+
 class Net(nn.Module):
     """Two layers, registered in the order of `names`; the forward pass is given."""
 

@@ -9,6 +9,7 @@ import mpmath
 import pytest
 import torch
 from helpers.cases import DTYPES
+from helpers.modules import hessian_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -178,15 +179,7 @@ def test_a_weight_for_each_sample_as_torch_has_it(activation, reduction, shape):
     model = nn.Sequential(*layers).double()
     loss = module(shape, "each", "each", reduction)
     x, y = normal(N, d), targets("any numbers", shape)
-    parameters = {k: p.detach() for k, p in model.named_parameters()}
-    flat = torch.cat([p.flatten() for p in parameters.values()])
-
-    def value(flat):
-        parts = flat.split([p.numel() for p in parameters.values()])
-        named = {k: part.view_as(p) for part, (k, p) in zip(parts, parameters.items(), strict=True)}
-        return loss(torch.func.functional_call(model, named, (x,)).view(shape), y)
-
-    expected = torch.func.jacrev(torch.func.grad(value))(flat)
+    expected = hessian_of(model, x, lambda logits: loss(logits.view(shape), y))
     H = hessext.hessian(model, x, y, loss)
     assert (H.dense() - expected).norm() <= 1e-13 * expected.norm()
     assert (hessext.autograd.hessian(model, x, y, loss=loss) - expected).norm() <= 1e-13 * expected.norm()

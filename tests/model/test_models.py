@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.cases import ACTIVATIONS
-from helpers.modules import C, D, M, N, Net, T, normal
+from helpers.modules import C, D, M, N, Net, T, hessian_of, normal
 from torch import nn
 
 import hessext
@@ -18,21 +18,15 @@ import hessext
 
 def autograd(model, x, y, loss):
     """Hessian of torch's loss of flattened logits and targets in all parameters, in their order."""
-    parameters = {k: p.detach() for k, p in model.named_parameters()}
-    sizes = [p.numel() for p in parameters.values()]
 
-    def value(flat):
-        parts = flat.split(sizes)
-        given = {k: part.view_as(p) for part, (k, p) in zip(parts, parameters.items(), strict=True)}
-        logits = torch.func.functional_call(model, given, (x,))
+    def value(logits):
         if isinstance(loss, nn.BCEWithLogitsLoss):
             return loss(logits.view(y.shape), y)
         if loss == "mse":
             return (logits - y).square().sum(-1).mean()
         return loss(logits.flatten(0, -2), y.flatten() if not y.is_floating_point() else y.flatten(0, -2))
 
-    flat = torch.cat([p.flatten() for p in parameters.values()])
-    return torch.func.jacrev(torch.func.grad(value))(flat)
+    return hessian_of(model, x, value)
 
 
 def assert_exact(model, x, y, loss) -> hessext.Hessian:

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from helpers import explicit
+from helpers.modules import hessian_of
 from torch import nn
 
 import hessext
@@ -51,15 +52,7 @@ def model_of(name):
 
 def truth(model, x, y, loss):
     """The Hessian of the module's own loss, by autograd in float64."""
-    parameters = {k: p.detach() for k, p in model.named_parameters()}
-    flat = torch.cat([p.flatten() for p in parameters.values()])
-
-    def value(flat):
-        parts = flat.split([p.numel() for p in parameters.values()])
-        named = {k: part.view_as(p) for part, (k, p) in zip(parts, parameters.items(), strict=True)}
-        return loss(torch.func.functional_call(model, named, (x,)), y)
-
-    return torch.func.jacrev(torch.func.grad(value))(flat)
+    return hessian_of(model, x, lambda logits: loss(logits, y))
 
 
 def close(out, expected, tolerance=1e-12):

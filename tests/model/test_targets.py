@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from helpers.modules import hessian_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,26 +67,12 @@ def test_the_message_names_what_takes_them(way):
         dense(WAYS[way](X, LOGITS, "cross_entropy"))
 
 
-def of_torch(y, loss):
-    """The Hessian of torch's own loss by autograd."""
-    module = model()
-    parameters = {k: p.detach() for k, p in module.named_parameters()}
-    flat = torch.cat([p.flatten() for p in parameters.values()])
-
-    def value(flat):
-        parts = flat.split([p.numel() for p in parameters.values()])
-        named = {k: part.view_as(p) for part, (k, p) in zip(parts, parameters.items(), strict=True)}
-        return loss(torch.func.functional_call(module, named, (X,)), y)
-
-    return torch.func.jacrev(torch.func.grad(value))(flat)
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"reduction": "sum"}, {"weight": torch.tensor([1.0, 2.0, 0.5]).double()}], ids=str
 )
 @pytest.mark.parametrize("y", [y for y, _ in IMPOSSIBLE.values()], ids=IMPOSSIBLE)
 def test_any_numbers_as_torch_has_them(y, options):
-    expected = of_torch(y, nn.CrossEntropyLoss(**options))
+    expected = hessian_of(model(), X, lambda logits: nn.CrossEntropyLoss(**options)(logits, y))
     loss = hessext.UnnormalizedCrossEntropyLoss(**options)
     H = hessext.hessian(model(), X, y, loss)
     for out in (H, WAYS["batches"](X, y, loss), WAYS["truth"](X, y, loss), pickle.loads(pickle.dumps(H))):
