@@ -282,13 +282,13 @@ def collective(method: Callable) -> Callable:
 
     @wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.ranks.alone:
-            with call(method.__name__):
+        with call(method.__name__):
+            if self.ranks.alone:
                 return method(self, *args, **kwargs)
-        # what `dense` writes to and where `to` goes may differ
-        arguments = () if method.__name__ in ("dense", "to") else (args, sorted(kwargs.items()))
-        with call(method.__name__), self.ranks.operation(method.__name__, arguments):
-            return method(self, *args, **kwargs)
+            # what `dense` writes to and where `to` goes may differ
+            arguments = () if method.__name__ in ("dense", "to") else (args, sorted(kwargs.items()))
+            with self.ranks.operation(method.__name__, arguments):
+                return method(self, *args, **kwargs)
 
     return run
 
@@ -299,9 +299,6 @@ def over_ranks(function: Callable) -> Callable:
     @wraps(function)
     def run(*args: Any, group: Any = None, **kwargs: Any) -> Any:
         ranks = Ranks.of(group)
-        if ranks.alone:
-            with call(function.__name__):
-                return function(*args, group=ranks, **kwargs)
         with call(function.__name__), ranks.operation(function.__name__):
             return function(*args, group=ranks, **kwargs)
 

@@ -107,6 +107,11 @@ class Assemblies:
                 yield Assembly(where, some, sides, self.curvature._replace(entries=entries))
                 del entries  # before the next ones are made
 
+    def some(self, pairs: Tensor, most: int) -> Iterator[Assembly]:
+        """The same, at most so many pairs at a time: steps of what is done one by one."""
+        for call in self(pairs):
+            yield from steps(call.split(most), lambda part: len(part.pairs), len(call.pairs))
+
     def _flipped(self, pairs: Tensor | None) -> Tensor | None:
         if pairs is None:
             return None

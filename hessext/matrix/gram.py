@@ -210,14 +210,10 @@ class PairSquares:
         self._weights = None if part.residual_far else _PairWeights(self._assemblies.sides, part)
         self._most = max(1, _ENTRIES // (32 * part.largest))  # pairs whose q (P, N) are worked on at once
 
-    def _calls(self, pairs: Tensor) -> Iterator[Assembly]:
-        calls = (some for call in self._assemblies(pairs) for some in call.split(self._most))
-        yield from steps(calls, lambda call: len(call.pairs), len(pairs))
-
     def sums(self, pairs: Tensor) -> tuple[float, float]:
         """The sums over the diagonal and over the other blocks of some pairs of one layer."""
         diagonal = off_diagonal = 0.0
-        for call in self._calls(pairs):
+        for call in self._assemblies.some(pairs, self._most):
             q, on = call.entries().double(), call.pairs[:, 0] == call.pairs[:, 1]
             if on.any():
                 diagonal += self._sum(call.pairs[on], q[on])
@@ -246,7 +242,7 @@ class PairSquares:
         """The squared norms (P,) float64; a GPU is waited for once, in the end."""
         result = torch.empty(len(pairs), dtype=torch.float64, device=pairs.device)
         cancelled = torch.empty_like(result, dtype=torch.bool)
-        for call in self._calls(pairs):
+        for call in self._assemblies.some(pairs, self._most):
             total, bound = self._each(call, self._weights or _PairWeights(call.sides, self._part))
             result[call.where], cancelled[call.where] = total, total < self._least * bound**2
         if len(poor := cancelled.nonzero()[:, 0]):

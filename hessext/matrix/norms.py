@@ -205,8 +205,7 @@ def block_squares(part: Part) -> Callable[[Tensor], Tensor]:
             some = pairs.split(max(1, _PIECE // (8 * part.block_shape[0] * part.block_shape[1])))
             return torch.cat([blocks(part, piece).double().square_().sum((1, 2)) for piece in steps(some, len)])
         result = torch.empty(len(pairs), dtype=torch.float64, device=part.device)
-        calls = (some for call in assemblies(pairs) for some in call.split(together))
-        for call in steps(calls, lambda call: len(call.pairs), len(pairs)):
+        for call in assemblies.some(pairs, together):
             result[call.where] = _ops.block_squares(call.pairs, *call.arguments)
         return result
 
