@@ -68,7 +68,7 @@ def constant(name: str) -> int:
     file, _, local = name.partition(":")
     if local:
         value = re.search(rf"\b{local} <?= ((?:i64\(\d+\)|\d+)[^;&]*)", (ROOT / "csrc/cpu" / file).read_text())
-        return int(eval(value[1].replace("i64", "int"), {"chunk": 192}))  # of the project's own source
+        return int(eval(value[1].replace("i64", "int"), {"chunk": 192, "span": 48 * 192}))  # of the project's own source
     module, _, local = name.rpartition(".")
     return getattr(import_module("hessext." + module.replace("/", ".")), local)
 
@@ -170,15 +170,17 @@ def _walks() -> Iterator[tuple[str, Walk]]:
         ("dense-net-m", Sizes(200, 24, 8, 0), "m", (1, 24)),
     ):
         yield name, Walk("csrc make_plan", sizes, letter, ends, dense, "all")
-    features, batch, span = "plan.h:feature_pairs", "plan.h:batch_bytes", "isa/kernels.h:span"
+    features, sliced = "plan.h:most_feature_pairs", "plan.h:most_sliced_pairs"
+    span, held = "isa/kernels.h:span", "plan.h:slice"
     yield (
         "feature-pairs",
         Walk(features, Sizes(32, 0, 3), "d", (700, 740), dense, decides=lambda s: s.d * (s.d + 1) / 2 <= c(features)),
     )
     yield (
-        "panel-bytes",
-        Walk(batch, Sizes(0, 4, 8), "N", (190000, 200000), dense, decides=lambda s: c(batch) >= s.N * 32 * 4),
+        "sliced-pairs",
+        Walk(sliced, Sizes(50000, 0, 4), "d", (88, 93), dense, decides=lambda s: s.d * (s.d + 1) / 2 <= c(sliced)),
     )
+    yield "slice", Walk(held, Sizes(0, 20, 8), "N", (46000, 46200), dense, decides=lambda s: c(held) < s.N)
     yield "span", Walk(span, Sizes(0, 8, 32), "N", (9000, 9400), dense, decides=lambda s: c(span) < s.N)
     rows = "matrix/assemble._SAMPLES"
     yield (

@@ -47,6 +47,15 @@ class TogetherAssembly : PairBatches<T> {
                 column[to.item[e] * tile_ld];
     }
 
+    // Writes them to all blocks that the pair stands for.
+    void write(const T* column, i64 count, const Places& direct, const Places& mirror, Pair pair, T* out) const {
+        for (i64 c = 0; c < this->copies(pair); ++c) {
+            const Pair block = this->copy(pair, c);
+            if (dense.direct) scatter(column, count, direct, block, out);
+            if (dense.mirror) scatter(column, count, mirror, block, out);
+        }
+    }
+
     double sum_of_squares(const T* column, i64 r0, i64 count) const {
         double sum = 0;
         for (i64 e = 0; e < count; ++e) {
@@ -74,17 +83,22 @@ class TogetherAssembly : PairBatches<T> {
 
     void run() {
         const i64 items = i64(first.size()), row_tiles = (items + item_rows - 1) / item_rows;
+        const i64 held = std::min(slice, r.samples);
         const i64 limit =
-            this->batch_limit(r.samples * i64(sizeof(T)) + (r.norms ? row_tiles * i64(sizeof(double)) : 0), k.cols);
+            this->batch_limit(held * i64(sizeof(T)) + (r.norms ? row_tiles * i64(sizeof(double)) : 0), k.cols);
         const i64 depth = std::min(chunk, r.samples);
         const i64 rows = std::min(round_up(items, k.rows), item_rows), tile_size = rows * tile_ld;
-        const i64 group = even(limit, group_tiles * tile_cols, tile_cols);  // block pairs of one job
+        i64 group = even(limit, group_tiles * tile_cols, tile_cols);  // block pairs of one job
+        const auto jobs_of = [&](i64 pairs) { return row_tiles * ((pairs + group - 1) / group); };
+        while (group > k.cols && jobs_of(limit) < 2 * threads)  // to keep every thread busy
+            group = even(limit, group / 2, k.cols);
 
-        Buffer<T> weights(limit * r.samples), panels(threads * rows * depth);
-        const i64 values_size = group / tile_cols * tile_size;
-        const bool long_sums = r.samples > span && sizeof(T) < sizeof(double);
-        Buffer<T> tiles(threads * values_size);
-        Buffer<double> totals(long_sums ? threads * values_size : 0);
+        Buffer<T> weights(limit * held), panels(threads * rows * depth);
+        const i64 values_size = (group + tile_cols - 1) / tile_cols * tile_size;
+        const bool long_sums = r.samples > span && sizeof(T) < sizeof(double), sliced = held < r.samples;
+        const i64 kept = sliced ? jobs_of(limit) : threads;  // sums: of all jobs, or of those in hand
+        Buffer<T> tiles(kept * values_size);
+        Buffer<double> totals(long_sums ? kept * values_size : 0);
         Buffer<Places> places(threads * 2);
         std::vector<WeightScratch<T>> scratch(threads);
         std::vector<double> partial(r.norms ? limit * row_tiles : 0);
@@ -92,38 +106,33 @@ class TogetherAssembly : PairBatches<T> {
 
         for (PairBatch batch = this->next_batch(limit); batch.count(); batch = this->next_batch(limit)) {
             this->reserve(scratch, batch);
-            const WeightView<T> view{weights.get(), nullptr, r.samples, k.cols};
-            for (i64 t = batch.count(); t < round_up(batch.count(), k.cols); ++t)  // padding of the last panel
-                for (i64 n = 0; n < r.samples; ++n) view.data[view.offset(t) + n * k.cols] = 0;
-            const i64 jobs = row_tiles * ((batch.count() + group - 1) / group);
+            const i64 jobs = jobs_of(batch.count());
 #pragma omp parallel num_threads(threads) if (threads > 1)
             {
                 const FlushDenormals flush;
                 const int me = omp_get_thread_num();
-                this->fill(batch, view, scratch[me]);
                 T* left = panels.get() + me * rows * depth;
-                T* values = tiles.get() + me * values_size;
-                double* total = long_sums ? totals.get() + me * values_size : nullptr;
                 Places &direct = places.get()[2 * me], &mirror = places.get()[2 * me + 1];
+                for (i64 n0 = 0; n0 < r.samples; n0 += held) {
+                    const WeightView<T> view{weights.get(), nullptr, std::min(held, r.samples - n0), k.cols, n0};
+                    this->fill(batch, view, scratch[me]);
 #pragma omp for schedule(dynamic)
-                for (i64 job = 0; job < jobs; ++job) {
-                    if (interrupt.raised()) continue;
-                    const i64 at = job % row_tiles, r0 = at * item_rows, count = std::min(item_rows, items - r0);
-                    const i64 t0 = job / row_tiles * group, pairs = std::min(group, batch.count() - t0);
-                    multiply(view, r0, count, t0, pairs, left, values, total, tile_size);
-                    if (!r.norms) place(r0, count, false, direct), place(r0, count, true, mirror);
-                    for (i64 t = 0; t < pairs; ++t) {
-                        const T* column = values + t / tile_cols * tile_size + t % tile_cols;
-                        const Pair pair = batch.pair(t0 + t);
-                        if (r.norms) {
-                            partial[(t0 + t) * row_tiles + at] = sum_of_squares(column, r0, count);
-                            continue;
-                        }
-                        T* out = this->base(done + t0 + t);
-                        for (i64 c = 0; c < this->copies(pair); ++c) {
-                            const Pair block = this->copy(pair, c);
-                            if (dense.direct) scatter(column, count, direct, block, out);
-                            if (dense.mirror) scatter(column, count, mirror, block, out);
+                    for (i64 job = 0; job < jobs; ++job) {
+                        if (interrupt.raised()) continue;
+                        const i64 at = job % row_tiles, r0 = at * item_rows, count = std::min(item_rows, items - r0);
+                        const i64 t0 = job / row_tiles * group, pairs = std::min(group, batch.count() - t0);
+                        const i64 sums = (sliced ? job : me) * values_size;
+                        T* values = tiles.get() + sums;
+                        multiply(view, r0, count, t0, pairs, left, values, long_sums ? totals.get() + sums : nullptr,
+                                 tile_size);
+                        if (n0 + held < r.samples) continue;
+                        if (!r.norms) place(r0, count, false, direct), place(r0, count, true, mirror);
+                        for (i64 t = t0; t < t0 + pairs; ++t) {
+                            const T* column = values + (t - t0) / tile_cols * tile_size + (t - t0) % tile_cols;
+                            if (r.norms)
+                                partial[t * row_tiles + at] = sum_of_squares(column, r0, count);
+                            else
+                                write(column, count, direct, mirror, batch.pair(t), this->base(done + t));
                         }
                     }
                 }
@@ -135,23 +144,24 @@ class TogetherAssembly : PairBatches<T> {
     }
 
   private:
-    // Row tile from r0 times the block pairs t0 .. t0+pairs-1, whose weights are packed already.
+    // Adds the view's samples of a row tile from r0 times the block pairs t0 .. t0+pairs-1, whose weights are packed.
     void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* left, T* values, double* total,
                   i64 tile_size) const {
-        const i64 row_panels = round_up(count, k.rows) / k.rows;
-        LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / tile_ld),
-                       round_up(std::min(tile_cols, pairs), k.cols));
-        for (i64 n = 0; n < r.samples && !interrupt.raised(); n += chunk) {
+        const i64 row_panels = round_up(count, k.rows) / k.rows, end = view.first + view.samples;
+        const LongSum<T> sum{values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / tile_ld),
+                             round_up(std::min(tile_cols, pairs), k.cols)};
+        if (!view.first) sum.start();
+        for (i64 n = view.first; n < end && !interrupt.raised(); n += chunk) {
             if (n && n % span == 0) sum.end_span();
-            const i64 depth = std::min(chunk, r.samples - n);
+            const i64 depth = std::min(chunk, end - n);
             k.pack_products(depth, r.left, r.right, n, first.data() + r0, second.data() + r0, runs.data() + r0, count,
                             left);
             for (i64 t = 0; t < pairs; t += tile_cols)
-                k.multiply(depth, left, row_panels, view.data + view.offset(t0 + t) + n * k.cols, k.cols * r.samples,
+                k.multiply(depth, left, row_panels, view.data + view.at(t0 + t, n), k.cols * view.samples,
                            round_up(std::min(tile_cols, pairs - t), k.cols) / k.cols,
                            values + t / tile_cols * tile_size, tile_ld, below_all);
         }
-        sum.finish();
+        if (end == r.samples) sum.finish();
     }
 };
 

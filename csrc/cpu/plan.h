@@ -12,6 +12,11 @@ namespace hessext::cpu {
 
 inline constexpr i64 batch_bytes = i64(24) << 20;  // workspace for the weights and lists of the pairs in hand
 
+// Of `together`: samples whose weights are held at a time, and most feature pairs, whose sums are kept meanwhile where
+// there are more samples.
+inline constexpr i64 slice = 5 * span;
+inline constexpr i64 most_feature_pairs = 1 << 18, most_sliced_pairs = 1 << 12;
+
 enum class Method {
     pairwise,  // one product per outer pair, over the samples of nonzero weight
     together,  // feature pairs x block pairs: one product with both symmetries and no padding, for small s and large K
@@ -81,10 +86,12 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
-    // Products of features are formed once for the block pairs of a batch, at 3 cycles each. The list of feature pairs
-    // and one panel of weights must be small.
-    const double panel_bytes = n * double(k.cols * sizeof(T)), panels = std::ceil(block_pairs / double(k.cols));
-    if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= 1 << 18 && panel_bytes <= batch_bytes) {
+    // Products of features are formed once for the block pairs of a batch, at 3 cycles each.
+    const i64 held = std::min(r.samples, slice);
+    const double most = double(r.samples > slice ? most_sliced_pairs : most_feature_pairs);
+    if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= most) {
+        const double panel_bytes = double(held * k.cols * i64(sizeof(T)));
+        const double panels = std::ceil(block_pairs / double(k.cols));
         const double batches = std::ceil(panels / std::floor(batch_bytes / panel_bytes));
         consider(
             Method::together, Outer::blocks,

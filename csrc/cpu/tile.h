@@ -27,23 +27,22 @@ struct Tile {
 
 // Sums of more than `span` samples: values are moved into `total` (same shape) after each span, and back at the end.
 template <class T>
-class LongSum {
+struct LongSum {
     T* values;      // [rows, tile_ld], of which `cols` are in use
     double* total;  // null: the samples fit one span
     i64 rows, cols;
 
-  public:
-    LongSum(T* values, double* total, i64 rows, i64 cols) : values(values), total(total), rows(rows), cols(cols) {
+    void start() const {
         for (i64 r = 0; r < rows; ++r) std::fill_n(values + r * tile_ld, cols, T(0));
         for (i64 r = 0; total && r < rows; ++r) std::fill_n(total + r * tile_ld, cols, 0.0);
     }
-    void end_span() {
+    void end_span() const {
         for (i64 r = 0; total && r < rows; ++r) {
             for (i64 e = r * tile_ld; e < r * tile_ld + cols; ++e) total[e] += double(values[e]);
             std::fill_n(values + r * tile_ld, cols, T(0));
         }
     }
-    void finish() {
+    void finish() const {
         if (!total) return;
         end_span();
         for (i64 r = 0; r < rows; ++r)

@@ -13,15 +13,19 @@ namespace hessext::cpu {
 
 inline constexpr i64 weight_step = 64;  // samples whose weights one thread fills at a time
 
-// Writes weight (and extra) of pair t, sample n to data[offset(t) + n * stride].
+// Where the weight (and extra) of pair t in sample n is: data[at(t, n)], that of the next sample `stride` further on.
 template <class T>
 struct WeightView {
     T* data;
     T* extra;  // residual part of the cross layer (see `Operand` in mainloop.h), or null
     i64 samples;
     i64 panel;  // 0: pair-major [pairs, samples]; else panels [pairs / panel, samples, panel] as `multiply` reads them
+    i64 first = 0;  // of its samples
 
-    i64 offset(i64 t) const { return panel ? t / panel * panel * samples + t % panel : t * samples; }
+    i64 at(i64 t, i64 n) const {
+        n -= first;
+        return panel ? t / panel * panel * samples + n * panel + t % panel : t * samples + n;
+    }
     i64 stride() const { return panel ? panel : 1; }
 };
 
@@ -97,7 +101,7 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
             std::fill_n(row, count, T(0));
         if (i == l && q.bend)
             for (i64 s = 0; s < count; ++s) row[s] += q.bend[(n0 + s) * q.rows + i];
-        T* to = view.data + view.offset(t) + n0 * view.stride();
+        T* to = view.data + view.at(t, n0);
         for (i64 s = 0; s < count; ++s) to[s * view.stride()] = row[s];
     }
 }
@@ -106,21 +110,21 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
 template <class T>
 void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const PairBatch& batch, i64 n0, i64 count,
                   WeightScratch<T>& scratch, const WeightView<T>& view) {
-    const i64 stride = view.stride(), end = n0 + count;
+    const i64 stride = view.stride();
     if (outline.r.curvature.kind == Kind::hidden) {
-        for (i64 n = n0; n < end; n += kernel.lanes)
-            fill_hidden(kernel, outline.r.curvature, batch, n, std::min(kernel.lanes, end - n), scratch, view);
+        for (i64 n = n0; n < n0 + count; n += kernel.lanes)
+            fill_hidden(kernel, outline.r.curvature, batch, n, std::min(kernel.lanes, n0 + count - n), scratch, view);
         return;
     }
     for (i64 t = 0; t < batch.count(); ++t) {
-        T* to = view.data + view.offset(t);
+        T* to = view.data + view.at(t, n0);
         const auto covariance = [](i64) { return T(0); };  // never asked for: the hidden kind has returned above
         outline.with_weight(batch.first + t, batch.pair(t), covariance, [&](const auto& weight) {
-            for (i64 n = n0; n < end; ++n) to[n * stride] = weight(n);
+            for (i64 s = 0; s < count; ++s) to[s * stride] = weight(n0 + s);
         });
         if (!view.extra) continue;
-        T* extra = view.extra + view.offset(t);
-        for (i64 n = n0; n < end; ++n) extra[n * stride] = outline.residual_weight(n, batch.pair(t));
+        T* extra = view.extra + view.at(t, n0);
+        for (i64 s = 0; s < count; ++s) extra[s * stride] = outline.residual_weight(n0 + s, batch.pair(t));
     }
 }
 
@@ -160,12 +164,17 @@ class PairBatches : protected Outline<T> {
         return batch;
     }
 
-    // Inside a parallel region: its threads fill the weights of a batch together.
+    // Inside a parallel region: its threads fill the weights of a view's samples together, and what pads a last panel.
     void fill(const PairBatch& batch, const WeightView<T>& view, WeightScratch<T>& scratch) const {
+        const i64 padded = round_up(batch.count(), view.stride()), end = view.first + view.samples;
 #pragma omp for schedule(static)
-        for (i64 n = 0; n < r.samples; n += weight_step)
-            if (!interrupt.raised())
-                fill_weights(k, *this, batch, n, std::min(weight_step, r.samples - n), scratch, view);
+        for (i64 n = view.first; n < end; n += weight_step) {
+            if (interrupt.raised()) continue;
+            const i64 count = std::min(weight_step, end - n);
+            fill_weights(k, *this, batch, n, count, scratch, view);
+            for (i64 t = batch.count(); t < padded; ++t)
+                for (i64 s = 0; s < count; ++s) view.data[view.at(t, n + s)] = 0;
+        }
     }
 
     void reserve(std::vector<WeightScratch<T>>& scratch, const PairBatch& batch) const {

@@ -20,7 +20,12 @@ def test_every_constant_is_crossed_or_has_a_reason():
 
 def test_constants_of_the_core_are_found():
     found = {name: walks.constant(name) for name in walks.crossed() if ":" in name}
-    assert found == {"plan.h:feature_pairs": 1 << 18, "plan.h:batch_bytes": 24 << 20, "isa/kernels.h:span": 48 * 192}
+    assert found == {
+        "plan.h:most_feature_pairs": 1 << 18,
+        "plan.h:most_sliced_pairs": 1 << 12,
+        "plan.h:slice": 240 * 192,
+        "isa/kernels.h:span": 48 * 192,
+    }
 
 
 @pytest.mark.parametrize("name", cases.SWITCHES)

@@ -22,6 +22,7 @@ CASES = [
     Case(20, 150, 3, 4, bias="h"),
 ]
 LONG = Case(20000, 3, 2, 2, bias="o")
+SLICED = Case(47000, 9, 3, 2, bias="o")
 
 
 def all_pairs(curvature):
@@ -113,6 +114,11 @@ def test_given_entries_of_each_term(term, isa):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_more_samples_than_a_span(dtype, isa):
     check(LONG, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_samples_than_weights_are_held_of(dtype, isa):
+    check(SLICED, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
