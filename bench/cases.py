@@ -175,7 +175,7 @@ def _all() -> Iterator[Case]:
 
 # Sizes on both sides of what switches with size, by the name of their walk in `steps`.
 SWITCHES: dict[str, tuple[Part, Quantity, Sizes, Sizes]] = {
-    "class-tiles": ("output", "norms", Sizes(4, 4, 4096), Sizes(4, 4, 4097)),
+    "class-tiles": ("output", "norms", Sizes(4, 4, 2048), Sizes(4, 4, 2049)),
     "class-work": ("output", "norms", Sizes(128, 16, 512), Sizes(129, 16, 512)),
     "ratio-tiles": ("output", "ratio", Sizes(256, 32, 32768), Sizes(256, 32, 32769)),
     "ratio-products": ("output", "ratio", Sizes(512, 64, 4000), Sizes(513, 64, 4000)),

@@ -97,7 +97,7 @@ def _walks() -> Iterator[tuple[str, Walk]]:
 
     # ------------------------------------------------------------------------------------------------- norms, ratios
     tile = "matrix/softmax_gram._CLASSES"
-    yield "class-tiles", Walk(tile, Sizes(16, 64, 0), "C", (4000, 4200), norms, decides=lambda s: _ceil(s.C, c(tile)))
+    yield "class-tiles", Walk(tile, Sizes(16, 64, 0), "C", (2000, 2100), norms, decides=lambda s: _ceil(s.C, c(tile)))
     work = "matrix/softmax_gram._WORK"
     yield (
         "class-work",

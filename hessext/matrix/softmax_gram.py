@@ -22,7 +22,7 @@ from .part import Part
 
 _TILE, _TILE_ON_GPU = 32 << 20, 128 << 20  # bytes of a tile of classes; a GPU takes few large products
 _SAMPLES = 512  # whose logits are one product: a product of others may round otherwise
-_CLASSES = 4096  # classes of a tile of `class_pair_norms`
+_CLASSES = 2048  # classes of a tile of `class_pair_norms`
 # Largest relative errors: of what tensor cores round, and of a sum for what is rounded in it.
 _ROUNDED, _ALLOWED = 1.2e-3, 4 * torch.finfo(torch.float32).eps
 _WORK, _WORK_ON_GPU = 32 << 20, 256 << 20  # bytes of products of probabilities; a GPU takes few large assemblies
