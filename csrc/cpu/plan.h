@@ -15,7 +15,8 @@ inline constexpr i64 batch_bytes = i64(24) << 20;  // workspace for the weights 
 // Of `together`: samples whose weights are held at a time, and most feature pairs, whose sums are kept meanwhile where
 // there are more samples.
 inline constexpr i64 slice = 5 * span;
-inline constexpr i64 most_feature_pairs = 1 << 18, most_sliced_pairs = 1 << 12;
+inline constexpr i64 most_feature_pairs = 1 << 18;
+inline constexpr i64 most_sliced_pairs = 1 << 12;
 
 enum class Method {
     pairwise,  // one product per outer pair, over the samples of nonzero weight
