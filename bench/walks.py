@@ -68,7 +68,9 @@ def constant(name: str) -> int:
     file, _, local = name.partition(":")
     if local:
         value = re.search(rf"\b{local} <?= ((?:i64\(\d+\)|\d+)[^;&]*)", (ROOT / "csrc/cpu" / file).read_text())
-        return int(eval(value[1].replace("i64", "int"), {"chunk": 192, "span": 48 * 192}))  # of the project's own source
+        return int(
+            eval(value[1].replace("i64", "int"), {"chunk": 192, "span": 48 * 192})
+        )  # of the project's own source
     module, _, local = name.rpartition(".")
     return getattr(import_module("hessext." + module.replace("/", ".")), local)
 
@@ -264,8 +266,8 @@ PIECES = {
         matrix/block_diagonal._PIECE matrix/curvature._ENTRIES matrix/feature_gram._TILE matrix/gram._TILE
         matrix/curvature_tiles.ENTRIES matrix/dense_norms._PIECE matrix/dense_norms._ROWS matrix/norms._PIECE
         matrix/norms._WORK model/network._LIFTED matrix/given_curvature._SLAB matrix/sample_pairs._BYTES
-        matrix/sample_pairs._MATRICES data/samples._WIDE data/outputs._WORK data/outputs._BLOCKS data/curvature._WORK
-        data/curvature._TOGETHER data/places._SLAB data/batches._PIECE data/tail_curvature._WORK""",
+        matrix/sample_pairs._MATRICES matrix/product._ADDED data/samples._WIDE data/outputs._WORK data/outputs._BLOCKS
+        data/curvature._WORK data/curvature._TOGETHER data/places._SLAB data/batches._PIECE data/tail_curvature._WORK""",
     "who multiplies, of which scripts/calibrate measures both": "_products._THIN",
     "results that differ": "matrix/sample_curvature._TENSOR data/batches.SMALL",
     "kept so as not to be formed again, where memory allows": """_api.KEPT _layer.KEPT matrix/given_curvature._KEPT

@@ -18,6 +18,7 @@ from .part import Part, Term
 # are wide and adding those of chunks, in float64, takes long.
 _CHUNK_BYTES = 1 << 22, 1 << 26
 _THIN = 64  # units
+_ADDED = 1 << 20  # entries
 
 Direction = dict[int, tuple[Tensor | None, Tensor | None]]  # layer -> (dW, db), of which one may be missing
 
@@ -49,11 +50,20 @@ def product(samples: Samples, term: Term, direction: Direction, wanted: set[int]
     total: dict[int, list[Tensor]] = {}
     for start in range(0, len(samples), step):
         rows = slice(start, start + step)
-        for layer, parts in _chunk(samples, term, direction, wanted, weights, rows).items():
-            if step < len(samples):
-                parts = [p.double() for p in parts]
-            total[layer] = [a.add_(b) for a, b in zip(total[layer], parts, strict=True)] if layer in total else parts
+        _add(total, _chunk(samples, term, direction, wanted, weights, rows), several=step < len(samples))
     return {layer: tuple(p.to(network.like.dtype) for p in parts) for layer, parts in total.items()}
+
+
+def _add(total: dict[int, list[Tensor]], chunk: dict[int, list[Tensor]], several: bool) -> None:
+    """Sums of several chunks are in float64; some rows at a time, as adding of two dtypes first copies one of them."""
+    for layer, parts in chunk.items():
+        if layer not in total:
+            total[layer] = [p.double() for p in parts] if several else parts
+            continue
+        for sums, part in zip(total[layer], parts, strict=True):
+            rows = max(1, _ADDED // max(1, part[:1].numel()))
+            for into, piece in zip(sums.split(rows), part.split(rows), strict=True):
+                into.add_(piece)
 
 
 def _chunk(
