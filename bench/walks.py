@@ -267,7 +267,8 @@ PIECES = {
         matrix/curvature_tiles.ENTRIES matrix/dense_norms._PIECE matrix/dense_norms._ROWS matrix/norms._PIECE
         matrix/norms._WORK model/network._LIFTED matrix/given_curvature._SLAB matrix/sample_pairs._BYTES
         matrix/sample_pairs._MATRICES matrix/product._ADDED data/samples._WIDE data/outputs._WORK data/outputs._BLOCKS
-        data/curvature._WORK data/curvature._TOGETHER data/places._SLAB data/batches._PIECE data/tail_curvature._WORK""",
+        data/curvature._WORK data/curvature._TOGETHER data/places._SLAB data/batches._PIECE
+        data/tail_curvature._WORK""",
     "who multiplies, of which scripts/calibrate measures both": "_products._THIN",
     "results that differ": "matrix/sample_curvature._TENSOR data/batches.SMALL",
     "kept so as not to be formed again, where memory allows": """_api.KEPT _layer.KEPT matrix/given_curvature._KEPT
