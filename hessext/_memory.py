@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _core
 
-_HUGE = 16 << 20  # bytes of a tensor whose pages are worth a word with the system
+_HUGE = 8 << 20  # bytes of a tensor whose pages are worth a word with the system
 _ALWAYS_FREE = 64 << 20  # bytes not worth asking the system for
 _BESIDE = 1 << 30  # bytes left to what has to be there
 _MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
