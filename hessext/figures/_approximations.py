@@ -83,12 +83,14 @@ def _steps(steps: Iterable[int]) -> list[int]:
 def _rows(run: Run) -> Iterator[dict[str, Any]]:
     """One for each approximation of each layer, with each loss: at initialization by C, and along both trainings."""
     p, fixed = run.parameters, {"steps": None, "learning_rate": None}
+    tasks = [_task(run, setting, loss) for setting in ("gaussian", "digits") for loss in _CASES]
+    tasks[-1].data()  # needs scikit-learn: better missed now than after the first half
     points = [(loss, classes) for loss in _CASES for classes in p.classes]
     for loss, C in run.timed(points, "initialization", sample=len(p.classes)):
         about = {"setting": "initialization", "loss": loss, "classes": C, "step": 0}
         found = run.cached(f"initial-{loss}", lambda o=loss, C=C: _initial(run, o, C), classes=C, **fixed)
         yield from _of_layers(about, found)
-    networks = [trained(run, _task(run, setting, loss)) for setting in ("gaussian", "digits") for loss in _CASES]
+    networks = [trained(run, task) for task in tasks]
     moments = [(network, step) for network in networks for step in _steps(network.weights)]
     for network, step in run.timed(moments, "along training", sample=_MOMENTS):
         task = network.task

@@ -1,5 +1,7 @@
 """The figure `approximations`: its shares beside those of the same Hessians, its sentences, continuing."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,10 @@ def test_what_is_there_is_not_computed_again(drawing, folder, monkeypatch):
     more = FIGURES["approximations"].draw(run(folder, classes=[2, 4, 6]))  # one more size, at initialization alone
     assert len(calls) == 2 and len(more.rows) == len(drawing.rows) + 10 * 2 * 2
     assert [row for row in more.rows if row["classes"] != 4] == list(drawing.rows)
+
+
+def test_without_scikit_learn_nothing_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match="scikit-learn"):
+        FIGURES["approximations"].draw(run(tmp_path))
+    assert not list(tmp_path.rglob("*.npz"))
