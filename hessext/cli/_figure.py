@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from hessext import figures
@@ -38,7 +39,7 @@ def _one(figure: Figure, args: argparse.Namespace, parameters: dict[str, Any]) -
     print(f"{figure.stem}: {figure.title}", flush=True)
     start = time.perf_counter()
     drawing = figures.run(figure.name, out=args.out, quick=args.quick, **parameters)
-    print(*(f"  {text}" for text in drawing.seen), sep="\n")
+    print(indent(drawing.text(), "  "))
     print(f"  {time.perf_counter() - start:.0f} s; written to {drawing.files[0].parent}: ", end="")
     print(*(path.name for path in drawing.files), sep=", ", flush=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +38,6 @@ _KINDS = {  # color, marker, line; those with factors are dashed and hollow
     "one-sided": ("#000000", ">", "--"),
     "nearest Kronecker": ("#E69F00", "h", "--"),
 }
-
-_SAMPLED = ("block-diagonal", "diagonal", "K-FAC")  # whose share without pairs n = n' is told
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -163,34 +161,51 @@ def _panel(ax: Axes, rows: Rows, over: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- seen
 
 
+def _panels(rows: Rows, loss: str, layer: str) -> dict[str, list[Rows]]:
+    """Of each setting the rows at its first and at its last point: C at initialization, else the step."""
+    found = {}
+    for setting in _SETTINGS:
+        part = [row for row in rows if (row["loss"], row["layer"], row["setting"]) == (loss, layer, setting)]
+        over = "classes" if setting == "initialization" else "step"
+        found[setting] = [[row for row in part if row[over] == end(row[over] for row in part)] for end in (min, max)]
+    return found
+
+
+def _tables(rows: Rows) -> Iterator[tuple[str, list[list[str]]]]:
+    """Of each layer, with each loss: the share of every structure at the first and at the last point of each panel."""
+    for loss, layer in product(_CASES, _LAYERS):
+        panels = _panels(rows, loss, layer)
+        sizes = " to ".join(str(part[0]["classes"]) for part in panels["initialization"])
+        lines = [["", f"C = {sizes}", "training, Gaussian", "training, digits"]]
+        for name in _KINDS:
+            ends = [[_share(part, name) for part in panel] for panel in panels.values()]
+            lines.append([name, *(" to ".join(f"{share:.3f}" for share in shares) for shares in ends)])
+        yield f"{LOSSES[loss]}, {layer} layer: share of ||H||_F^2 captured, first to last", lines
+
+
+def _share(rows: Rows, name: str) -> float:
+    (share,) = (row["captured"] for row in rows if row["approximation"] == name)
+    return math.nan if share is None else share
+
+
 def _most(rows: Rows) -> str:
-    """The largest share and whose it is, to three digits."""
-    best = max(np.nan_to_num(row["captured"]) for row in rows)
-    names = [row["approximation"] for row in rows if row["captured"] > best - 5e-4]
-    return f"{', '.join(names)} {'captures' if len(names) == 1 else 'capture'} most ({best:.3f})"
+    """Whose share is the largest, to three digits, and what it is."""
+    best = max(_share(rows, name) for name in _KINDS)
+    names = [name for name in _KINDS if _share(rows, name) > best - 5e-4]
+    first = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other{'s' * (len(names) > 2)}"
+    return f"{first} ({best:.3f})"
 
 
 def _seen(rows: Rows) -> Iterator[str]:
-    """For each panel: what captures most at both ends, and how every share changes, the largest last one first."""
-    for loss in _CASES:
-        for layer in _LAYERS:
-            for setting, words in _SETTINGS.items():
-                part = [row for row in rows if (row["loss"], row["layer"], row["setting"]) == (loss, layer, setting)]
-                over = "classes" if setting == "initialization" else "step"
-                ends = [[row for row in part if row[over] == end(row[over] for row in part)] for end in (min, max)]
-                said = [f"C = {end[0]['classes']}" if over == "classes" else f"step {end[0]['step']}" for end in ends]
-                shares = sorted(zip(*ends, strict=True), key=lambda pair: -round(np.nan_to_num(pair[1]["captured"]), 3))
-                every = ", ".join(f"{a['approximation']} {a['captured']:.3f} to {b['captured']:.3f}" for a, b in shares)
-                yield (
-                    f"{LOSSES[loss]}, {layer} layer, {words}: {_most(ends[0])} at {said[0]}, {_most(ends[1])} at "
-                    f"{said[1]}. {every}. From pairs of different samples alone: {'; '.join(_population(shares))}."
-                )
-
-
-def _population(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
-    for first, last in pairs:
-        if first["approximation"] in _SAMPLED and None not in (first["population"], last["population"]):
-            yield f"{first['approximation']} {first['population']:.3f} to {last['population']:.3f}"
+    """Of each layer, with each loss: what captures most at both ends of C and after both trainings."""
+    for loss, layer in product(_CASES, _LAYERS):
+        panels = _panels(rows, loss, layer)
+        ends = [f"{_most(part)} at C = {part[0]['classes']}" for part in panels["initialization"]]
+        trained = [f"{_most(panels[setting][1])} on {_SETTINGS[setting]}" for setting in ("gaussian", "digits")]
+        yield (
+            f"{LOSSES[loss]}, {layer} layer: most is captured at initialization by {', '.join(ends)}; after training "
+            f"by {', '.join(trained)}."
+        )
 
 
 def _draw(run: Run) -> Drawing:
@@ -202,7 +217,7 @@ def _draw(run: Run) -> Drawing:
             first, *_, last = part
             losses = f"{first['training_loss']:.3g} to {last['training_loss']:.3g}"
             notes.append(f"{LOSSES[loss]}, {_SETTINGS[setting]}: the loss falls from {losses}.")
-    return Drawing(pictures, list(_seen(rows)), rows, notes=notes)
+    return Drawing(pictures, list(_seen(rows)), rows, tables=dict(_tables(rows)), notes=notes)
 
 
 FIGURES = [
@@ -216,9 +231,10 @@ FIGURES = [
         quick={"classes": [2, 10, 30], "samples": 300, "features": 30, "steps": 500},
         reading=READING + " Captured is cos^2, the share of ||H||_F^2 with the best scalar; the structures and their "
         "factors are those of BlockMatrix.approximations. They are made of different numbers of entries. Pairs of "
-        "different samples alone give what more samples would tend to, at weights that do not depend on them (not so "
-        "after training). The training on Gaussian data has the largest C, and by default N / C and d / C of Section "
-        "3.1; its sizes are a fifth of the paper's. Digits are scikit-learn's, N of them. Bars: at initialization "
+        "different samples alone (population in the CSV) give what more samples would tend to, at weights that do "
+        "not depend on them (not so after training). The training on Gaussian data has the largest C, and by default"
+        " N / C and d / C of Section 3.1; its sizes are a fifth of the paper's. Digits are scikit-learn's, N of "
+        "them. Bars: at initialization "
         "standard errors over draws of weights and data, along training the sampling error at these weights.",
     )
 ]

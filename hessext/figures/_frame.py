@@ -11,7 +11,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from hessext import __version__, _core, _files
 from hessext._progress import duration, shown
+from hessext._text import aligned
 
 from ._parameters import COMMON, text_of
 
@@ -66,7 +67,8 @@ class Drawing:
     """What a figure found: pictures, the numbers behind them, and findings as sentences.
 
     pictures: "" is the figure; another name is appended to the file's. rows: a table, as CSV. arrays: as npz.
-    seen: what is seen here, with numbers. notes: on the setup, beyond the parameters. files: what was written.
+    seen: what is seen here, with numbers. tables: lines of texts, by title. notes: on the setup, beyond the parameters.
+    files: what was written.
     """
 
     pictures: Mapping[str, matplotlib.figure.Figure]
@@ -75,6 +77,12 @@ class Drawing:
     arrays: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
     files: tuple[Path, ...] = ()
+    tables: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """What is found, to be read on a screen: the tables, then what is seen in them."""
+        tables = ("\n".join([title, *aligned(lines)]) for title, lines in self.tables.items())
+        return "\n\n".join([*tables, "\n".join(self.seen)])
 
 
 class Run:
@@ -202,6 +210,7 @@ def _caption(run: Run, drawing: Drawing, files: Sequence[str]) -> str:
         f"**Setup** ({size}). {setup}. " + " ".join([figure.reading, *drawing.notes]),
         *(["**Scales.**\n\n" + "\n".join(f"- {text}" for text in scales)] if scales else []),
         f"**The paper says.** {figure.paper}",
+        *("```text\n" + "\n".join([title, *aligned(lines)]) + "\n```" for title, lines in drawing.tables.items()),
         "**Seen here.**\n\n" + "\n".join(f"- {text}" for text in drawing.seen),
         f"**Files.** {', '.join(files)}. Made by `{shlex.join(words)}`.",
         f"**Versions.** {versions}.",

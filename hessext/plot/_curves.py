@@ -48,6 +48,7 @@ def ratios(result: Sweep) -> Figure:
         above, below = grid[row : row + 2, quantities.index(quantity)]
         _draw_means(result, layer, quantity, estimates, above, below)
         below.set_ylim(-reach, reach)
+    figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 
@@ -74,9 +75,9 @@ def _draw_means(
     slope = "".join(f"\nexponent {fit.value:.3f} ± {fit.error:.3f}, theory {fit.theory:.3f}" for fit in fits)
     ax.set_title(f"{layer}: {describe(result.case, layer, quantity, tex=True)}{slope}", fontsize="small")
     ax.legend(fontsize="small")
-    below.axhspan(-3, 3, color="0.9")
+    below.axhspan(-3, 3, color="0.9", label="$|z| < 3$")
     below.axhline(0, color="C0", linewidth=1)
-    below.plot(sizes, z, "o", color="C1", markersize=4)
+    below.plot(sizes, z, "o", color="C1", markersize=4, label="$z$ = (mean of draws - theory) / its standard error")
     below.set(xlabel=SYMBOLS[result.swept], ylabel="$z$")
     room = (sizes[-1] / sizes[0]) ** TICK_SHARE if len(sizes) > 1 else 2.0
     for one in (ax, below):
@@ -88,13 +89,14 @@ def _draw_means(
 
 
 def label_sizes(ax: Axes, sizes: np.ndarray, room: float) -> None:
-    """A tick at every size, and a number where it is at least `room` times the last that has one."""
+    """A tick at every size, and a number where no other number is within `room` times: powers of ten come first."""
     from matplotlib.ticker import NullLocator
 
-    labels, last = [], 0.0
-    for size in sizes:
-        labels.append(f"{size:g}" if size >= room * last else "")
-        last = size if labels[-1] else last
+    shown: list[float] = []
+    for size in sorted(sizes, key=lambda size: (not float(np.log10(size)).is_integer(), size)):
+        if all(max(size / other, other / size) >= room for other in shown):
+            shown.append(size)
+    labels = [f"{size:g}" if size in shown else "" for size in sizes]
     ax.set_xticks(sizes, labels, fontsize="small")
     ax.xaxis.set_minor_locator(NullLocator())
 

@@ -79,20 +79,22 @@ def test_training_is_that_of_its_data(setting, loss, drawing, folder):
 
 
 def test_what_is_seen(drawing):
-    assert len(drawing.seen) == 2 * 2 * 3 and set(drawing.pictures) == {"", "mse"}
+    assert len(drawing.seen) == len(drawing.tables) == 2 * 2 and set(drawing.pictures) == {"", "mse"}
     assert len(drawing.rows) == 10 * 2 * 2 * (2 + 2 * 10)
-    names = "block-diagonal, K-FAC, E-KFAC, Shampoo, squared factors, nearest Kronecker capture most (1.000)"
-    (text,) = (text for text in drawing.seen if text.startswith("MSE, output layer, at initialization: "))
-    assert f"{names} at C = 2, {names} at C = 6. " in text  # 2 I (x) A, (9)
-    (text,) = (text for text in drawing.seen if text.startswith("cross-entropy, hidden layer, digits: "))
-    rows = part(drawing, setting="digits", loss="cross_entropy", layer="hidden")
-    for name in ("K-FAC", "Adam-mini"):
-        first, *_, last = (row["captured"] for row in rows if row["approximation"] == name)
-        assert f", {name} {first:.3f} to {last:.3f}" in text
-    (first,) = (row["population"] for row in rows if (row["step"], row["approximation"]) == (0, "K-FAC"))
-    assert "From pairs of different samples alone: " in text and f"K-FAC {first:.3f} to " in text.partition("alone")[2]
-    best = max((row for row in rows if row["step"] == 40), key=lambda row: row["captured"])
-    assert f"{best['approximation']} captures most ({best['captured']:.3f}) at step 40" in text
+    (text,) = (text for text in drawing.seen if text.startswith("MSE, output layer: "))
+    alike = "block-diagonal and 4 others (1.000)"  # 2 I (x) A, (9)
+    assert f" at initialization by {alike} at C = 2, {alike} at C = 6; after training by {alike} on Gaussian" in text
+    (text,) = (text for text in drawing.seen if text.startswith("cross-entropy, hidden layer: "))
+    about = {"setting": "digits", "loss": "cross_entropy", "layer": "hidden"}
+    best = max(part(drawing, **about, step=40), key=lambda row: row["captured"])
+    assert text.endswith(f"{best['approximation']} ({best['captured']:.3f}) on digits.")
+    header, *lines = drawing.tables["cross-entropy, hidden layer: share of ||H||_F^2 captured, first to last"]
+    assert header == ["", "C = 2 to 6", "training, Gaussian", "training, digits"]
+    for name, *shares in lines:
+        first, *_, last = (row["captured"] for row in part(drawing, **about, approximation=name))
+        assert shares[2] == f"{first:.3f} to {last:.3f}"
+    assert [line[0] for line in lines] == list(approximations._KINDS)
+    assert all(max(map(len, text.splitlines())) < 80 for text in drawing.text().split("\n\n")[:-1])
     assert len(drawing.notes) == 4 and "cross-entropy, digits: the loss falls from " in "\n".join(drawing.notes)
 
 

@@ -268,6 +268,24 @@ def test_picture_of_any_size(case, sizes):
         shown = [text.get_text() for text in ax.get_xticklabels()]
         every = [f"{size:g}" for size in swept]
         assert shown == every or (len(swept) == 20 and 5 < sum(map(bool, shown)) < 15)
+    (legend,) = figure.legends  # says what the panels of z show
+    assert len(legend.get_texts()) == 2 and legend.get_texts()[0].get_text() == "$|z| < 3$"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "numbers"),
+    [
+        ([2, 5, 10, 20, 50, 100, 200, 500, 1000], ["2", "", "10", "", "", "100", "", "", "1000"]),
+        ([2, 5, 20, 100], ["2", "5", "20", "100"]),
+        ([0.01, 0.02, 0.1, 0.9, 1.0], ["0.01", "", "0.1", "", "1"]),
+    ],
+)
+def test_powers_of_ten_are_numbered_first(sizes, numbers):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    ax = figure.subplots()
+    ax.set_xscale("log")
+    _curves.label_sizes(ax, np.array(sizes), 2.2)
+    assert list(ax.get_xticks()) == sizes and [text.get_text() for text in ax.get_xticklabels()] == numbers
 
 
 def test_limits_are_those_of_the_theory():
