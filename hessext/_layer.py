@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from . import _checks
 from ._api import output_layer
 from ._memory import require
-from ._progress import steps
+from ._progress import check_tqdm, steps
 from ._tensors import version
 from .data.classes import refuse_split, rows_of
 from .data.data import Data
@@ -256,6 +256,7 @@ def _batches(x: Any, y: Tensor | None) -> Iterable[Any]:
         return [(x, y)]
     if isinstance(x, str | dict) or not isinstance(x, Iterable):
         raise TypeError(f"x: expected a tensor beside y, or an iterable of batches; got {type(x).__name__}")
+    check_tqdm(x)
     return x
 
 

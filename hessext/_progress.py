@@ -44,7 +44,7 @@ class _Call:
         self._bar.update(max(0.0, min(start, 1.0) - self._bar.n))
 
     def count(self, text: str) -> None:
-        """Say what is counted, where there is no share."""
+        """Say what is counted, where there is no share; "": nothing is."""
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(0)
 
@@ -143,10 +143,13 @@ def counted(items: Iterable[Item], unit: str) -> Iterable[Item]:
 
 def _counted(call: _Call, items: Iterable[Item], unit: str) -> Iterator[Item]:
     numbers = count(1)
-    for item in items:  # enumerate would keep it
-        call.count(f"{next(numbers)} {unit}")
-        yield item
-        del item  # before the next one is made
+    try:
+        for item in items:  # enumerate would keep it
+            call.count(f"{next(numbers)} {unit}")
+            yield item
+            del item  # before the next one is made
+    finally:
+        call.count("")  # what comes next is something else
 
 
 def _divided(call: _Call, items: Iterable[Item], work: Callable | None, total: float) -> Iterator[Item]:
@@ -207,6 +210,7 @@ def inside_tqdm(items: Iterable[Item]) -> tuple[Iterable[Item], str | None]:
 
     A bar that is disabled, as on what is no terminal with disable=None, has no name and shows nothing here either.
     """
+    check_tqdm(items)
     if not isinstance(items, tqdm):
         return items, None
     if items.disable:
@@ -214,6 +218,12 @@ def inside_tqdm(items: Iterable[Item]) -> tuple[Iterable[Item], str | None]:
     items.leave = False
     items.close()
     return items.iterable, items.desc.removesuffix(": ") or "batches"
+
+
+def check_tqdm(items: Any) -> None:
+    """Refuse tqdm(total=...), which is around nothing."""
+    if isinstance(items, tqdm) and items.iterable is None:
+        raise TypeError("x: expected batches, or tqdm around them, tqdm(batches); got a tqdm around nothing")
 
 
 def shown(wanted: bool) -> bool:

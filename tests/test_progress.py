@@ -86,7 +86,7 @@ def test_a_bar_never_goes_back():
 def test_what_has_no_length_is_counted():
     with hessext.progress(), call("outer"):
         list(steps(iter("abc"), unit="letters"))
-    assert Bar.made[0].counts == ["1 letters", "2 letters", "3 letters"] and moved(Bar.made[0]) == [0]
+    assert Bar.made[0].counts == ["1 letters", "2 letters", "3 letters", ""] and moved(Bar.made[0]) == [0]
 
 
 def test_items_are_not_kept():
@@ -291,6 +291,9 @@ def test_theory(name):
 # --------------------------------------------------------------------------------------------------------- batches
 
 
+COUNTED = ["1 batches", "2 batches", "3 batches", "4 batches", ""]
+
+
 class Stream(IterableDataset):
     """Of no known length."""
 
@@ -302,7 +305,7 @@ def test_a_loader_without_a_length_is_counted():
     with hessext.progress():
         H = hessext.hessian(chain(), DataLoader(Stream(), batch_size=10))
         H.dense()
-    assert Bar.made[-1].name == "dense" and Bar.made[-1].counts == [f"{k} batches" for k in (1, 2, 3, 4)]
+    assert Bar.made[-1].name == "dense" and Bar.made[-1].counts == COUNTED
 
 
 def test_tqdm_around_batches_shows_every_pass(capsys):
@@ -314,9 +317,16 @@ def test_tqdm_around_batches_shows_every_pass(capsys):
     torch.testing.assert_close(H.norms(), expected.norms())
     H.norms()  # of what is kept
     dense, kept = Bar.made
-    assert dense.name == kept.name == "images" and dense.counts == kept.counts == [f"{k} batches" for k in (1, 2, 3, 4)]
+    assert dense.name == kept.name == "images" and dense.counts == kept.counts == COUNTED
     assert len(moved(dense)) > 10 and dense.places[-1] == pytest.approx(1)  # parts of the one piece that is formed
     assert pickle.loads(pickle.dumps(H)).shape == H.shape  # which a bar is not
+
+
+@pytest.mark.parametrize("ask", [lambda x: hessext.hessian(chain(), x), lambda x: hessext.layer(chain(), "0", x)])
+@pytest.mark.parametrize("disable", [True, False])
+def test_a_tqdm_around_nothing(ask, disable):
+    with pytest.raises(TypeError, match=r"^x: expected batches, or tqdm around them, .*; got a tqdm around nothing$"):
+        ask(tqdm(total=3, disable=disable, file=io.StringIO()))
 
 
 # ------------------------------------------------------------------------------------------------- the bar itself
@@ -343,6 +353,19 @@ def test_what_is_shown(monkeypatch):
     text = shown_by(monkeypatch, 0)
     assert "name:  25%|" in text and "name:  75%|" in text and "<00:00" in text and text.endswith("\r")
     assert not shown_by(monkeypatch, 60)
+
+
+def test_what_was_counted_is_not_shown_of_what_comes_after(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(_progress, "_DELAY", 0)
+    found = io.StringIO()
+    with contextlib.redirect_stderr(found), hessext.progress(), call("name"):
+        for _ in steps(iter("ab"), unit="letters"):
+            time.sleep(0.12)
+        for _ in steps(range(2)):
+            time.sleep(0.12)
+    counting, _, later = found.getvalue().partition(" 50%|")
+    assert "2 letters" in counting and later and "letters" not in later
 
 
 def test_command_line_shows_in_terminals_alone(monkeypatch, capsys):

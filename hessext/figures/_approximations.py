@@ -232,9 +232,9 @@ FIGURES = [
         reading=READING + " Captured is cos^2, the share of ||H||_F^2 with the best scalar; the structures and their "
         "factors are those of BlockMatrix.approximations. They are made of different numbers of entries. Pairs of "
         "different samples alone (population in the CSV) give what more samples would tend to, at weights that do "
-        "not depend on them (not so after training). The training on Gaussian data has the largest C, and by default"
-        " N / C and d / C of Section 3.1; its sizes are a fifth of the paper's. Digits are scikit-learn's, N of "
-        "them. Bars: at initialization "
-        "standard errors over draws of weights and data, along training the sampling error at these weights.",
+        "not depend on them (not so after training). The training on Gaussian data has the largest C, and by "
+        "default N / C and d / C of Section 3.1; its sizes are a fifth of the paper's. Digits are scikit-learn's, N "
+        "of them. Bars: at initialization standard errors over draws of weights and data, along training the "
+        "sampling error at these weights.",
     )
 ]
