@@ -54,7 +54,8 @@ def linear(
             diagonals are summed over it, a mean divided by the total of all batches (of class weights, of labels that
             are not ignored). Batches are moved to weight's device and dtype.
         y: labels (N,) int64, or class probabilities or regression targets (N, C); None where H does not depend on it.
-            Of binary cross-entropy: targets (N, C), of one logit also (N,), or labels 0 and 1, int64 or bool.
+            Of "mse" and nn.MSELoss labels stand for one-hot targets. Of binary cross-entropy: targets (N, C), of one
+            logit also (N,), or labels 0 and 1, int64 or bool.
         bias: b (C,).
         loss: "cross_entropy" (mean over samples), "binary_cross_entropy" (of each logit's sigmoid, as torch's: mean
             over samples and logits), "mse" (mean over samples of ||f - y||^2, no 1/2), or an nn.CrossEntropyLoss,
@@ -304,5 +305,6 @@ def _batches(
             raise TypeError(
                 f"y: expected None beside batches (x, y); got {type(y).__name__}: a loss is passed as loss="
             )
-        raise TypeError(f"x: expected a torch.Tensor; got {got} (of batches (x, y)? they come without a y beside them)")
+        hint = _hints.of_other_type(x) or " (of batches (x, y)? they come without a y beside them)"
+        raise TypeError(f"x: expected a torch.Tensor; got {got}{hint}")
     return Batches(network, loss, x, memory, before)

@@ -47,10 +47,14 @@ def of_other_type(value: object) -> str:
         return " (torch.from_numpy makes it one)"
     if isinstance(value, nn.Module):
         return " (hessext.hessian takes modules)"
-    matrices = isinstance(value, list | tuple) and len(value) > 0
-    if matrices and all(isinstance(t, Tensor) and t.ndim == 2 for t in value):
+    if not isinstance(value, list | tuple) or not value:
+        return ""
+    if all(isinstance(t, Tensor) and t.ndim == 2 for t in value):
         return " (hessext.feed_forward takes a list of weights)"
-    return ""
+    inner = value
+    while isinstance(inner, list | tuple) and inner:
+        inner = inner[0]
+    return " (torch.tensor makes it one)" if isinstance(inner, int | float) else ""
 
 
 def of_weight(weight: object, before: Tensor | None) -> str:
@@ -83,3 +87,10 @@ def of_targets(y: object, x: Tensor, layers: int, classes: int) -> str:
     """Where targets are not those of samples x."""
     swapped = isinstance(y, Tensor) and layers == 1 and x.ndim == 2 and y.shape[:1] == (classes,) != x.shape[:1]
     return " (are the weight and x swapped?)" if swapped else ""
+
+
+def of_places(y: Tensor, shape: tuple[int, ...], classes: int) -> str:
+    """Where targets are not those of a batch whose samples have this shape."""
+    if len(shape) > 1 and y.shape == (shape[0], classes, *shape[1:]):
+        return " (classes are the last axis here: y.movedim(1, -1))"
+    return " (does the model flatten its inputs?)" if len(shape) > 1 and y.ndim == 1 else ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import _checks
+from . import _checks, _hints
 from ._api import output_layer
 from ._memory import require
 from ._progress import check_tqdm, steps
@@ -223,10 +223,8 @@ def _collected(
                 a, t = _run(model, one.module, batch, forward, dtype)
             shape = a.shape[:-1]
             if not shape or (t is not None and t.shape[: len(shape)] != shape):
+                hint = "" if t is None else _hints.of_places(t, shape, len(one.weight))
                 got = "None" if t is None else tuple(t.shape)
-                hint = (
-                    " (does the model flatten its inputs?)" if len(shape) > 1 and t is not None and t.ndim == 1 else ""
-                )
                 raise ValueError(f"batches: expected targets of {tuple(shape)} samples in batch {k}; got {got}{hint}")
             features.append(a.flatten(0, -2))
             size += a.numel() * dtype.itemsize
@@ -291,7 +289,8 @@ def _run(
                 f"{described(result)}"
             )
     if y is not None and not isinstance(y, Tensor):
-        raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}")
+        hint = _hints.of_other_type(y)
+        raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}{hint}")
     if y is not None and (y.is_meta or y.layout != torch.strided):
         raise TypeError(f"batches: expected targets that are a dense tensor with values; got {y.layout} on {y.device}")
     return x, y

@@ -49,6 +49,8 @@ def targets_of(record: Record, k: int, loss: Loss) -> Tensor | None:
     """Targets of all rows of the logits of batch k, in one axis; None where there are none."""
     logits = record.logits.detach()
     try:
+        if not logits.numel():
+            raise ValueError(f"model: expected logits of at least one sample; got {_checks.shape_text(logits.shape)}")
         _checks.finite("model: logits", logits)
         return of_logits(record.targets, logits, replace(loss, reduction="sum"))
     except (TypeError, ValueError) as error:

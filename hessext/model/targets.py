@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hessext import _checks
+from hessext import _checks, _hints
 
 from .losses import Loss
 
+_ONE_LOGIT = " (of one logit, 'binary_cross_entropy' takes labels 0 and 1)"
 _ROUNDED = 0.02  # by which the sum of probabilities in half precision, or of two digits each, may differ from 1
 
 
@@ -41,11 +42,12 @@ def checked_targets(
     _checks.tensor("y", y)
     if y.shape == (*shape, C) and y.dtype in (torch.int64, torch.bool) and y.device == like.device:
         y = _labels_of_one_hot(y)
+    hint = hint or _shape_hint(y, shape, C, loss)
     misshapen = y.ndim != len(shape) + y.is_floating_point()
     if misshapen or not (y.is_floating_point() or y.dtype == torch.int64):
         text, error = _checks.shape_text, ValueError if misshapen else TypeError
         wanted = f"int64 labels {text(shape)} or {like.dtype} targets {text((*shape, C))}"
-        got = f" {text(y.shape)}{_shape_hint(y, shape, C)}" if misshapen else " (y.long() makes labels of it)"
+        got = f" {text(y.shape)}{hint}" if misshapen else " (y.long() makes labels of it)"
         raise error(f"y: expected {wanted}; got {y.dtype}{got}")
     if y.is_floating_point():
         if loss.kind == "cross_entropy" and loss.ignore_index >= 0:
@@ -63,7 +65,8 @@ def checked_targets(
 def of_logits(y: Tensor | None, logits: Tensor, loss: Loss) -> Tensor | None:
     """Checked targets of logits (..., C), on their device, of all samples in one axis: (N, C) or (N,)."""
     shape, C = logits.shape[:-1], logits.shape[-1]
-    y = y.to(logits.device, logits.dtype if y.is_floating_point() else y.dtype) if isinstance(y, Tensor) else y
+    if isinstance(y, Tensor) and not y.is_meta:
+        y = y.to(logits.device, logits.dtype if y.is_floating_point() else y.dtype)
     y = checked_targets(y, shape, C, loss, logits)
     per_class = y is not None and y.is_floating_point() and (loss.kind != "binary_cross_entropy" or C > 1)
     return None if y is None else y.reshape(-1, C) if per_class else y.reshape(-1)
@@ -97,15 +100,24 @@ def _labels_of_one_hot(y: Tensor) -> Tensor:
     return y.long().argmax(-1)
 
 
-def _shape_hint(y: Tensor, shape: tuple[int, ...], C: int) -> str:
-    """What makes targets of y, where that is plain."""
-    if y.shape == shape and C == 1:
-        return " (y[..., None] is of one logit)"
-    if y.shape == shape:
-        return " (y.long() makes labels of it)"
-    if y.shape == (*shape, 1):
-        return f" (y[..., 0]{'.long()' if y.is_floating_point() else ''} makes labels of it)"
-    return ""
+def _shape_hint(y: Tensor, shape: tuple[int, ...], C: int, loss: Loss) -> str:
+    """What makes targets of y, where its shape is none of theirs and that is plain."""
+    if y.shape == (*shape, C):
+        return ""
+    if hint := _hints.of_places(y, shape, C):
+        return hint
+    if len(shape) > 1 and y.shape == (shape[0], C, *shape[2:]) and not y.is_floating_point():
+        return " (are classes the second axis of the logits? here they are the last)"
+    if y.shape not in (shape, (*shape, 1)) or (y.shape == shape and y.dtype == torch.int64):
+        return ""
+    if C == 1 and loss.kind == "cross_entropy":
+        return _ONE_LOGIT
+    if C == 1:
+        return " (y[..., None] is of one logit)" if y.shape == shape and y.is_floating_point() else ""
+    if y.is_floating_point() and not (_checks.captured(y) or y.is_meta or (y == y.round()).all()):
+        return f" (one number for each sample, which has {C} logits)"
+    column, kind = "" if y.shape == shape else "[..., 0]", "" if y.dtype == torch.int64 else ".long()"
+    return f" (y{column}{kind} makes labels of it)"
 
 
 def of_any_samples(loss: Loss, C: int) -> Loss:
@@ -139,11 +151,12 @@ def _binary_targets(y: Tensor, shape: tuple[int, ...], C: int, loss: Loss, like:
     shapes = binary_shapes(shape, C)
     wanted = f"{like.dtype} targets, or int64 or bool labels, {' or '.join(map(_checks.shape_text, shapes))}"
     if y.shape not in shapes:
-        raise ValueError(f"y: expected {wanted}; got {_checks.shape_text(y.shape)}")
+        hint = " (the class of each sample is that of 'cross_entropy')" if y.shape == shape else ""
+        raise ValueError(f"y: expected {wanted}; got {_checks.shape_text(y.shape)}{hint}")
     if y.is_floating_point():
         return _checks.floats("y", y, y.shape, like)
     if y.dtype not in (torch.int64, torch.bool):
-        raise TypeError(f"y: expected {wanted}; got {y.dtype}")
+        raise TypeError(f"y: expected {wanted}; got {y.dtype} (y.long() makes labels of it)")
     _checks.layout("y", y, y.shape, like)
     _labels(y, 2, loss, like)
     return y.to(like.dtype)
@@ -166,8 +179,19 @@ def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
         kept = y[y != loss.ignore_index]
         low, high = _checks.bounds(kept) if len(kept) else (0, 0)
     if low < 0 or high >= C:
-        hint = " (y - 1, if they start at 1)" if (low, high) == (1, C) else ""
-        raise ValueError(f"y: expected labels in [0, {C}); got {low if low < 0 else high}{hint}")
+        wrong = low if low < 0 else high
+        raise ValueError(f"y: expected labels in [0, {C}); got {wrong}{_label_hint(low, high, C, loss)}")
     by_weight = loss.kind == "cross_entropy" and loss.reduction == "mean" and (ignored or loss.weight is not None)
     if by_weight:
         check_divisor(loss.divisor(y, like))
+
+
+def _label_hint(low: int, high: int, C: int, loss: Loss) -> str:
+    """What labels outside of [0, C) may have been meant as."""
+    if loss.kind == "mse":
+        return " (labels stand for one-hot targets; numbers to be met are float targets, one for each logit)"
+    if loss.kind == "cross_entropy" and C == 1:
+        return _ONE_LOGIT
+    if loss.kind == "cross_entropy" and low < 0:
+        return f" (nn.CrossEntropyLoss(ignore_index={low}) leaves it out)"
+    return " (y - 1, if they start at 1)" if (low, high) == (1, C) else ""

@@ -128,7 +128,31 @@ HINTS = {
     "float labels": (LABELS.double(), "cross_entropy", r"got torch\.float64 \(9,\) \(y\.long\(\) makes labels of it\)"),
     "int32": (LABELS.int(), "cross_entropy", r"got torch\.int32 \(y\.long\(\) makes labels of it\)"),
     "column": (LABELS[:, None], "cross_entropy", r"\(9, 1\) \(y\[\.\.\., 0\] makes labels of it\)"),
-    "float column": (LABELS[:, None].double(), "mse", r"shape \(9, 3\); got \(9, 1\)"),
+    "float column": (
+        LABELS[:, None].double(),
+        "mse",
+        r"shape \(9, 3\); got \(9, 1\) \(y\[\.\.\., 0\]\.long\(\) makes labels of it\)",
+    ),
+    "int32 column": (
+        LABELS[:, None].int(),
+        "cross_entropy",
+        r"\(9, 1\) \(y\[\.\.\., 0\]\.long\(\) makes labels of it\)",
+    ),
+    "numbers": (LOGITS[:, 0], "mse", r"\(9,\) \(one number for each sample, which has 3 logits\)$"),
+    "column of numbers": (LOGITS[:, :1], "mse", r"\(9, 1\) \(one number for each sample, which has 3 logits\)$"),
+    "list": (LABELS.tolist(), "cross_entropy", r"a torch\.Tensor; got list \(torch\.tensor makes it one\)"),
+    "array": (LABELS.numpy(), "cross_entropy", r"a torch\.Tensor; got ndarray \(torch\.from_numpy makes it one\)"),
+    "ignored": (LABELS - 1, "cross_entropy", r"got -1 \(nn\.CrossEntropyLoss\(ignore_index=-1\) leaves it out\)"),
+    "of mse": (
+        LABELS + 1,
+        nn.MSELoss(),
+        r"got 3 \(labels stand for one-hot targets; numbers to be met are float targets,",
+    ),
+    "a class of each": (
+        LABELS,
+        "binary_cross_entropy",
+        r"got \(9,\) \(the class of each sample is that of 'cross_entropy'\)",
+    ),
     "from 1": (LABELS + 1, "cross_entropy", r"labels in \[0, 3\); got 3 \(y - 1, if they start at 1\)"),
     "higher": (LABELS + 2, "cross_entropy", r"labels in \[0, 3\); got 4$"),
 }
@@ -146,3 +170,44 @@ def test_numbers_of_one_logit():
         ValueError, match=r"^y: expected .*got torch\.float64 \(9,\) \(y\[\.\.\., None\] is of one logit\)"
     ):
         hessext.hessian(one, X, LOGITS[:, 0], "mse")
+    with pytest.raises(
+        ValueError, match=r"^y: expected .*got 2 \(of one logit, 'binary_cross_entropy' takes labels 0 and 1"
+    ):
+        hessext.hessian(one, X, LABELS)
+    with pytest.raises(ValueError, match=r"^y: expected .*\(9,\) \(of one logit, 'binary_cross_entropy' takes labels"):
+        hessext.hessian(one, X, LABELS.double())
+    with pytest.raises(
+        TypeError, match=r"^y: expected torch\.float64; got torch\.float32 \(\.to\(torch\.float64\) converts"
+    ):
+        hessext.hessian(one, X, LOGITS[:, :1].float(), "mse")
+
+
+def test_what_the_messages_propose_is_taken():
+    expected = hessext.hessian(model(), X, LABELS).dense()
+    for y in (LABELS.double().long(), LABELS[:, None][..., 0], LABELS[:, None].double()[..., 0].long()):
+        assert torch.equal(hessext.hessian(model(), X, y).dense(), expected)
+    hot = F.one_hot(LABELS, C).double()
+    assert torch.equal(*(hessext.hessian(model(), X, y, nn.MSELoss()).dense() for y in (LABELS, hot)))
+    assert hessext.autograd.check(hessext.hessian(model(), X, LABELS - 1, nn.CrossEntropyLoss(ignore_index=-1)))
+
+
+def test_classes_of_sequences_are_the_last_axis():
+    x, labels = X[:8].view(2, 4, d), LABELS[:8].view(2, 4)
+    second = F.one_hot(labels, C).movedim(-1, 1)
+    for y in (second, second.double()):
+        for way in ("hessian", "layer", "head"):
+            with pytest.raises(ValueError, match=r"\(classes are the last axis here: y\.movedim\(1, -1\)\)$"):
+                WAYS[way](x, y, "cross_entropy")
+            WAYS[way](x, y.movedim(1, -1), "cross_entropy")
+    transposed = nn.Sequential(model(), Transposed())
+    with pytest.raises(
+        ValueError, match=r"got .*\(2, 4\) \(are classes the second axis of the logits\? here they are the last"
+    ):
+        hessext.layer(transposed, "0.0", x, labels)
+
+
+class Transposed(nn.Module):
+    """Classes as the second axis, as torch's cross-entropy has them."""
+
+    def forward(self, x):
+        return x.mT
