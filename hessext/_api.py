@@ -115,6 +115,7 @@ def one_hidden(
     return _hessian(Network(chain(layers)), x, y, loss, memory, group)
 
 
+@_hints.positional(3)
 @over_ranks
 def feed_forward(
     weights: Sequence[Tensor],

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from . import _core, _hints
 from ._memory import in_huge_pages, require
@@ -144,8 +143,7 @@ def shaped(
 def tensor(name: str, t: object) -> None:
     """Refuse what is no dense torch.Tensor."""
     if not isinstance(t, Tensor):
-        hint = " (a DataLoader makes batches of it)" if isinstance(t, Dataset) else _hints.of_other_type(t)
-        raise TypeError(f"{name}: expected a torch.Tensor; got {type(t).__name__}{hint}")
+        raise TypeError(f"{name}: expected a torch.Tensor; got {type(t).__name__}{_hints.of_other_type(t)}")
     if t.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor; got {t.layout}")
 

@@ -1,14 +1,15 @@
-"""What may have been meant by an argument that does not fit, for the end of a message."""
+"""What may have been meant by an argument that does not fit, for the end of a message; names that mean the same."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 _WEIGHTS = "weights are (outputs, inputs), as nn.Linear has them"
 
@@ -32,7 +33,27 @@ def positional(most: int) -> Callable[[Callable], Callable]:
     return decorated
 
 
+def also_named(**others: str) -> Callable[[Callable], Callable]:
+    """Let arguments of a function be given by a second name, too, which is the value of the first one here."""
+
+    def decorated(function: Callable) -> Callable:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            for own, other in others.items():
+                if other in kwargs and own in kwargs:
+                    raise TypeError(f"{function.__name__}: {own} and {other} are one argument; got both")
+                if other in kwargs:
+                    kwargs[own] = kwargs.pop(other)
+            return function(*args, **kwargs)
+
+        return run
+
+    return decorated
+
+
 def _of_more(args: tuple, most: int) -> str:
+    if isinstance(args[most], str | nn.Module):
+        return " (a loss is passed as loss=)"
     weights = args[:-2]
     if len(weights) != most - 1 or not all(isinstance(t, Tensor) for t in args) or any(t.ndim != 2 for t in weights):
         return ""
@@ -45,6 +66,8 @@ def of_other_type(value: object) -> str:
     """Where a tensor is expected."""
     if type(value).__module__ == "numpy":
         return " (torch.from_numpy makes it one)"
+    if isinstance(value, Dataset):
+        return " (a DataLoader makes batches of it)"
     if isinstance(value, nn.Module):
         return " (hessext.hessian takes modules)"
     if not isinstance(value, list | tuple) or not value:
@@ -94,3 +117,62 @@ def of_places(y: Tensor, shape: tuple[int, ...], classes: int) -> str:
     if len(shape) > 1 and y.shape == (shape[0], classes, *shape[1:]):
         return " (classes are the last axis here: y.movedim(1, -1))"
     return " (does the model flatten its inputs?)" if len(shape) > 1 and y.ndim == 1 else ""
+
+
+def of_batch(batch: object) -> str:
+    """Where a batch is no pair (x, y): how forward= takes it apart."""
+    if isinstance(batch, Mapping) and len(batch) > 1:
+        *inputs, last = map(repr, batch)
+        if "labels" in batch:  # as data of transformers have it
+            return " (" + forward("model(**batch).logits", "batch['labels']") + ")"
+        return f" ({forward(f'model(batch[{inputs[0]}])', f'batch[{last}]')})"
+    if isinstance(batch, tuple | list) and len(batch) > 2:
+        return f" ({forward('model(*batch[:-1])', 'batch[-1]')})"
+    if isinstance(batch, Tensor):
+        return " (x and y are two arguments, or one pair in a list, [(x, y)])"
+    return ""
+
+
+def of_answer(result: object) -> str:
+    """Where a model returns more than logits: how forward= picks them."""
+    if isinstance(result, Mapping):
+        found = [f"[{key!r}]" for key, value in result.items() if _may_be_logits(value)]
+    elif isinstance(result, tuple | list):
+        found = [f"[{number}]" for number, value in enumerate(result) if _may_be_logits(value)]
+    else:
+        found = [f".{key}" for key, value in getattr(result, "__dict__", {}).items() if _may_be_logits(value)]
+    return ". forward= picks them: " + forward(f"model(batch[0]){found[0]}", "batch[1]") if found else ""
+
+
+def forward(logits: str, targets: str) -> str:
+    """The argument forward= that picks these out of a model's answer and a batch."""
+    return f"forward=lambda model, batch: ({logits}, {targets})"
+
+
+def _may_be_logits(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1 and value.is_floating_point()
+
+
+def of_model_inputs(x: object, model: nn.Module) -> str:
+    """Where a model does not take x."""
+    if isinstance(x, Mapping):
+        return f" ({forward('model(**batch[0])', 'batch[1]')} passes its entries by name)"
+    if isinstance(x, tuple | list) and any(isinstance(t, Tensor) for t in x):
+        return f" ({forward('model(*batch[0])', 'batch[1]')} passes its entries one by one)"
+    if not isinstance(x, Tensor):
+        return of_other_type(x)
+    own = next(model.parameters(), x)
+    if x.device != own.device:
+        return f" on {x.device}, and the model is on {own.device} (.to moves either)"
+    both = x.is_floating_point() and own.is_floating_point()
+    return f", and the model has {own.dtype} (.to converts either)" if both and x.dtype != own.dtype else ""
+
+
+def of_calls(calls: int, own: bool) -> str:
+    """Where a layer is not called once in a pass, of the model's own forward or of a function that runs it."""
+    return "" if own or calls else " (does forward= run the model that it is given?)"
+
+
+def of_end(batches: object) -> str:
+    """Where there is no batch."""
+    return " (an iterator is at its end after one pass)" if isinstance(batches, Iterator) else ""

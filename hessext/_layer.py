@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,41 +11,37 @@ from torch.utils.data import DataLoader
 
 from . import _checks, _hints
 from ._api import output_layer
-from ._memory import require
-from ._progress import check_tqdm, steps
-from ._tensors import version
+from ._progress import check_tqdm
 from .data.classes import refuse_split, rows_of
 from .data.data import Data
+from .data.features import Forward, collected
 from .data.group import Group
 from .data.headers import checksum
 from .data.places import NoPlaces, Places
 from .data.question import Question
 from .data.ranks import Ranks, over_ranks
-from .data.runs import default_forward, described, input_of, same_random_numbers
 from .data.shared import Shared, signature
 from .data.tails import Tails
 from .matrix.hessian import Hessian
 from .matrix.layers import LayerHessians
 from .model.linear import LinearLayer, check_modes, find
 from .model.loss_arguments import LossLike, resolve
-from .model.pruned import masked_kept
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 KEPT = 4 << 30  # bytes
 
-Forward = Callable[[nn.Module, Any], Tensor | tuple[Any, Tensor | None] | None]
 
-
+@_hints.also_named(name="module", x="batches")
 @over_ranks
 def layer(
     model: nn.Module,
     name: str | nn.Module | Sequence[str | nn.Module],
     x: Any,
     y: Tensor | None = None,
-    *,
     loss: LossLike = "cross_entropy",
+    *,
     forward: Callable[[nn.Module, Any], tuple[Any, Tensor]] | None = None,
     memory: int = KEPT,
     group: ProcessGroup | None = None,
@@ -73,8 +68,9 @@ def layer(
         name: an nn.Linear's or a Conv1D's name in `model.named_modules()`, or the module, or a list of them. A
             Conv1D's weight (inputs, outputs) counts as its transpose. Where the weight is parametrized (weight_norm),
             "fc.weight" asks for the Hessian in the weight itself, not in what it is made of. Where it is pruned
-            (torch.nn.utils.prune), H is that in the weight, too, masked entries included.
+            (torch.nn.utils.prune), H is that in the weight, too, masked entries included. `module=` is the same.
         x: what model(x) takes, or an iterable of batches (x, y), or of anything with `forward`. It is read once.
+            `batches=` is the same.
             Batches are kept, not copied; changing them or the model in place raises RuntimeError afterwards.
         y: targets as in `linear`, shaped (B,) or (B, T) for logits (B, C) or (B, T, C), or (B, C), (B, T, C). A loss in
             this place is taken as one.
@@ -94,13 +90,13 @@ def layer(
         ValueError: no such module; a layer that is not called once in each batch, whose parameters are used again
             after it, on which no logits depend, or whose places the tail mixes (attention's keys and values, layers
             before them, convolutions), with the names of layers that would do; a model in training mode; random
-            numbers in the model; no batch; targets of another shape.
+            numbers in the model; no batch; targets of another shape. A warning: probabilities in place of logits.
         TypeError: not a linear layer, a quantized or parametrized one, hooks on it or after it or on all modules,
             operations without second derivatives. MemoryError. As `linear` otherwise.
     """
     if isinstance(y, str | nn.Module):
         y, loss = None, y
-    names = [name] if isinstance(name, str | nn.Module) or not isinstance(name, Iterable) else list(name)
+    names = [name] if isinstance(name, str | nn.Module | Tensor) or not isinstance(name, Iterable) else list(name)
     if not names:
         raise ValueError("name: expected a linear layer or a list of some; got an empty list")
     layers = [find(model, one, "name") for one in names]
@@ -162,6 +158,7 @@ def _nothing(x: Any) -> bool:
     return x is None or (isinstance(x, Tensor) and not x.numel()) or (isinstance(x, list | tuple) and not len(x))
 
 
+@_hints.also_named(module="name", x="batches")
 @over_ranks
 def head(
     model: nn.Module,
@@ -182,8 +179,8 @@ def head(
 
     Args:
         model: any module, without dropout or batch normalization in training mode.
-        module: the layer or its name, as in `layer`.
-        x: what model(x) takes, or an iterable of (x, y), a DataLoader for example.
+        module: the layer or its name, as in `layer`. `name=` is the same.
+        x: what model(x) takes, or an iterable of (x, y), a DataLoader for example. `batches=` is the same.
         y: targets as in `linear`, shaped (B,) or (B, T) for logits (B, C) or (B, T, C), or (B, C), (B, T, C). T may
             differ from batch to batch. A loss in this place is taken as one.
         loss: as in `linear`; a mean is over the samples of all batches, of class weights and ignored labels too.
@@ -206,36 +203,8 @@ def head(
     if rows is not None:
         ranks.classes = Group(rows.group)
     with ranks.operation("head"):
-        samples = (None, None) if not ranks.alone and _nothing(x) else _collected(model, one, x, y, forward)
+        samples = (None, None) if not ranks.alone and _nothing(x) else collected(model, one, _batches(x, y), forward)
         return _head(one, *samples, loss, ranks)
-
-
-def _collected(
-    model: nn.Module, one: LinearLayer, x: Any, y: Tensor | None, forward: Forward | None
-) -> tuple[Tensor, Tensor | None]:
-    """Inputs of the layer that gives the logits (N, d), and targets, of all batches."""
-    dtype = torch.promote_types(torch.float32, one.weight.dtype)
-    features, targets, size = [], [], 0
-    training = any(m.training for m in model.modules())
-    with torch.no_grad(), masked_kept(model):
-        for k, batch in enumerate(steps(_batches(x, y), unit="batches")):
-            with same_random_numbers(one.weight.device) if training else nullcontext():
-                a, t = _run(model, one.module, batch, forward, dtype)
-            shape = a.shape[:-1]
-            if not shape or (t is not None and t.shape[: len(shape)] != shape):
-                hint = "" if t is None else _hints.of_places(t, shape, len(one.weight))
-                got = "None" if t is None else tuple(t.shape)
-                raise ValueError(f"batches: expected targets of {tuple(shape)} samples in batch {k}; got {got}{hint}")
-            features.append(a.flatten(0, -2))
-            size += a.numel() * dtype.itemsize
-            require(size, "the features so far, put together,", a.device)
-            if t is not None:
-                t = t.to(a.device, dtype if t.is_floating_point() else t.dtype)
-                targets.append(t.flatten(0, len(shape) - 1))
-    if not features or len(targets) not in (0, len(features)):
-        got = f"targets of {len(targets)} of {len(features)}" if features else "none"
-        raise ValueError(f"batches: expected at least one, and targets of all or of none; got {got}")
-    return torch.cat(features), torch.cat(targets) if targets else None
 
 
 def _head(one: LinearLayer, features: Tensor | None, y: Tensor | None, loss: LossLike, ranks: Ranks) -> Hessian:
@@ -253,44 +222,7 @@ def _batches(x: Any, y: Tensor | None) -> Iterable[Any]:
     if isinstance(x, Tensor) or y is not None:
         return [(x, y)]
     if isinstance(x, str | dict) or not isinstance(x, Iterable):
-        raise TypeError(f"x: expected a tensor beside y, or an iterable of batches; got {type(x).__name__}")
+        hint = _hints.of_other_type(x)
+        raise TypeError(f"x: expected a tensor beside y, or an iterable of batches; got {type(x).__name__}{hint}")
     check_tqdm(x)
     return x
-
-
-def _run(
-    model: nn.Module, layer: nn.Module, batch: Any, forward: Forward | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Return the layer's inputs on a batch (..., d), copied, in dtype, and the targets."""
-    calls: list[tuple[Tensor, Tensor, int]] = []
-
-    def keep(_: nn.Module, args: tuple, kwargs: dict, logits: Tensor) -> None:
-        x = input_of(args, kwargs)  # may be changed in place when the model goes on
-        x = x.full_tensor() if hasattr(x, "placements") else x  # as torch's parallel styles hand it over
-        calls.append((x.detach().to(dtype, copy=True), logits, version(logits)))
-
-    handle = layer.register_forward_hook(keep, with_kwargs=True)
-    try:
-        result = default_forward(model, batch, "its targets") if forward is None else forward(model, batch)
-    finally:
-        handle.remove()
-    if len(calls) != 1:
-        raise ValueError(f"module: expected a layer that is called once in each batch; got {len(calls)} calls")
-    ((x, logits, before),) = calls
-    y = result
-    if isinstance(result, tuple):
-        result, y = result
-        result = getattr(result, "logits", result)  # as models of transformers return them
-        same = result is logits or (isinstance(result, Tensor) and torch.equal(result, logits))
-        if not (same and version(logits) == before):
-            raise ValueError(
-                "module: expected a layer whose outputs are what model(x) returns, the logits (hessext.layer takes "
-                "others), or forward=, which runs the model on a batch and returns its targets; got "
-                f"{described(result)}"
-            )
-    if y is not None and not isinstance(y, Tensor):
-        hint = _hints.of_other_type(y)
-        raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}{hint}")
-    if y is not None and (y.is_meta or y.layout != torch.strided):
-        raise TypeError(f"batches: expected targets that are a dense tensor with values; got {y.layout} on {y.device}")
-    return x, y

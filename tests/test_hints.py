@@ -166,7 +166,40 @@ MISTAKES = {
         "name: expected modules without forward hooks, which may change what they compute; got one on Linear '0' of "
         "torch.nn.utils.weight_norm (remove_weight_norm there makes its weight a parameter)",
     ),
+    "a list of names for the head": (
+        lambda: hessext.head(mlp(), ["0", "2"], X, Y),
+        "module: expected an nn.Linear or its name, before the data; got list (hessext.layer takes several)",
+    ),
+    "a weight": (
+        lambda: hessext.layer(model := mlp(), model[0].weight, X, Y),
+        "name: expected an nn.Linear or its name, before the data; got Parameter (name the layer, not its weight)",
+    ),
+    "lazy": (
+        lambda: hessext.layer(nn.Sequential(nn.LazyLinear(C)), "0", X, Y),
+        "name: expected an nn.Linear; got LazyLinear '0': it has no sizes until model(x) is called",
+    ),
+    "meta": (
+        lambda: hessext.head(mlp().to("meta"), "2", X, Y),
+        "module: expected a layer on a CPU or CUDA device; got '2' on meta, without values",
+    ),
+    # --- compiled models
+    "scripted": (
+        lambda: hessext.layer(torch.jit.script(mlp()), "0", X, Y),
+        "model: expected the nn.Module that torch.jit was given; got RecursiveScriptModule",
+    ),
+    "compiled inside, layer": (
+        lambda: hessext.layer(nn.Sequential(torch.compile(mlp()), nn.Linear(C, C)), "1", X, Y),
+        "model: expected modules themselves; got torch.compile's OptimizedModule '0', in whose place 0._orig_mod",
+    ),
+    "compiled inside, hessian": (
+        lambda: hessext.hessian(nn.Sequential(torch.compile(mlp()), nn.Linear(C, C)), X, Y),
+        "model: expected modules themselves; got torch.compile's OptimizedModule '0', in whose place 0._orig_mod",
+    ),
     # --- losses
+    "a loss by place": (
+        lambda: hessext.feed_forward([W, V], X, Y, nn.MSELoss()),
+        "feed_forward: expected weights, x, y, and all else by name; got 4 arguments (a loss is passed as loss=)",
+    ),
     "class": (
         lambda: hessext.hessian(mlp(), X, Y, nn.CrossEntropyLoss),
         "loss: expected a name or an instance; got the class: CrossEntropyLoss() makes an instance",
@@ -195,6 +228,7 @@ MISTAKES = {
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, when it loads its compiler, and of its torch.jit
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(mistake):
     call, message, *end = MISTAKES[mistake]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessext import _hints
 from hessext._memory import require
 from hessext._progress import bar_of, counted, inside_tqdm, length, shares
 from hessext._tensors import moved, own_precision
@@ -18,6 +19,7 @@ from hessext.model import targets
 from hessext.model.losses import Loss
 
 from .data import Data
+from .forward import described
 from .samples import Samples
 
 SMALL = 8 << 20  # numbers of a result whose sum is kept in float64
@@ -45,8 +47,8 @@ class Batches(Data):
             self.source, self.bar = inside_tqdm(self.source)
         if isinstance(self.source, Iterator):
             raise TypeError(
-                "x: expected batches that can be read again, as those of a list or a DataLoader; got a "
-                f"{type(self.source).__name__}, which ends after one pass"
+                "x: expected batches that can be read again, as those of a list or a DataLoader; got "
+                f"{type(self.source).__name__}, which ends after one pass (list(...) of it keeps them)"
             )
         self.loss = targets.of_any_samples(self.loss, self.network.classes)
         next(self._read())  # its errors are better raised now
@@ -153,10 +155,10 @@ class Batches(Data):
         before, k, summed, like = "", -1, self._summed, self.network.like
         for k, batch in enumerate(counted(self.source, "batches")):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+                hint = _hints.of_batch(batch) if isinstance(batch, Tensor) else ""
                 raise TypeError(
-                    f"x: expected a tensor, or a list or loader of batches (x, y); batch {k} is a {got} "
-                    "(hessext.layer and hessext.head take others with forward=)"
+                    f"x: expected a tensor, or a list or loader of batches (x, y); batch {k} is {described(batch)}"
+                    f"{hint or ' (hessext.layer and hessext.head take others with forward=)'}"
                 )
             x, y = (
                 t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) if isinstance(t, Tensor) else t

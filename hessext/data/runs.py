@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hessext import _hints
 from hessext._tensors import Watch
 from hessext.model.linear import LinearLayer, check_modes, check_tail
+from hessext.model.modules import check_not_compiled
 from hessext.model.pruned import masked_kept
+
+from .forward import check_function, default_forward, described, logits_of
 
 Forward = Callable[[nn.Module, Any], Any]  # (model, batch) -> (logits, targets)
 Calls = list[tuple[str, nn.Module]]  # names and modules in the order in which their calls end
@@ -60,7 +64,10 @@ class Runner:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
+        check_function(forward)
+        check_not_compiled(model)
         self.model, self.dtype, self.device = model, dtype, device
+        self._own_forward = forward is None
         self._holder = _Holder(model, forward or default_forward)
         self.watch = Watch(**dict([*model.named_parameters(), *model.named_buffers()]))
         self._moved_once = {p: self._moved(p) for p in model.parameters()}
@@ -106,9 +113,7 @@ class Runner:
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise TypeError(f"forward: expected a function that returns logits and targets; got {described(result)}")
         logits, y = result
-        logits = getattr(logits, "logits", logits)  # as models of transformers return them
-        if not isinstance(logits, Tensor) or logits.ndim < 2 or not logits.is_floating_point():
-            raise TypeError(f"model: expected logits (..., C) of at least two axes; got {described(logits)}")
+        logits = logits_of(logits)
         return logits, y
 
     def with_layer(self, batch: Any, layer: LinearLayer, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Any]:
@@ -185,7 +190,7 @@ class Runner:
             if len(found) != 1:
                 raise ValueError(
                     f"{argument}: expected a layer that is called once in each batch; got {len(found)} calls of "
-                    f"{layer.name!r}"
+                    f"{layer.name!r}{_hints.of_calls(len(found), self._own_forward)}"
                 )
         logits, y = result
         flat = ([found[0] for found in some] for some in (features, leaves, outputs))
@@ -195,21 +200,6 @@ class Runner:
 def input_of(args: tuple, kwargs: dict) -> Tensor:
     """What a layer is called with, by place or by name."""
     return args[0] if args else next(iter(kwargs.values()))
-
-
-def described(result: Any) -> str:
-    """What came in place of a tensor or of another one, for messages."""
-    return f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-
-
-def default_forward(model: nn.Module, batch: Any, returns: str = "logits and targets") -> tuple[Any, Any]:
-    """Run the model on a pair (x, y); `returns` says what a function for other batches does."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise TypeError(
-            f"batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns {returns}; got "
-            f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-        )
-    return model(batch[0]), batch[1]
 
 
 @contextmanager

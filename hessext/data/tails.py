@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessext import _hints
 from hessext._memory import require
 from hessext._progress import steps
 from hessext._tensors import Watch, lifted
@@ -18,6 +19,7 @@ from hessext.model import targets
 from hessext.model.linear import LinearLayer, is_linear
 from hessext.model.network import Layer
 
+from .forward import warn_of_probabilities
 from .outputs import Outputs
 from .question import Piece, Question, targets_of, tensors_in
 from .runs import Record, Runner, check_calls, head_rows, plain_autograd
@@ -96,7 +98,8 @@ class Tails:
         try:
             self.runner.watch.check()
         except RuntimeError as error:
-            raise RuntimeError(f"model: {error}, of the model: copy.deepcopy(model)") from None
+            changed = str(error).partition(";")[0]
+            raise RuntimeError(f"model: {changed}; pass a copy of the model, copy.deepcopy(model)") from None
         self._data.check()
 
     # ----------------------------------------------------------------------------------------------- first reading
@@ -111,6 +114,7 @@ class Tails:
                 record, rows = self._record_first(batch) if k == 0 else self._record_whole(batch)
             C = record.logits.shape[-1]
             if k == 0:
+                warn_of_probabilities(record.logits, self.loss)
                 self.loss = targets.of_any_samples(self.loss, C)
                 self.outputs = Outputs(self.loss, None if self.head is None else self._head_layer())
             features = features or [[] for _ in self.layers]
@@ -138,7 +142,7 @@ class Tails:
                 self.graphs, piece.tail = self.graphs - saved.total, None
             del record
         if not self.pieces:
-            raise ValueError("batches: expected at least one; got none")
+            raise ValueError(f"batches: expected at least one; got none{_hints.of_end(batches)}")
         self.divisor = divisor
         self.features = [torch.cat(some) for some in features]
         self.head_inputs = torch.cat(head_inputs) if head_inputs else None

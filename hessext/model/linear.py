@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from .modules import check_forward, check_unwrapped, is_conv1d
@@ -50,7 +51,8 @@ def find(model: nn.Module, wanted: nn.Module | str, argument: str) -> LinearLaye
         raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
     check_unwrapped(model)
     if not isinstance(wanted, nn.Module | str):
-        raise TypeError(f"{argument}: expected an nn.Linear or its name, before the data; got {type(wanted).__name__}")
+        got = type(wanted).__name__ + _meant(wanted)
+        raise TypeError(f"{argument}: expected an nn.Linear or its name, before the data; got {got}")
     modules = dict(model.named_modules(remove_duplicate=False))
     found = next((name for name, m in modules.items() if wanted in (name, m)), None)
     by_weight = found is None and isinstance(wanted, str) and wanted.rpartition(".")[2] == "weight"
@@ -68,6 +70,13 @@ def find(model: nn.Module, wanted: nn.Module | str, argument: str) -> LinearLaye
     return layer
 
 
+def _meant(wanted: object) -> str:
+    """What a value in place of a layer is a sign of."""
+    if isinstance(wanted, nn.Parameter):
+        return " (name the layer, not its weight)"
+    return " (hessext.layer takes several)" if isinstance(wanted, list | tuple) else ""
+
+
 def _linear_layers(modules: dict[str, nn.Module]) -> str:
     """The last linear layers of a model, as a message has them."""
     names = [repr(name) for name, m in modules.items() if is_linear(m)]
@@ -83,12 +92,17 @@ def _not_linear(layer: LinearLayer, modules: dict[str, nn.Module]) -> str:
             f"{type(parent).__name__} uses the weight of {name!r} without calling the module; layers are taken where "
             "attention calls an nn.Linear for each projection and F.scaled_dot_product_attention"
         )
+    elif isinstance(module, LazyModuleMixin):
+        reason = "it has no sizes until model(x) is called"
     elif isinstance(module, nn.Linear):
         reason = "a subclass of nn.Linear may compute anything"
     else:
         listed = _linear_layers(modules)
         reason = f"linear layers are {listed}" if listed else "the model has no linear layer"
-    return f"expected an nn.Linear; got {type(module).__name__} {name!r}: {reason}"
+    kind = type(module).__name__
+    if kind == "Linear":  # as of quantized models
+        kind = f"{type(module).__module__}.{kind}"
+    return f"expected an nn.Linear; got {kind} {name!r}: {reason}"
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -107,6 +121,8 @@ def _check(layer: LinearLayer, by_weight: bool, argument: str) -> None:
             f"{weight!r} asks for the Hessian in the weight itself"
         )
     weight = parameter_of(module, "weight")
+    if weight.is_meta:
+        raise ValueError(f"{argument}: expected a layer on a CPU or CUDA device; got {name!r} on meta, without values")
     split = hasattr(weight, "placements")  # a DTensor, whose placements are looked at where it is used
     if not weight.is_floating_point() or not (split or type(weight) in (Tensor, nn.Parameter)):
         raise TypeError(

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from hessext import _hints
 from hessext._tensors import lifted
 
 from . import activations
 from .activations import Activation
-from .modules import check_forward, check_unwrapped, is_conv1d
+from .modules import check_forward, check_not_compiled, check_unwrapped, is_conv1d
 from .pruned import bias_first, own_name, parameter_of
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -27,6 +28,11 @@ _BEFORE = {  # steps that may come before the first linear layer: of shapes, dty
     *("to", "type", "float", "double", "half", "bfloat16", "cpu", "cuda", "detach", "clone"),
     *(operator.add, operator.sub, operator.mul, operator.truediv),  # as in (x - 0.5) / 0.25
     *(torch.add, torch.sub, torch.mul, torch.div, "add", "sub", "mul", "div"),
+}
+_PROBABILITIES = {  # what makes them of logits, and what the losses do themselves
+    *(nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid),
+    *(F.softmax, F.log_softmax, F.sigmoid, F.logsigmoid, torch.softmax, torch.log_softmax, torch.sigmoid),
+    *("softmax", "log_softmax", "sigmoid"),
 }
 _ABOUT = ("shape", "dtype", "device", "ndim")  # what may be asked of a tensor before the first linear layer
 _PRODUCTS = (operator.mul, torch.mul, "mul")
@@ -87,6 +93,7 @@ def read(model: nn.Module) -> tuple[Form, tuple[int, ...]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
     check_unwrapped(model)
+    check_not_compiled(model)
     for name, module in model.named_modules():
         check_forward("model", name, module)
     form = Form([Step("", model)]) if type(model) is nn.Linear else _follow(model)
@@ -166,6 +173,9 @@ def _follow(model: nn.Module) -> Form:
     changed = {}  # what a tensor that was changed in place is afterwards
     for node in steps[first:]:
         taken = [changed.get(one, one) for one in node.all_input_nodes]
+        if node is steps[-1] and _kind(node, modules) in _PROBABILITIES:
+            without = "model[:-1]" if isinstance(model, nn.Sequential) else "a forward without it"
+            raise _unsupported(f"{_text(node, modules)} at its end", f": the losses take logits, which {without} gives")
         if _gates(node, taken, last, form, modules):
             form.steps[-1].activation = activations.resolve("silu")
         elif taken != [last]:
@@ -177,7 +187,7 @@ def _follow(model: nn.Module) -> Form:
         last = node
     (output,) = (node for node in graph.nodes if node.op == "output")
     if changed.get(output.args[0], output.args[0]) is not last:
-        raise _unsupported("a result other than that of the last step")
+        raise _unsupported("a result other than that of the last step", picked=_picked(output.args[0], last))
     if form.steps[-1].activation:
         which = "only" if len(form.steps) == 1 else "last"
         raise _unsupported(f"an activation ({form.steps[-1].activation.name}) after the {which} linear layer")
@@ -287,9 +297,18 @@ def _text(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     return f".{node.target}()" if node.op == "call_method" else f"{node.target.__name__}()"
 
 
-def _unsupported(what: str) -> TypeError:
+def _picked(result: object, last: fx.Node) -> str:
+    """How the last step is taken out of a dict, list or tuple that a model returns, for calls that take forward=."""
+    places = (
+        result.items() if isinstance(result, dict) else enumerate(result) if isinstance(result, tuple | list) else ()
+    )
+    found = [f"model(batch[0])[{key!r}]" for key, value in places if value is last]
+    return f", with {_hints.forward(found[0], 'batch[1]')}" if found else ""
+
+
+def _unsupported(what: str, why: str = ", which is not supported", picked: str = "") -> TypeError:
     return TypeError(
         "model: expected a forward that is a chain of nn.Linear and activations, the last of them nn.Linear (changes "
-        f"of shape and dtype before, Identity and Dropout in evaluation mode allowed); got {what}, which is not "
-        "supported (hessext.layer takes a linear layer of any model, hessext.head its last one)"
+        f"of shape and dtype before, Identity and Dropout in evaluation mode allowed); got {what}{why} (hessext.layer "
+        f"takes a linear layer of any model, hessext.head its last one{picked})"
     )

@@ -285,10 +285,14 @@ def test_memory_for_norms():
     ("batches", "error", "message"),
     [
         ([], ValueError, "x: expected at least one batch; got none"),
-        (((x, y) for x, y in [data()]), TypeError, "x: expected batches that can be read again, .* got a generator"),
-        ([data()[0]], TypeError, r"x: expected a tensor, or a list or loader of batches \(x, y\); batch 0 is a Tensor"),
-        ([(1, 2, 3)], TypeError, r"x: .* batch 0 is a tuple of 3"),
-        ([{"x": 1}], TypeError, r"x: .* batch 0 is a dict \(hessext.layer and"),
+        (
+            ((x, y) for x, y in [data()]),
+            TypeError,
+            r"x: expected batches that can be read again, .* got generator, which ends after one pass \(list",
+        ),
+        ([data()[0]], TypeError, r"x: expected a tensor, or a list or loader of batches \(x, y\); batch 0 is a tensor"),
+        ([(1, 2, 3)], TypeError, r"x: .* batch 0 is tuple of 3"),
+        ([{"x": 1}], TypeError, r"x: .* batch 0 is dict of 1 \(hessext.layer and"),
         ([(3, 4)], TypeError, "batch 0: x: expected a torch.Tensor; got int"),
         ([(data()[0][:, :1], data()[1])], ValueError, r"batch 0: x: expected shape \(any, 6\); got \(23, 3\)"),
         ([(data()[0], data()[1] + 9)], ValueError, r"batch 0: y: expected labels in \[0, 4\)"),

@@ -107,7 +107,16 @@ class Sized(Pair):
 
 REFUSED = {
     "two activations": (lambda: two(nn.ReLU(), nn.Tanh()), "Tanh '2' after an activation"),
-    "softmax": (lambda: nn.Sequential(nn.Linear(D, C), nn.Softmax(-1)), "Softmax '1', which"),
+    "softmax": (
+        lambda: nn.Sequential(nn.Linear(D, C), nn.Softmax(-1)),
+        "Softmax '1' at its end: the losses take logits, which model[:-1] gives (",
+    ),
+    "sigmoid": (lambda: two(nn.ReLU()).append(nn.Sigmoid()), "Sigmoid '3' at its end: the losses take logits, which"),
+    "log_softmax": (
+        lambda: Net(lambda net, x: net.fc2(net.fc1(x).relu()).log_softmax(-1)),
+        ".log_softmax() at its end: the losses take logits, which a forward without it gives (",
+    ),
+    "softmax in the middle": (lambda: two(nn.Softmax(-1)), "Softmax '1', which is not supported"),
     "activation at the end": (
         lambda: two(nn.ReLU()).append(nn.ReLU()),
         "an activation (relu) after the last linear layer",
@@ -130,7 +139,17 @@ REFUSED = {
     "scaled by a parameter": (scaled, "the tensor 'scale' outside of nn.Linear"),
     "added number": (lambda: Net(lambda net, x: net.fc2(net.fc1(x) + 1)), "add(), which"),
     "power": (lambda: Net(lambda net, x: net.fc2(net.fc1(x).pow(2))), ".pow(), which"),
-    "two results": (lambda: Net(lambda net, x: (net.fc1(x), x)), "a result other than that of the last step"),
+    "two results": (
+        lambda: Net(lambda net, x: (x, net.fc1(x))),
+        "a result other than that of the last step, which is not supported (hessext.layer takes a linear layer of any "
+        "model, hessext.head its last one, with forward=lambda model, batch: (model(batch[0])[1], batch[1]))",
+    ),
+    "a dict": (
+        lambda: Net(lambda net, x: {"logits": net.fc2(net.fc1(x))}),
+        "a result other than that of the last step, which is not supported (hessext.layer takes a linear layer of any "
+        "model, hessext.head its last one, with forward=lambda model, batch: (model(batch[0])['logits'], batch[1]))",
+    ),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(C)), "LazyLinear '0'"),
     "an earlier result": (
         lambda: Net(lambda net, x: [net.fc1(x), net.fc2(net.fc1(x))][0]),
         "Linear 'fc1' of something other than the step before it",
@@ -223,11 +242,13 @@ def test_several_threads_read_at_once():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, when it loads its compiler
 @pytest.mark.parametrize(
-    ("wrap", "inner"), [(nn.DataParallel, "module"), (torch.compile, "_orig_mod")], ids=["parallel", "compiled"]
+    ("wrap", "inner", "what"),
+    [(nn.DataParallel, "module", "DataParallel"), (torch.compile, "_orig_mod", "torch.compile's OptimizedModule")],
+    ids=["parallel", "compiled"],
 )
-def test_wrapped_modules(wrap, inner):
+def test_wrapped_modules(wrap, inner, what):
     wrapped = wrap(nn.Linear(D, C).double())
-    with pytest.raises(TypeError, match=rf"^model: expected the module itself, model\.{inner}; got a \w+ around it"):
+    with pytest.raises(TypeError, match=rf"^model: expected the module itself, model\.{inner}; got {what} around it$"):
         hessext.hessian(wrapped, normal(N, D), torch.arange(N) % C)
     assert hessext.hessian(getattr(wrapped, inner), normal(N, D), torch.arange(N) % C).layers == ("weight", "bias")
 

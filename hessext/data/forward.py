@@ -1,0 +1,80 @@
+"""Calling a model on a batch, and what its answer is taken for."""
+
+from __future__ import annotations
+
+import warnings
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessext import _hints
+from hessext.model.losses import Loss
+
+_OF_PROBABILITIES = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}  # autograd's names
+
+
+def check_function(forward: Any) -> None:
+    """Refuse what is no function of a model and a batch; None is the default one."""
+    if forward is None:
+        return
+    if not callable(forward):
+        raise TypeError(f"forward: expected a function, forward(model, batch); got {type(forward).__name__}")
+    try:
+        arguments = signature(forward)
+    except ValueError:  # of a function that does not say
+        return
+    try:
+        arguments.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"forward: expected a function of two arguments, forward(model, batch); got {arguments}"
+        ) from None
+
+
+def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """Run the model on a pair (x, y). Raises ValueError and TypeError where it is none, or x is not what it takes."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(
+            "batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns logits and "
+            f"targets; got {described(batch)}{_hints.of_batch(batch)}"
+        )
+    x, y = batch
+    try:
+        return model(x), y
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        cause, hint = str(error).split("\n")[0], _hints.of_model_inputs(x, model)
+        got = f"{described(x)} of {x.dtype}" if isinstance(x, Tensor) else described(x)
+        kind = ValueError if isinstance(x, Tensor) else TypeError
+        raise kind(f"x: expected what model(x) takes; got {got}{hint}: {cause}") from error
+
+
+def logits_of(result: Any) -> Tensor:
+    """The logits (..., C) that a model returns, or has in its answer as .logits. Raises TypeError for anything else."""
+    logits = getattr(result, "logits", result)  # as models of transformers return them
+    if not isinstance(logits, Tensor) or logits.ndim < 2 or not logits.is_floating_point():
+        raise TypeError(
+            f"model: expected logits (..., C) of at least two axes; got {described(logits)}{_hints.of_answer(result)}"
+        )
+    return logits
+
+
+def warn_of_probabilities(logits: Tensor, loss: Loss) -> None:
+    """Say so where the last step of the model makes probabilities of logits, as the loss does itself."""
+    made = None if logits.grad_fn is None else _OF_PROBABILITIES.get(logits.grad_fn.name())
+    if made and loss.kind != "mse":
+        warnings.warn(
+            f"model: expected logits, of which {loss.kind} makes probabilities itself; got the outputs of a {made}. "
+            f"The Hessian is that of both, one after the other; model[:-1] leaves the {made} off",
+            stacklevel=2,
+        )
+
+
+def described(value: Any) -> str:
+    """What came in place of a tensor or of another one, for messages."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list | dict) else "")

@@ -1,0 +1,237 @@
+"""Models and batches of other forms given to `layer` and `head`: the message says what to write, and that is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import types
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+import hessext
+
+N, d, m, C = 20, 6, 4, 3
+X = torch.randn(N, d, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(N) % C
+BOTH = hessext.layer, hessext.head
+
+
+class Answering(nn.Module):
+    """A model that takes its input by place or by name, and may return more than logits."""
+
+    def __init__(self, answer=lambda hidden, logits: logits):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.top, self.answer = nn.Linear(d, m), nn.Linear(m, C), answer
+
+    def forward(self, x):
+        hidden = self.body(x).relu()
+        return self.answer(hidden, self.top(hidden))
+
+
+def mlp(*last):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(d, m), nn.ReLU(), nn.Linear(m, C), *last)
+
+
+ANSWERS = {  # what comes back, and how forward= picks the logits
+    "dict": (lambda hidden, logits: {"length": 3, "scores": logits}, "dict of 2", "['scores']"),
+    "ordered": (lambda hidden, logits: OrderedDict(scores=logits), "OrderedDict of 1", "['scores']"),
+    "tuple": (lambda hidden, logits: (logits, hidden), "tuple of 2", "[0]"),
+    "object": (lambda hidden, logits: types.SimpleNamespace(loss=None, scores=logits), "SimpleNamespace", ".scores"),
+}
+PAIRS = (
+    "batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns logits and targets; got "
+)
+BATCHES = {
+    "x and y": ([X, Y], "a tensor (20, 6) (x and y are two arguments, or one pair in a list, [(x, y)])"),
+    "a dict": ([{"x": X, "y": Y}], "dict of 2 (forward=lambda model, batch: (model(batch['x']), batch['y']))"),
+    "a dict of transformers": (
+        [{"x": X, "labels": Y}],
+        "dict of 2 (forward=lambda model, batch: (model(**batch).logits, batch['labels']))",
+    ),
+    "three": ([(X, X, Y)], "tuple of 3 (forward=lambda model, batch: (model(*batch[:-1]), batch[-1]))"),
+}
+INPUTS = {
+    "dtype": (X.double(), "a tensor (20, 6) of torch.float64, and the model has torch.float32 (.to converts either): "),
+    "device": (X.to("meta"), "a tensor (20, 6) of torch.float32 on meta, and the model is on cpu (.to moves either): "),
+    "transposed": (X.T, "a tensor (6, 20) of torch.float32: mat1 and mat2 shapes cannot be multiplied"),
+    "array": (X.numpy(), "ndarray (torch.from_numpy makes it one): "),
+    "numbers": (X.tolist(), "list of 20 (torch.tensor makes it one): "),
+    "dict": (
+        {"x": X},
+        "dict of 1 (forward=lambda model, batch: (model(**batch[0]), batch[1]) passes its entries by name",
+    ),
+    "tuple": (
+        (X, X),
+        "tuple of 2 (forward=lambda model, batch: (model(*batch[0]), batch[1]) passes its entries one by",
+    ),
+}
+FORWARD = {
+    "of one argument": (
+        lambda batch: batch,
+        "forward: expected a function of two arguments, forward(model, batch); got (batch)",
+    ),
+    "no function": ("logits", "forward: expected a function, forward(model, batch); got str"),
+    "of three": (
+        lambda model, batch: (model(batch[0]), *batch),
+        "forward: expected a function that returns",
+        "got tuple of 3",
+    ),
+    "of another model": (
+        lambda model, batch: (mlp()(batch[0]), batch[1]),
+        "",
+        "got 0 calls",
+        "(does forward= run the model that it is given?)",
+    ),
+}
+HEAD = "module: expected a layer whose outputs are what model(x) returns, the logits; "
+OFF = "The losses take logits: leave the last step off, as model[:-1]"
+OTHERS = "Name the last layer, or take this one as hessext.layer(model, "
+
+
+def refused(call, *texts):
+    with pytest.raises((TypeError, ValueError), match="^" + ".*".join(map(re.escape, texts))):
+        call()
+
+
+@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers(function, name):
+    answer, got, place = ANSWERS[name]
+    refused(
+        lambda: function(Answering(answer), "top", X, Y),
+        f"model: expected logits (..., C) of at least two axes; got {got}. forward= picks them: forward=lambda model, "
+        f"batch: (model(batch[0]){place}, batch[1])",
+    )
+
+
+@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches(function, name):
+    batches, got = BATCHES[name]
+    refused(lambda: function(mlp(), "2", batches), PAIRS + got)
+
+
+@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs(function, name):
+    x, got = INPUTS[name]
+    refused(lambda: function(mlp(), "2", x, Y), "x: expected what model(x) takes; got " + got)
+
+
+@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("name", FORWARD)
+def test_functions(function, name):
+    forward, *texts = FORWARD[name]
+    refused(lambda: function(mlp(), "2", [(X, Y)], forward=forward), *texts)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "texts"),
+    [
+        (mlp(), "0", ("'0' gives a tensor (20, 4), and model(x) returns a tensor (20, 3). ", OTHERS, "'0', ...)")),
+        (mlp(nn.Softmax(-1)), "2", ("'2' gives a tensor (20, 3), and model(x) returns their softmax. ", OFF)),
+        (mlp(nn.LogSoftmax(-1)), "2", ("model(x) returns their log_softmax. ", OFF)),
+        (mlp(nn.Sigmoid()), "2", ("model(x) returns their sigmoid. ", OFF)),
+        (mlp(nn.ReLU()), "2", ("model(x) returns another one. ", OTHERS)),
+        (mlp(nn.ReLU(inplace=True)), "2", ("model(x) returns this one, changed in place. ", OTHERS)),
+    ],
+    ids=["middle", "softmax", "log_softmax", "sigmoid", "relu", "in place"],
+)
+def test_layers_that_do_not_give_the_logits(model, name, texts):
+    refused(lambda: hessext.head(model, name, X, Y), HEAD, *texts)
+
+
+def test_data_without_batches():
+    made = (
+        "x: expected a tensor beside y, or an iterable of batches; got TensorDataset (a DataLoader makes batches of it)"
+    )
+    end = "(an iterator is at its end after one pass)"
+    for function in BOTH:
+        refused(lambda function=function: function(mlp(), "2", TensorDataset(X, Y)), made)
+        refused(lambda function=function: function(mlp(), "2", iter([])), "batches: expected at least one", end)
+    refused(
+        lambda: hessext.layer(mlp(), "0", [(X, Y), (X[:0], Y[:0])]),
+        "batch 1: model: expected logits of at least one sample; got (0, 3)",
+    )
+    refused(lambda: hessext.layer(mlp(), "0", X, Y.to("meta")), "batch 0: y: expected device cpu; got meta")
+
+
+# -------------------------------------------------------------------------------------------------- what is proposed
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_proposed_forward_is_taken(name):
+    answer, _, place = ANSWERS[name]
+    forward = eval(f"lambda model, batch: (model(batch[0]){place}, batch[1])")  # as the message has it
+    for function, which in ((hessext.layer, "body"), (hessext.layer, "top"), (hessext.head, "top")):
+        H = function(Answering(answer), which, [(X, Y)], forward=forward)
+        assert torch.equal(H.dense(), function(Answering(), which, X, Y).dense())
+
+
+def test_proposed_forwards_of_batches_are_taken():
+    plain, expected = Answering(), hessext.layer(Answering(), "body", X, Y).dense()
+    with_logits = Answering(lambda _, logits: types.SimpleNamespace(logits=logits))
+    proposed = [
+        (plain, {"x": X, "y": Y}, lambda model, batch: (model(batch["x"]), batch["y"])),
+        (plain, (X, Y), lambda model, batch: (model(*batch[:-1]), batch[-1])),
+        (plain, ({"x": X}, Y), lambda model, batch: (model(**batch[0]), batch[1])),
+        (plain, ((X,), Y), lambda model, batch: (model(*batch[0]), batch[1])),
+        (with_logits, (X, Y), lambda model, batch: (model(batch[0]).logits, batch[1])),
+        (with_logits, (X, Y), None),
+    ]
+    for model, batch, forward in proposed:
+        assert torch.equal(hessext.layer(model, "body", [batch], forward=forward).dense(), expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "loss", "made"),
+    [
+        (nn.Softmax(-1), "cross_entropy", "softmax"),
+        (nn.Softmax(-1), "mse", None),
+        (nn.Sigmoid(), nn.BCEWithLogitsLoss(), "sigmoid"),
+        (nn.LogSoftmax(-1), "cross_entropy", None),  # of which the softmax is that of the logits
+        (nn.Tanh(), "cross_entropy", None),
+    ],
+)
+def test_probabilities_in_place_of_logits(step, loss, made):
+    """torch takes the softmax of a softmax without a word."""
+    model, y = mlp(step), F.one_hot(Y).float()
+    message = rf"^model: expected logits, of which \w+ makes .* got the outputs of a {made}\. .* model\[:-1\] leaves"
+    with pytest.warns(UserWarning, match=message) if made else contextlib.nullcontext():
+        H = hessext.layer(model, "0", X, y, loss)
+    assert hessext.autograd.check(H)
+
+
+def test_second_names_of_arguments():
+    model = mlp()
+    layer, head = hessext.layer(model, "2", X, Y).dense(), hessext.head(model, "2", X, Y).dense()
+    for name in ("name", "module"):
+        for data in ("x", "batches"):
+            assert torch.equal(hessext.layer(model, **{name: "2", data: [(X, Y)]}).dense(), layer)
+            assert torch.equal(hessext.head(model, **{name: model[2], data: [(X, Y)]}).dense(), head)
+    refused(lambda: hessext.layer(model, "2", x=X, batches=[(X, Y)]), "layer: x and batches are one argument; got both")
+
+
+def test_the_loss_has_the_same_place_in_both():
+    for function in BOTH:
+        expected = function(mlp(), "2", X, Y, loss=nn.MSELoss()).dense()
+        assert torch.equal(function(mlp(), "2", X, Y, nn.MSELoss()).dense(), expected)
+
+
+def test_logits_that_become_float_after_the_head():
+    """As those of models in half precision."""
+
+    class Lifted(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).float()
+
+    model, x = Lifted(*mlp()).bfloat16(), X.bfloat16()
+    expected = hessext.head(nn.Sequential(*model), "2", x, Y).dense()
+    assert torch.equal(hessext.head(model, "2", x, Y).dense(), expected)
