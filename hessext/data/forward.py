@@ -44,9 +44,9 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     try:
         return model(x), y
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
         cause, hint = str(error).split("\n")[0], _hints.of_model_inputs(x, model)
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA" in cause:  # which x is not to blame for
+            raise
         got = f"{described(x)} of {x.dtype}" if isinstance(x, Tensor) else described(x)
         kind = ValueError if isinstance(x, Tensor) else TypeError
         raise kind(f"x: expected what model(x) takes; got {got}{hint}: {cause}") from error
