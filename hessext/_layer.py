@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -221,7 +221,7 @@ def _batches(x: Any, y: Tensor | None) -> Iterable[Any]:
         raise TypeError(f"y: expected None beside batches (x, y); got {type(y).__name__}")
     if isinstance(x, Tensor) or y is not None:
         return [(x, y)]
-    if isinstance(x, str | dict) or not isinstance(x, Iterable):
+    if isinstance(x, str | Mapping) or not isinstance(x, Iterable):
         hint = _hints.of_other_type(x)
         raise TypeError(f"x: expected a tensor beside y, or an iterable of batches; got {type(x).__name__}{hint}")
     check_tqdm(x)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers.networks import Convolutional, Transformer, images, tokens
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import hessext
@@ -53,6 +54,18 @@ class Once(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         return g * ctx.saved_tensors[0].cos()
+
+
+class Compiled(torch.autograd.Function):
+    """As what torch.compile makes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise RuntimeError("torch.compile with aot_autograd does not currently support double backward")
 
 
 def quantized():
@@ -159,6 +172,24 @@ REFUSED = {
         TypeError,
         "model: expected operations with second derivatives after the layer",
     ),
+    **{
+        f"checkpoints, {reentrant}": (
+            asked(lambda m, x, r=reentrant: m.c(checkpoint(lambda z: F.silu(m.b(z)), m.a(x), use_reentrant=r))),
+            TypeError,
+            "model: expected operations with second derivatives after the layer",
+        )
+        for reentrant in (True, False)
+    },
+    "compiled": (
+        asked(lambda m, x: m.c(Compiled.apply(m.b(m.a(x))))),
+        TypeError,
+        "model: expected operations with second derivatives after the layer",
+    ),
+    "one logit, squeezed": (
+        asked(lambda m, x: m.c(m.a(x))[:, 0]),
+        TypeError,
+        "model: expected logits (..., C) of at least two axes; got a tensor (5,) (one logit of N samples is (N, 1), wi",
+    ),
     "hook on it": (hooked("fc1", "fc1"), TypeError, "name: expected modules without forward hooks"),
     "hook after it": (hooked("fc2", "fc1"), TypeError, "model: expected modules without forward hooks, which may"),
     "hook around it": (hooked("", "fc1", "register_forward_pre_hook"), TypeError, "model: expected modules without"),
@@ -170,6 +201,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # of checkpoints
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     arguments, error, message = REFUSED[name]

@@ -73,7 +73,7 @@ def _run(
         hint = _hints.of_calls(len(calls), forward is None)
         raise ValueError(f"module: expected a layer that is called once in each batch; got {len(calls)} calls{hint}")
     ((x, outputs, before),) = calls
-    if isinstance(y, tuple):
+    if isinstance(y, tuple | list):
         if len(y) != 2:
             raise TypeError(
                 f"forward: expected a function that returns targets, or logits and targets; got {described(y)}"

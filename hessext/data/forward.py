@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -56,9 +57,9 @@ def logits_of(result: Any) -> Tensor:
     """The logits (..., C) that a model returns, or has in its answer as .logits. Raises TypeError for anything else."""
     logits = getattr(result, "logits", result)  # as models of transformers return them
     if not isinstance(logits, Tensor) or logits.ndim < 2 or not logits.is_floating_point():
-        raise TypeError(
-            f"model: expected logits (..., C) of at least two axes; got {described(logits)}{_hints.of_answer(result)}"
-        )
+        squeezed = isinstance(logits, Tensor) and logits.ndim == 1 and logits.is_floating_point()
+        hint = " (one logit of N samples is (N, 1), without a squeeze)" if squeezed else _hints.of_answer(result)
+        raise TypeError(f"model: expected logits (..., C) of at least two axes; got {described(logits)}{hint}")
     return logits
 
 
@@ -77,4 +78,4 @@ def described(value: Any) -> str:
     """What came in place of a tensor or of another one, for messages."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
-    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list | dict) else "")
+    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list | Mapping) else "")

@@ -23,7 +23,7 @@ from .forward import warn_of_probabilities
 from .outputs import Outputs
 from .question import Piece, Question, targets_of, tensors_in
 from .runs import Record, Runner, check_calls, head_rows, plain_autograd
-from .tail import SavedBytes, Tail
+from .tail import SavedBytes, Tail, second_derivatives
 from .tail_curvature import TailCurvature
 
 _PROPOSED = 12  # linear layers that are tried for a message, the last ones called
@@ -195,13 +195,14 @@ class Tails:
         for number, layer in enumerate(self.layers):
             if not tail.o.requires_grad:
                 raise ValueError(f"{argument}: expected a layer that the logits depend on; got {layer.name!r}")
-            used = torch.autograd.grad(
-                tail.o,
-                [tail.leaves[number], *record.parameters[number]],
-                torch.ones_like(tail.o),
-                retain_graph=True,
-                allow_unused=True,
-            )
+            with second_derivatives():
+                used = torch.autograd.grad(
+                    tail.o,
+                    [tail.leaves[number], *record.parameters[number]],
+                    torch.ones_like(tail.o),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
             if used[0] is None:
                 raise ValueError(f"{argument}: expected a layer that the logits depend on; got {layer.name!r}")
             in_head = self.head is not None and any(
