@@ -1,4 +1,4 @@
-"""Pictures: |H| as a heat map with block borders, the map of block norms, and sweeps. Needs matplotlib."""
+"""Pictures: |H| as a heat map with block borders, the map of block norms, curves of a sweep. Needs matplotlib."""
 
 from ._curves import ratios
 from ._maps import block_norm_map, heat_map, pool, share_scale

@@ -1,4 +1,4 @@
-"""Curves of a sweep: its means against the swept size, beside the theory."""
+"""Curves of a sweep: means over draws against the swept size, with the theory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from hessext.sweeps.report import PointEstimate, Sweep
 
 SYMBOLS = {"classes": "$C$", "samples": "$N$", "features": "$d$", "hidden": "$m$", "gamma": r"$\gamma = d / N$"}
-TICK_SHARE = 0.12  # of an axis: sizes that lie closer together have no room for both their numbers
+TICK_SHARE = 0.12  # of an axis: two sizes that lie closer together share one label
 
 
 def ratios(result: Sweep) -> Figure:
-    """Means of a sweep against the swept size, both logarithmic, with z = (mean - theory) / error below.
+    """Plot the means of a sweep against the swept size on logarithmic axes, with z = (mean - theory) / error below.
 
-    Bars are standard errors, lines the theory (shaded: its own error), dashed ones the paper's constant * C^rate of
-    the limit C -> inf; over one size, squares and crosses. Quantities that are 0 are left out. Raises ImportError
-    without matplotlib, ValueError where all are 0.
+    Error bars are standard errors. Solid lines are the theory, and their shading is its standard error. Dashed lines
+    are the limit C -> inf of the paper, constant * C^rate. A sweep over a single size has squares and crosses in place
+    of lines. Quantities that are 0 are left out.
+
+    Raises:
+        TypeError: result is not a Sweep. ValueError: every quantity is 0. ImportError: matplotlib is missing.
     """
     check_matplotlib()
     from hessext.sweeps.report import Sweep
@@ -61,7 +64,7 @@ def _draw_means(
     mean, error, theory, own, z = (
         np.array([getattr(e, name) for e in estimates]) for name in ("mean", "error", "theory", "theory_error", "z")
     )
-    solid, dashed = ("s", "x") if len(sizes) == 1 else ("-", "--")  # one point is no line
+    solid, dashed = ("s", "x") if len(sizes) == 1 else ("-", "--")  # a line through one point would be invisible
     ax.loglog(sizes, theory, solid, color="C0", markersize=9, fillstyle="none", label="theory")
     ax.fill_between(sizes, theory - own, theory + own, color="C0", alpha=0.3, linewidth=0)
     if result.swept == "classes":
@@ -83,13 +86,13 @@ def _draw_means(
     for one in (ax, below):
         one.set_visible(True)
         one.set_xlim(sizes[0] / room, sizes[-1] * room)
-    below.tick_params(labelbottom=True)  # what is below it may be empty
+    below.tick_params(labelbottom=True)  # sharex removes labels above another panel, even above a hidden one
     label_sizes(below, sizes, room)
     _label_values(ax)
 
 
 def label_sizes(ax: Axes, sizes: np.ndarray, room: float) -> None:
-    """A tick at every size, and a number where no other number is within `room` times: powers of ten come first."""
+    """Put a tick at every size, and a number where no other is within `room` times: powers of ten come first."""
     from matplotlib.ticker import NullLocator
 
     shown: list[float] = []
@@ -102,7 +105,7 @@ def label_sizes(ax: Axes, sizes: np.ndarray, room: float) -> None:
 
 
 def _label_values(ax: Axes) -> None:
-    """At least two numbers on a logarithmic axis, at powers of ten if there are as many."""
+    """Put at least two numbers on the logarithmic y axis, at powers of ten if two of them are in range."""
     from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 
     low, high = ax.get_ylim()

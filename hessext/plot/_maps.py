@@ -23,23 +23,26 @@ if TYPE_CHECKING:
     from hessext.matrix.block_matrix import BlockMatrix
     from hessext.matrix.hessian import Hessian
 
-DECADES = 1, 4  # of a colour scale at least and at most, where no limits are given
-SCALES = 1e-280, 1e280  # where such scales may end, and below
-LIMITS = 1e-100, 1e100  # those that are given: matplotlib's bars compute with numbers well beyond their ends
+DECADES = 1, 4  # fewest and most decades of a colour scale without given limits
+SCALES = 1e-280, 1e280  # range of the ends of a colour scale without given limits
+LIMITS = 1e-100, 1e100  # range of given limits: matplotlib's colour bar computes with numbers well beyond its ends
 ZERO_COLOR = "0.8"  # of entries that are exactly zero
-LINED_SHARE = 1 / 32  # of a side: lines between smaller blocks would veil them
-NAMED_SHARE = 0.1  # of a side: names of layers that lie closer together have no room
-POOLED = {"max": "largest", "mean": "mean"}  # entry of a cell
-COLOR_MAP = "viridis"  # lightness rises all the way: read alike with and without colour-blindness, and in print
+LINED_SHARE = 1 / 32  # of a side: blocks smaller than this have no lines between them, which would hide them
+NAMED_SHARE = 0.1  # of a side: of two layers whose middles are closer than this, only the larger is named
+POOLED = {"max": "largest", "mean": "mean"}  # pooling as a word of the caption
+COLOR_MAP = "viridis"  # its lightness increases monotonically: readable in print and with colour-blindness
 
 
 @as_call
 def pool(H: Hessian | BlockMatrix | torch.Tensor, *, max_pixels: int = 1000, pooling: str = "max") -> np.ndarray:
-    """The image that heat_map shows: of every cell the largest |entry| ("max") or the mean of |entry| ("mean").
+    """Return the image that heat_map shows: the largest |entry| of each cell ("max"), or the mean of |entry| ("mean").
 
-    Of H's dtype, about max_pixels on the longer side; no cell is in two layers, nor in two blocks with room for cells.
-    Of a pair of layers above 512 MiB so much is formed at a time, in rows of blocks. Raises ValueError or TypeError for
-    bad arguments, MemoryError as H.blocks() does.
+    The image has H's dtype and about max_pixels pixels on its longer side. No cell crosses the border of a layer, nor
+    that of a block that is at least one cell wide. Of a pair of layers that takes more than 512 MiB, rows of blocks of
+    this size are formed at a time.
+
+    Raises:
+        TypeError, ValueError: a bad argument. MemoryError: as H.blocks().
     """
     rows, cols, part, symmetric = layout(H)
     dtype = {torch.float32: np.float32}.get(H.dtype, np.float64)
@@ -57,16 +60,25 @@ def heat_map(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """|H| on a logarithmic colour scale, with lines between layers, and thin ones between blocks that have room.
+    """Draw |H| on a logarithmic colour scale, with lines between layers and thin lines between large enough blocks.
 
-    H: a Hessian (all pairs of layers, each neuron by neuron), a BlockMatrix, or a matrix (R, S). Where it has more
-    than max_pixels rows or columns, a pixel is the *largest* of the entries that it covers, or with pooling="mean"
-    their mean. pooled: pool(H, ...) with the same max_pixels, where it is there already; H then gives the borders and
-    names only. limits: ends of the scale (default: the largest and the smallest pixel, one to four decades below);
-    what lies beyond has the end's colour and an arrow at the scale, exact zeros are grey. A picture of fewer dots than
-    max_pixels blends colours of neighbours and leaves none out. ax: where to draw, with what a pixel is as the image's
-    label, for a caption; default a new figure, which says it below. share_scale gives several maps one scale.
-    Raises ImportError without matplotlib, and what pool raises.
+    A matrix with more than max_pixels rows or columns is pooled: a pixel shows the *largest* |entry| that it covers, or
+    the mean with pooling="mean". Exact zeros are grey. Values beyond the limits have the colour of the nearer end, and
+    the colour bar has an arrow there. On a picture with fewer dots than pixels, colours of neighbours are blended.
+    share_scale gives several maps one scale.
+
+    Args:
+        H: a Hessian (all pairs of layers, each neuron by neuron), a BlockMatrix, or a matrix (R, S).
+        pooled: pool(H, ...) with the same max_pixels and pooling, if it is known already. H then gives only the borders
+            and the names.
+        pooling: "max" or "mean", as in pool.
+        limits: ends of the colour scale. None: the smallest and the largest pixel, one to four decades apart.
+        max_pixels: about the most pixels of a side.
+        title: of the map.
+        ax: axes to draw on; the image's label says what a pixel is. None: a new figure, which says it below the map.
+
+    Raises:
+        TypeError, ValueError, MemoryError: as pool. ImportError: matplotlib is missing.
     """
     rows, cols, part, symmetric = layout(H)
     cells = Cells(rows, cols, max_pixels)
@@ -89,9 +101,9 @@ def block_norm_map(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Frobenius norm of every block, one pixel a block; otherwise as heat_map. Forms no block.
+    """Draw the Frobenius norm of every block, one pixel for each; the rest is as in heat_map. No block is formed.
 
-    norms: H.norms(), where they are there already.
+    norms: H.norms(), if they are known already.
     """
     if isinstance(H, torch.Tensor):
         raise TypeError("H: expected a hessext.Hessian or a BlockMatrix; got Tensor")
@@ -107,9 +119,12 @@ def block_norm_map(
 
 
 def share_scale(axes: Axes | Iterable[Axes], *, limits: tuple[float, float] | None = None) -> None:
-    """Give the maps on these axes of a figure one colour scale, with one bar on the right of each row of subplots.
+    """Give the maps on these axes of one figure a common colour scale, with a colour bar right of each row of subplots.
 
-    limits: as in heat_map, of all the maps together. Raises ValueError where there is no map, TypeError.
+    limits: as in heat_map; None stands for the pixels of all the maps together.
+
+    Raises:
+        TypeError: not matplotlib's Axes, or limits are no two numbers. ValueError: no map is on them; bad limits.
     """
     images = [image for ax in np.ravel(axes) for image in _axes("axes", ax).images if image.colorbar]
     if not images:
@@ -142,7 +157,7 @@ def _draw(
     shown = ax.imshow(
         np.ma.masked_equal(image, 0),
         cmap=colormaps[COLOR_MAP].with_extremes(bad=ZERO_COLOR),
-        interpolation="antialiased",  # on fewer dots colours are blended, none is left out
+        interpolation="antialiased",  # on fewer dots than pixels colours are blended, and no pixel is dropped
         interpolation_stage="rgba",
         extent=(0, cells.across.ends[-1], cells.down.ends[-1], 0),
         label=note,
@@ -156,7 +171,7 @@ def _draw(
 
 
 def _outline(side: Side, line: Callable, axis: Axis, **turned: object) -> None:
-    """Lines between layers, and between their blocks where these have room; names of layers, the largest first."""
+    """Draw lines between layers and between large enough blocks, and name the layers, the largest first."""
     whole, named = side.ends[-1], {}
     shares = np.diff(side.ends) / whole
     for layer, share, borders in zip(side.layers, shares, side.borders, strict=True):
@@ -173,7 +188,7 @@ def _outline(side: Side, line: Callable, axis: Axis, **turned: object) -> None:
 
 
 def _scale(images: Sequence[AxesImage], limits: tuple[float, float] | None, heading: str) -> None:
-    """One scale for the images, and a bar for each row; default limits are those of all pixels, DECADES apart."""
+    """Give the images one scale, and each row a bar. Default limits: the extreme pixels, kept DECADES apart."""
     from matplotlib.colors import LogNorm
 
     seen = np.concatenate([image.get_array().compressed() for image in images])

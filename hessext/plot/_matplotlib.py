@@ -1,8 +1,8 @@
-"""Whether matplotlib is there."""
+"""Checks that matplotlib is installed."""
 
 
 def check_matplotlib() -> None:
-    """Raise an ImportError that says what to install."""
+    """Raise an ImportError that says what to install, if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

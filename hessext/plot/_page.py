@@ -1,4 +1,4 @@
-"""The page of every picture: its width, and at most four panels beside each other."""
+"""The page of every picture: one width, and at most four panels in a row."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 9.5  # inches; on the 7 inches of a printed page a letter of 10 points has 7.4
-COLUMNS = 4  # panels beside each other at most
+WIDTH = 9.5  # inches; printed 7 inches wide, 10-point text becomes 7.4-point
+COLUMNS = 4  # most panels in a row
 
 
 def page(rows: int, count: int, height: float, *, layout: str = "constrained", **options: Any) -> tuple[Figure, Any]:
-    """A page and its axes (rows, count), panels about `height` inches high; options are those of subplots.
+    """Return a figure and its axes (rows, count), with panels about `height` inches high; options go to subplots.
 
-    More than COLUMNS panels of a row go on below all the rows, as evenly as can be.
+    Rows of more than COLUMNS panels are broken into bands of nearly equal width, one band below the other.
     """
     from matplotlib.figure import Figure
 
@@ -32,7 +32,7 @@ def page(rows: int, count: int, height: float, *, layout: str = "constrained", *
 
 
 def maps(rows: int, count: int) -> tuple[Figure, np.ndarray]:
-    """A page of square maps, of which each row has a colour bar: axes (rows, count)."""
+    """Return a figure and its axes (rows, count) for square maps, with room for a colour bar in each row."""
     columns = max(2, -(-count // -(-count // COLUMNS)))
     figure, axes = page(rows, count, 0.9 * WIDTH / columns + 0.4, layout="compressed")
     figure.get_layout_engine().set(h_pad=0.1)

@@ -1,4 +1,4 @@
-"""|H| in as few pixels as a screen has: the largest or the mean entry of every cell, none left out."""
+"""|H| pooled to as few pixels as a screen has: the largest or the mean |entry| of each cell."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from hessext.matrix.block_matrix import BlockMatrix
     from hessext.matrix.hessian import Hessian
 
-POOLINGS = {"max": np.maximum, "mean": np.add}  # what makes one number of a cell's; a mean is divided at the end
-_FORMED = 512 << 20  # bytes of a part that is formed as one matrix; of a larger one, rows of blocks at a time
-_STRIP = 1 << 22  # entries of which a copy is made
+POOLINGS = {"max": np.maximum, "mean": np.add}  # reduction over a cell; a mean's sum is divided at the end
+_FORMED = 512 << 20  # bytes: a larger part is not formed as one matrix, but some rows of blocks at a time
+_STRIP = 1 << 22  # entries copied at a time
 
 
 class LayerBlocks(NamedTuple):
-    """A layer along one side of the picture: `count` blocks of `size` entries."""
+    """A layer along one side of the matrix: `count` blocks of `size` entries."""
 
     name: str
     count: int
@@ -34,13 +34,16 @@ class LayerBlocks(NamedTuple):
 
 
 class Side:
-    """One side of the image: cells of at most `pool` entries, none across a layer, nor across a block >= pool."""
+    """One side of the image, in cells of at most `pool` entries.
+
+    No cell crosses the border of a layer, nor that of a block of at least `pool` entries.
+    """
 
     def __init__(self, layers: Sequence[LayerBlocks], pool: int) -> None:
         self.layers = layers
         self.starts = []  # per layer: the first entry of each cell
-        self.ends = [0]  # cells at which layers begin, and the end
-        self.borders = []  # per layer: cells at which blocks inside it begin
+        self.ends = [0]  # the first cell of each layer, and the number of all cells
+        self.borders = []  # per layer: the first cell of each block but the first; empty for small blocks
         for _, blocks, size in layers:
             if size >= pool:
                 starts = (np.arange(blocks)[:, None] * size + np.arange(0, size, pool)).ravel()
@@ -53,7 +56,7 @@ class Side:
 
 
 class Cells:
-    """How a matrix of layers is divided into an image of about max_pixels at most, `pool` entries to a cell's side."""
+    """The division of a matrix of layers into cells of at most pool x pool entries, about max_pixels on a side."""
 
     def __init__(self, rows: Sequence[LayerBlocks], cols: Sequence[LayerBlocks], max_pixels: int) -> None:
         max_pixels = count("max_pixels", max_pixels)
@@ -62,13 +65,13 @@ class Cells:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the image."""
+        """Pixels of the image, (rows, columns)."""
         return self.down.ends[-1], self.across.ends[-1]
 
     def image(
         self, part: Callable[[int, int], BlockMatrix | torch.Tensor], symmetric: bool, pooling: str
     ) -> np.ndarray:
-        """Pool part(i, j) for all pairs of layers, or those with i <= j of a symmetric matrix; float64."""
+        """Pool part(i, j) of all pairs of layers to an image, float64; of a symmetric matrix those with i <= j."""
         if pooling not in POOLINGS:
             raise ValueError(f"pooling: expected {' or '.join(POOLINGS)}; got {pooling!r}")
         image = np.empty(self.shape)
@@ -82,7 +85,7 @@ class Cells:
         return image
 
     def _pooled(self, part: BlockMatrix | torch.Tensor, rows: np.ndarray, cols: np.ndarray, pooling: str) -> np.ndarray:
-        """Pool one part, given the first entries of its cells; pieces of a cell are put together in the image."""
+        """Pool one part, given the first entry of each cell. A cell may lie in several pieces of the part."""
         combine, dtype = POOLINGS[pooling], float if pooling == "mean" else None
         image = np.zeros((len(rows), len(cols)))
         for matrix, top, left, mirrored in _pieces(part):
@@ -92,7 +95,7 @@ class Cells:
                 strip = matrix[first : first + step].detach().cpu()
                 strip = (strip if strip.dtype == torch.float32 else strip.double()).abs().numpy()
                 down, row_starts = _met(rows, top + first, len(strip))
-                along = combine.reduceat(strip, col_starts, axis=1, dtype=dtype)  # a cell's are neighbours there
+                along = combine.reduceat(strip, col_starts, axis=1, dtype=dtype)  # a cell is contiguous along this axis
                 cells = combine.reduceat(along, row_starts, axis=0)
                 for whole in (image, image.T)[: 1 + mirrored]:
                     combine(whole[down, across], cells, out=whole[down, across])
@@ -102,9 +105,10 @@ class Cells:
 
 
 def _pieces(part: BlockMatrix | torch.Tensor) -> Iterator[tuple[torch.Tensor, int, int, bool]]:
-    """Matrices that make up a part, the row and column where each begins, and whether its transpose is there too.
+    """Yield the matrices that a part consists of, their first row and column, and whether to mirror them.
 
-    Of a large part a slab of rows of blocks is formed at a time, of a symmetric one from its own columns on.
+    A large part is formed in slabs of rows of blocks. Of a symmetric one only the upper triangle of slabs is formed,
+    and what lies right of the slab on the diagonal stands for its transpose as well.
     """
     if isinstance(part, torch.Tensor):
         yield part, 0, 0, False
@@ -121,7 +125,8 @@ def _pieces(part: BlockMatrix | torch.Tensor) -> Iterator[tuple[torch.Tensor, in
         for j in steps(range(first[i], J, most)):
             js = torch.arange(j, min(j + most, J))
             blocks = part.blocks(torch.cartesian_prod(torch.arange(i, end), js)).view(-1, len(js), height, width)
-            square = min(max(0, end - j), len(js)) if part.symmetric else len(js)  # columns with their transposes
+            # The first `square` columns of blocks contain their own mirror images.
+            square = min(max(0, end - j), len(js)) if part.symmetric else len(js)
             for row, strip in enumerate(blocks, i):
                 matrix = strip.transpose(0, 1).reshape(height, -1)
                 if square:
@@ -131,13 +136,13 @@ def _pieces(part: BlockMatrix | torch.Tensor) -> Iterator[tuple[torch.Tensor, in
 
 
 def _met(starts: np.ndarray, first: int, count: int) -> tuple[slice, np.ndarray]:
-    """The cells that `count` entries from the first on lie in, and where among these entries each cell begins."""
+    """Return the cells that contain the entries first .. first + count - 1, and where each begins among these."""
     met = slice(np.searchsorted(starts, first, "right") - 1, np.searchsorted(starts, first + count))
     return met, np.maximum(starts[met] - first, 0)
 
 
 def numbers(name: str, values: object) -> torch.Tensor:
-    """Return values as a dense tensor of real numbers, detached."""
+    """Return values as a dense, detached tensor of real numbers. Raises TypeError."""
     try:
         result = torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -150,7 +155,10 @@ def numbers(name: str, values: object) -> torch.Tensor:
 
 
 def layout(H: Hessian | BlockMatrix | torch.Tensor) -> tuple[list[LayerBlocks], list[LayerBlocks], Callable, bool]:
-    """Layers along rows and columns, part(i, j) of two of them, and whether the matrix is symmetric by construction."""
+    """Return the layers along rows and columns, part(i, j) of two of them, and whether part(j, i) is its transpose.
+
+    Raises TypeError, ValueError.
+    """
     if isinstance(H, torch.Tensor):
         H = numbers("H", H)
         if H.ndim != 2 or not H.numel():
