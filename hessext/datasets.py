@@ -1,4 +1,4 @@
-"""Data sets, seeded: x (N, d) floating, y (N,) int64 labels, ready for hessext.linear and hessext.one_hidden."""
+"""Seeded data sets: x (N, d) float32 or float64 and labels y (N,) int64, as hessext.linear and one_hidden take them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def gaussian(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Data:
-    """x ~ N(0, I), labels uniform and independent of x; balanced: every class equally often (but for one), in order.
+    """x ~ N(0, I), and uniform labels independent of x.
 
-    Numbers are drawn in float32 for either dtype. Raises ValueError, TypeError, MemoryError.
+    With `balanced` the labels are 0, 1, .., C - 1, 0, 1, .. in turn. Numbers are drawn in float32 for either dtype.
+    Raises ValueError, TypeError, MemoryError.
     """
     N, d, C = count("samples", samples), count("features", features), count("classes", classes, 1, _LABEL)
     g = _seeded("gaussian", seed, dtype)
@@ -52,9 +53,9 @@ def clustered(
 ) -> Data:
     """k-clustered data on the unit sphere, as in Li, Soltanolkotabi and Oymak (arXiv 1903.11680).
 
-    Centres c_1 .. c_k are uniform on the sphere, cluster l belongs to class l mod C, and sample n, of cluster n mod k,
-    is at a distance of at most `radius` from its centre: x = c cos t + u sin t, u a uniform direction orthogonal to c,
-    2 sin(t / 2) uniform in [0, radius].
+    Centres c_1 .. c_k are uniform on the sphere, and cluster l belongs to class l mod C. Sample n belongs to cluster
+    n mod k and is at most `radius` from its centre: x = c cos t + u sin t, where u is a uniform direction orthogonal to
+    c, and the distance 2 sin(t / 2) is uniform in [0, radius].
 
     Raises:
         ValueError: clusters < classes, fewer than 2 features, radius not in [0, 2]. TypeError, MemoryError.
@@ -78,10 +79,10 @@ def clustered(
 
 
 def digits(*, samples: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32) -> Data:
-    """scikit-learn's handwritten digits: 1797 images of 8 x 8, 10 classes; samples: so many, without repetition.
+    """scikit-learn's handwritten digits: 1797 images of 8 x 8 pixels in 10 classes, x (1797, 64).
 
-    Every pixel is centred, and all are divided by one standard deviation, over all 1797. Raises ImportError without
-    scikit-learn, ValueError, TypeError.
+    Every pixel is centred, and all pixels are divided by their common standard deviation, over all images. samples: a
+    random choice of so many, without repetition. Raises ValueError, TypeError; ImportError without scikit-learn.
     """
     try:
         from sklearn.datasets import load_digits
@@ -102,11 +103,11 @@ def cifar100(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Data:
-    """CIFAR-100's training images: x (50000, 3072), channel by channel, and 100 classes; samples: that many of them.
+    """CIFAR-100's training images: 50000 images in 100 classes, x (50000, 3072), one channel after the other.
 
-    Every channel has mean 0 and standard deviation 1 over all images. The folder is torchvision's root, which holds
-    cifar-100-python. Raises ImportError without torchvision, FileNotFoundError, OSError where files are damaged,
-    ValueError, TypeError.
+    Every channel has mean 0 and standard deviation 1 over all images. folder: torchvision's root, which holds
+    cifar-100-python. samples: a random choice of so many, without repetition. Raises ValueError, TypeError,
+    FileNotFoundError; ImportError without torchvision; OSError where files are damaged.
     """
     folder = _files.path_of("folder", folder)
     datasets = _torchvision()
@@ -147,7 +148,7 @@ def _seeded(stream: str, seed: int, dtype: torch.dtype) -> torch.Generator:
 
 
 def _chosen(samples: int | None, total: int, seed: int, dtype: torch.dtype) -> Tensor:
-    """Indices of a random choice, or of all."""
+    """Indices of `samples` random ones of all, without repetition; of all for None."""
     g = _seeded("chosen", seed, dtype)
     if samples is None:
         return torch.arange(total)

@@ -16,8 +16,8 @@ from hessext._api import linear, one_hidden
 from hessext._memory import require
 from hessext.matrix.hessian import Hessian
 
-# Of each point set behind a draw's expectation (theory.given_weights). Its error has mean 0 and is part of the paired
-# differences, so that it widens error bars but moves nothing.
+# Points of each set that integrates a draw's expectation (theory.given_weights). The integration error has mean 0 and
+# enters the paired differences: it widens the error bars and biases nothing.
 EXPECTATION_POINTS = 256
 
 
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     title: str
     layers: tuple[str, ...]
     loss: str
-    paired: bool  # each draw stands beside its expectation at the same weights: their tails are too heavy without
+    paired: bool  # compare each draw with its expectation at the same weights; unpaired, the tails are too heavy
 
     @property
     def network(self) -> bool:
@@ -58,7 +58,7 @@ class Point(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The sizes for a message."""
+        """The sizes, as a message has them."""
         return ", ".join(f"{name} {size}" for name, size in self._asdict().items() if size)
 
 
@@ -73,10 +73,10 @@ class Task(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One layer in one draw: block means as BlockMatrix.ratio() has them, times 1/d where blocks are d x d.
+    """One layer in one draw: the block means of BlockMatrix.ratio(), times 1/d where blocks are d x d.
 
-    expected_*: their expectation over x at the draw's weights (paired cases, else None). A draw has the same bits
-    wherever instruction_set, hessext's and torch's, and the version of torch are the same.
+    expected_*: their expectation over x at the draw's weights; None in cases that are not paired.
+    instruction_set: hessext's and torch's. With these and the version of torch equal, a draw has the same bits.
     """
 
     case: int
@@ -103,15 +103,15 @@ class Row(NamedTuple):
 
     @property
     def machine(self) -> tuple[str, str]:
-        """What the draw's bits depend on beside the task."""
+        """What the draw's bits depend on besides the task."""
         return self.instruction_set, self.torch_version
 
 
 def draw(task: Task, activation: str = "relu") -> tuple[Hessian, tuple[Tensor, ...]]:
-    """A Hessian and its weights at x ~ N(0, I), labels uniform, weights N(0, 1/fan-in): linear, hidden (m, d), output.
+    """Return the Hessian of a draw and its weights, (W (C, d),) or (W (m, d), V (C, m)).
 
-    Numbers are drawn in float32 for either dtype, and do not depend on the case: 1 and 2, and 3 and 4, share them.
-    Raises MemoryError where they do not fit.
+    x ~ N(0, I), labels are uniform and weights are N(0, 1/fan-in). Numbers are drawn in float32 for either dtype. Cases
+    1 and 2 have the same numbers, and so have 3 and 4. Raises MemoryError.
     """
     case, (C, N, d, m), dtype = CASES[task.case], task.point, getattr(torch, task.dtype)
     require((N * d + (m or C) * d + C * m) * dtype.itemsize, f"a draw ({task.point.text})")
@@ -129,7 +129,7 @@ def draw(task: Task, activation: str = "relu") -> tuple[Hessian, tuple[Tensor, .
 
 
 def compute(task: Task) -> list[Row]:
-    """One row per layer of a draw."""
+    """Return one row for each layer of a draw."""
     case, (_, N, d, _) = CASES[task.case], task.point
     H, weights = draw(task)
     if case.paired:
@@ -148,14 +148,14 @@ def compute(task: Task) -> list[Row]:
 
 
 def _stream(task: Task) -> int:
-    """Seed of a draw, distinct among those of a point: torch's generator takes 32 bits, too few for hashes alone."""
+    """Seed of a draw. Draws of a point have distinct seeds, which hashes of torch's 32 bits would not guarantee."""
     first = hashlib.blake2b(repr((task.seed, *task.point)).encode(), digest_size=4).digest()
     return (int.from_bytes(first, "little") + task.draw) % 2**32
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch, hessext and numpy's BLAS: a draw's bits must not depend on how many run beside it."""
+    """Use one thread in torch, hessext and numpy's BLAS, so that a draw's bits do not depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Draws on the workers of a concurrent.futures.Executor. Only the caller sees rows, and writes them."""
+"""Draws on the workers of a concurrent.futures.Executor. Workers return rows; the caller alone writes them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from threadpoolctl import threadpool_limits
 
 from .draws import Row, Task, compute, one_thread
 
-_TRIES = 3  # times that a draw is handed out before its loss is an error
-_NAMED = 3  # draws in a message
+_TRIES = 3  # a draw that was lost so often is an error
+_NAMED = 3  # most draws that a message names
 
 Source = Executor | Callable[[], Executor] | int
 
 
 def compute_all(tasks: Sequence[Task], source: Source) -> Iterator[list[Row]]:
-    """Rows of all tasks as they come, those of a draw together; several draws where they came at once.
+    """Yield the rows of all tasks as they arrive: all rows of a draw together, and several draws if they came at once.
 
-    A source is an executor; a function that makes one, and the next one where that broke; or a number of processes, of
-    which 1 is this one. Close the generator to cancel what is left.
+    The source is an executor, or a function that makes one and is called again if that breaks, or a number of
+    processes, where 1 stands for this process. Closing the generator cancels the remaining draws.
 
-    Raises what a draw raised, and RuntimeError where draws were lost too often or with an executor that was given.
+    Raises what a draw raised, and RuntimeError if a draw was lost too often, or with an executor that was given.
     """
     with one_thread():
         if source == 1:
@@ -49,7 +49,7 @@ def compute_all(tasks: Sequence[Task], source: Source) -> Iterator[list[Row]]:
 
 
 class _Calls:
-    """Draws that are to be handed out, and those that an executor has."""
+    """The draws that are still to be submitted, and those that the executor has."""
 
     def __init__(self, tasks: Sequence[Task], source: Source) -> None:
         self.tasks, self.source, self.made = tasks, source, ExitStack()
@@ -63,20 +63,20 @@ class _Calls:
 
     @property
     def left(self) -> bool:
-        """Whether a draw is to come."""
+        """Whether a draw is missing."""
         return bool(self.todo or self.pending)
 
     def submit(self) -> None:
-        """Hand out one draw if there is one, to the next executor where this one takes no more."""
+        """Submit the next draw, if any. If the executor takes no more, submit it to a new one."""
         if not self.todo:
             return
         call = work, self.todo[0], self.losses[self.todo[0]]
         try:
             future = self.executor.submit(*call)
-        except Exception as error:  # BrokenExecutor, or that of a library: dask's scheduler is gone
+        except Exception as error:  # BrokenExecutor, or a library's own error: dask's scheduler is gone
             if self.executor is self.source:
                 left = {*self.todo, *self.pending.values()}
-                self.pending.clear()  # nobody would hear of it
+                self.pending.clear()  # there is no use in cancelling them
                 names = _names([task for task in self.tasks if task in left])
                 hint = "a function that makes executors would be called for the next one"
                 raise RuntimeError(f"the executor takes no more draws and lost {names}; {hint}: {error}") from error
@@ -87,7 +87,7 @@ class _Calls:
         future.add_done_callback(self.done.put)
 
     def results(self) -> tuple[list[list[Row] | Exception], dict[Task, BaseException]]:
-        """What draws gave, and why others are lost. Waits where nothing is to be handed out."""
+        """Return what draws returned, and why others were lost. Waits for one if there is nothing to submit."""
         results, lost = [], {}
         for future in _arrived(self.done, wait=not self.todo):
             task = self.pending.pop(future)
@@ -99,7 +99,7 @@ class _Calls:
         return results, lost
 
     def again(self, lost: dict[Task, BaseException]) -> None:
-        """Hand lost draws out again: first, so that what breaks every executor ends the run soon."""
+        """Queue lost draws again, at the front: a draw that breaks every executor must end the run early."""
         self.losses.update(lost.keys())
         if given_up := [task for task in lost if self.losses[task] == _TRIES]:
             last = lost[given_up[-1]]
@@ -108,15 +108,15 @@ class _Calls:
         self.todo.extendleft(reversed(lost))
 
     def close(self) -> None:
-        """Cancel what an executor has, and leave it if it was made here."""
-        if not isinstance(self.source, int):  # processes are killed, which loky cannot once futures are cancelled
+        """Cancel the pending draws, and shut the executor down if it was made here."""
+        if not isinstance(self.source, int):  # our processes are killed; loky cannot do that after a cancel
             for future in self.pending:
                 future.cancel()
         self.made.close()
 
 
 def _arrived(done: queue.SimpleQueue[Future], wait: bool) -> list[Future]:
-    """All that are done; at least one if it is waited for."""
+    """Return all futures that are done; with `wait`, wait for at least one."""
     arrived = [done.get()] if wait else []
     with suppress(queue.Empty):
         while True:
@@ -125,7 +125,7 @@ def _arrived(done: queue.SimpleQueue[Future], wait: bool) -> list[Future]:
 
 
 def _names(tasks: Sequence[Task]) -> str:
-    """Draws for a message."""
+    """The draws, as a message has them."""
     names = "; ".join(f"draw {task.draw} of {task.point.text}" for task in tasks[:_NAMED])
     return names + (f"; and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else "")
 
@@ -134,10 +134,11 @@ def _names(tasks: Sequence[Task]) -> str:
 
 
 def work(task: Task, losses: int) -> list[Row] | Exception:
-    """What a worker does: on one thread from now on, as one_thread would give back what others of a process still need.
+    """Compute a draw on a worker.
 
-    An exception of the draw is a result: what comes as an exception is the executor's, and the draw is lost.
-    losses: how often that was so before. For equal arguments dask would answer with the old failure.
+    The worker stays on one thread: one_thread would restore more while other draws of the process still run. An
+    exception of the draw is returned, so that a raised one is the executor's and means that the draw is lost. losses
+    counts these; it makes the arguments differ, as dask would answer the same call with its old failure.
     """
     torch.set_num_threads(1)
     _one_blas_thread()
@@ -149,15 +150,15 @@ def work(task: Task, losses: int) -> list[Row] | Exception:
 
 @cache
 def _one_blas_thread() -> None:
-    threadpool_limits(1, "blas")  # takes half as long as a small draw
+    threadpool_limits(1, "blas")  # once, as it takes half as long as a small draw
 
 
 @contextmanager
 def _local(workers: int) -> Iterator[Executor]:
-    """Processes on this machine that are gone when the context is left, and when this process is.
+    """Processes on this machine, which end with the context and with this process.
 
-    They are loky's because those of the standard library import the user's script again, which fails unless that is
-    guarded by `if __name__ == "__main__"`.
+    They are loky's: those of the standard library import the user's script again, which fails unless it is guarded by
+    `if __name__ == "__main__"`.
     """
     from loky import ProcessPoolExecutor
 
@@ -169,8 +170,8 @@ def _local(workers: int) -> Iterator[Executor]:
 
 
 def _begin(parent: int) -> None:
-    """Start one of these processes: loky's would go on without their parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    """Start one of these processes, which must end with its parent; loky's do not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""The draws that are done, in memory and on disk."""
+"""The finished draws, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ def _parse(line: bytes) -> Row:
 
 
 class Log:
-    """Rows of all draws done; with a path, those of a CSV file, open in one process at a time."""
+    """The rows of all finished draws. With a path they are those of a CSV file, which one process at a time may open.
+
+    Raises FileNotFoundError, IsADirectoryError, BlockingIOError; ValueError where the file holds something else.
+    """
 
     def __init__(self, path: Path | None, example: Task) -> None:
         self.path, self.file = path, None
         self.rows: dict[tuple[Task, str], Row] = {}
-        self.machines: set[tuple[str, str]] = set()  # that rows are of
+        self.machines: set[tuple[str, str]] = set()  # on which the rows were computed
         if path is None:
             return
         if not path.parent.is_dir():
@@ -54,15 +57,15 @@ class Log:
         return all((task, layer) in self.rows for layer in CASES[task.case].layers)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Take new rows; they are on disk when this returns."""
+        """Add new rows; they are on disk when this returns."""
         new = {(row.task, row.layer): row for row in rows}
-        new = {key: row for key, row in new.items() if key not in self.rows}  # a kill may have cut a draw in two
+        new = {key: row for key, row in new.items() if key not in self.rows}  # a kill may have left one layer of two
         self._write(map(_line, new.values()))
         self.rows |= new
         self._note({row.machine for row in new.values()})
 
     def _note(self, machines: set[tuple[str, str]]) -> None:
-        """Warn where machines join whose bits differ from those that rows are of."""
+        """Warn if these machines bring rows whose bits may differ from those of the others."""
         before, self.machines = self.machines, self.machines | machines
         if len(self.machines) > max(1, len(before)):
             kinds = " and of ".join(f"{isa} with torch {version}" for isa, version in sorted(self.machines))
@@ -84,17 +87,17 @@ class Log:
         if fcntl is None:
             return
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process, however it ends
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in any way
         except BlockingIOError:
             raise BlockingIOError(f"path: another run is writing to {self.path}") from None
 
     def _read(self, example: Task) -> None:
-        """Take the rows that are there. What follows the last newline is cut off; any other line must be whole."""
+        """Read the rows of the file. What follows the last newline is cut off; every other line must be whole."""
         self.file.seek(0)
         content = self.file.read()
         *lines, torn = content.split(b"\n")
         header = _line(Row._fields)
-        if not content or (content.startswith(b"case") and header.startswith(content)):  # less could be anyone's
+        if not content or (content.startswith(b"case") and header.startswith(content)):  # a torn header of ours
             self.file.truncate(0)
             self._write([header])
             return

@@ -1,4 +1,4 @@
-"""What the draws of a sweep say: means and their errors beside the theory, decay exponents, and both as text."""
+"""The result of a sweep: means with their errors beside the theory, decay exponents, and both as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .draws import CASES, Point, Row
 from .statistics import moments, slope, standard_error
 
 QUANTITIES = BlockRatio._fields
-# Powers of C at which each quantity goes as C -> inf, squared norms; None where it is 0. Section (e) of the theory.
+# Exponents of C with which the quantities decay or grow as C -> inf, for squared norms; None where a quantity is 0.
 PAPER_RATES = {
     (1, "output"): (0, None, None),
     (2, "output"): (-2, -4, -2),
@@ -25,17 +25,18 @@ PAPER_RATES = {
     (4, "hidden"): (0, -1, -1),
     (4, "output"): (-2, -4, -2),
 }
-_ROUNDING = {"float32": 1e-6, "float64": 1e-12}  # relative, of a measured norm: what hessext holds its results to
-_FITTED = 10  # points within this factor of the largest: rates are those of the limit
+_ROUNDING = {"float32": 1e-6, "float64": 1e-12}  # bound on the relative rounding error of a measured norm
+_FITTED = 10  # exponents are fitted to the points within this factor of the largest, as rates are those of the limit
 
 
 class PointEstimate(NamedTuple):
-    """Mean over draws of one quantity of one layer at one point, and its standard error, beside the theory.
+    """Mean over draws of one quantity of one layer at one point, its standard error, and the theory.
 
-    z = (mean - theory) / error of this difference, which includes float rounding; where the draws vary by no more than
-    rounding, z is 0 if the mean is off by no more either, else nan. The ratio is a ratio of means; its errors are to
-    first order. theory_error is 0 but in case 4, where the theory is the mean of the draws' expectations at their
-    weights, and z that of the paired differences.
+    z = (mean - theory) / error, where the error is that of the difference and includes float rounding. If the draws
+    vary by no more than rounding, z is 0 for a mean that is off by no more than rounding, and nan for any other. The
+    ratio is the ratio of the means, and its error is to first order. In case 4 the theory is the mean over draws of the
+    expectation at their weights, theory_error is its error, and z is of the paired differences; in the other cases
+    theory_error is 0.
     """
 
     layer: str
@@ -52,7 +53,8 @@ class PointEstimate(NamedTuple):
 class Exponent(NamedTuple):
     """Slope of log mean against log size over the last points, with weights 1/error^2, and its standard error.
 
-    theory: the slope of the theory at the same points and weights. paper: the rate as C -> inf, None for other sizes.
+    theory: the slope of the theory at the same points and weights. paper: the exponent as C -> inf; None if another
+    size is swept.
     """
 
     layer: str
@@ -66,7 +68,7 @@ class Exponent(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """Result of hessext.sweep: `rows` are the draws, `estimates` and `exponents` what they say, `table()` the text."""
+    """Result of hessext.sweep: `rows` has the draws, `estimates` and `exponents` the statistics, `table()` the text."""
 
     case: int
     swept: str
@@ -78,22 +80,22 @@ class Sweep:
 
     @cached_property
     def estimates(self) -> tuple[PointEstimate, ...]:
-        """By layer, by quantity, by point."""
+        """One for each layer, quantity and point, in this order."""
         found = [[self._estimate(layer, point) for point in self.points] for layer in CASES[self.case].layers]
         return tuple(at_point[q] for layer in found for q in range(len(QUANTITIES)) for at_point in layer)
 
     @cached_property
     def exponents(self) -> tuple[Exponent, ...]:
-        """By layer and by quantity; without those that are 0 or have one point only."""
+        """One for each layer and quantity, except for quantities that are 0 or have a single point."""
         return tuple(e for layer, quantity, part in self.parts() if (e := self._exponent(layer, quantity, part)))
 
     @property
     def worst(self) -> PointEstimate:
-        """The estimate farthest from theory in standard errors; nan is farther than all."""
+        """The estimate farthest from theory in standard errors; nan counts as the farthest."""
         return max(self.estimates, key=lambda e: (math.isnan(e.z), abs(e.z)))
 
     def parts(self) -> Iterator[tuple[str, str, list[PointEstimate]]]:
-        """Layer, quantity, and its estimates, one per point."""
+        """Yield each layer, each quantity, and its estimates, one per point."""
         for layer in CASES[self.case].layers:
             for quantity in QUANTITIES:
                 yield layer, quantity, [e for e in self.estimates if (e.layer, e.quantity) == (layer, quantity)]
@@ -106,7 +108,7 @@ class Sweep:
 
     @cached_property
     def _by_point(self) -> dict[tuple[str, Point], np.ndarray]:
-        """(draws, 4): diagonal and off-diagonal, measured and expected."""
+        """Measured diagonal and off-diagonal, expected diagonal and off-diagonal, (draws, 4)."""
         found: dict[tuple[str, Point], list] = {}
         for row in self.rows:
             values = row.diagonal, row.off_diagonal, row.expected_diagonal, row.expected_off_diagonal
@@ -145,7 +147,7 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """Case, the sizes that are not swept, draws."""
+        """The case, the sizes that are not swept, the draws and the seed."""
         first = self.points[0]
         fixed = {
             name: size
@@ -161,9 +163,9 @@ class Sweep:
 
     @property
     def chance(self) -> float:
-        """Probability of a larger |z| if the theory is exact and means that vary are independent; nan if a z is.
+        """Probability of a largest |z| above this one, if the theory is exact and the means that vary are independent.
 
-        By Student's t. Ratios do not count: they are functions of the means.
+        It is that of Student's t. Ratios are not counted, as they are functions of the means. It is nan if a z is nan.
         """
         from scipy.stats import t  # a second to load
 
@@ -175,7 +177,7 @@ class Sweep:
         return f"<{self.title}; largest |z| {abs(self.worst.z):.1f}; see .table()>"
 
     def table(self) -> str:
-        """Every estimate, the exponents, and the largest |z|."""
+        """All estimates, the exponents and the largest |z|, as text."""
         exponents = {(e.layer, e.quantity): e for e in self.exponents}
         paired = CASES[self.case].paired
         lines = [self.title]
@@ -208,7 +210,7 @@ class Sweep:
         return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:
-        """Settings, estimates and exponents, ready for JSON: None where a number is not finite."""
+        """Settings, estimates and exponents, ready for JSON: a number that is not finite becomes None."""
         settings = {name: getattr(self, name) for name in ("case", "swept", "draws", "seed", "dtype")}
         return settings | {
             "largest_abs_z": _finite(abs(self.worst.z)),
@@ -248,7 +250,7 @@ def _theory(case: int, layer: str, point: Point) -> BlockRatio:
 
 
 def limit(case: int, layer: str, point: Point) -> BlockRatio:
-    """The paper's constants of C^rate as C -> inf, with PAPER_RATES; N, d -> inf at the point's gamma before that."""
+    """The constants of the paper's C^rate, with the exponents of PAPER_RATES: first N, d -> inf at gamma, then C."""
     from hessext import theory
 
     gamma, m = point.gamma, point.hidden

@@ -11,7 +11,7 @@ from hessext.matrix.results import Approximation
 
 
 def moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both means and their ratio (3,), and what each draw adds to them to first order (3, draws)."""
+    """Return both means and their ratio (3,), and each draw's deviation from these to first order (3, draws)."""
     on, off = diagonal.mean(), off_diagonal.mean()
     ratio = off / on if on else math.nan
     deviations = np.stack([diagonal - on, off_diagonal - off, (off_diagonal - ratio * diagonal) / (on or math.nan)])
@@ -19,7 +19,7 @@ def moments(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray,
 
 
 def standard_error(deviations: np.ndarray) -> np.ndarray:
-    """Standard error of the mean of each row (k,), given deviations (k, draws) from it."""
+    """Standard error (k,) of the means whose draws have the deviations (k, draws)."""
     draws = deviations.shape[1]
     return np.sqrt((deviations**2).sum(1) / (draws * (draws - 1)))
 
@@ -27,7 +27,7 @@ def standard_error(deviations: np.ndarray) -> np.ndarray:
 def slope(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     """Slope of y over x by least squares with weights 1/error^2, and its standard error.
 
-    That error is enlarged where the points scatter about the line by more than theirs.
+    If the points scatter about the line more than their errors allow, the standard error is enlarged accordingly.
     """
     weight = error**-2.0
     centred = x - np.average(x, weights=weight)
@@ -39,7 +39,7 @@ def slope(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float
 
 
 def captured(rows: Sequence[Approximation]) -> tuple[float, float]:
-    """Mean share captured in several draws and its standard error; of one draw, over draws of its samples."""
+    """Mean over draws of the share captured, and its standard error; for a single draw its sampling error."""
     if len(rows) == 1:
         return rows[0].captured, rows[0].sampling_error
     shares = np.array([row.captured for row in rows])

@@ -1,4 +1,4 @@
-"""`hessext.sweep`: ratios at many sizes over many random draws, on disk draw by draw."""
+"""`hessext.sweep`: ratios at many sizes over many random draws, each written to disk as soon as it is computed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .executors import Source, compute_all
 from .log import Log
 from .report import Sweep
 
-_KEPT = 400  # bytes of a draw, at least: its task and its rows
-_START = 3.0  # seconds until a new worker computes: it imports torch, and scipy where expectations are needed
+_KEPT = 400  # bytes that a draw's task and rows take, at least
+_START = 3.0  # seconds that a new worker takes to import torch, and scipy where expectations are needed
 
 Sizes = int | Iterable[int]
 
@@ -47,10 +47,12 @@ def sweep(
 ) -> Sweep:
     """Mean squared norms of diagonal and off-diagonal blocks at initialization, and their ratio, against one size.
 
-    x ~ N(0, I), labels uniform, weights N(0, 1/fan-in), ReLU, as in Figures 8 and 9; norms of d x d blocks come times
-    1/d, as in hessext.theory. One of classes, samples, features, hidden and gamma may be a sequence: that size is
-    swept. A draw depends on the seed, the sizes and its number alone and is computed on one thread: neither workers nor
-    interruptions change a bit, with one instruction set and version of torch. Rows record both.
+    x ~ N(0, I), labels are uniform, weights are N(0, 1/fan-in) and the activation is ReLU, as in Figures 8 and 9.
+    Squared norms of d x d blocks are multiplied by 1/d, as in hessext.theory. One of classes, samples, features, hidden
+    and gamma may be a sequence; this size is swept.
+
+    A draw depends on the seed, the sizes and its number alone, and is computed on one thread. With one instruction set
+    and one version of torch, which rows record, neither workers nor interruptions change a bit.
 
     Args:
         case: 1 linear model with MSE, 2 with cross-entropy; 3 one hidden layer with MSE, 4 with cross-entropy.
@@ -58,26 +60,26 @@ def sweep(
         samples: N; None with features and gamma.
         features: d; None with samples and gamma.
         hidden: m; cases 3 and 4 only.
-        gamma: d / N in place of one of them, which is rounded to the nearest integer.
+        gamma: d / N, given in place of N or d, which is then rounded to the nearest integer.
         draws: of each point, at least 2.
         seed: of all random numbers.
-        dtype: torch.float32 or torch.float64, of the same random numbers.
-        workers: number of processes; 1 computes everything in this one. None: torch.get_num_threads(), or 1 where that
-            is quicker.
-        executor: what computes in their place: a concurrent.futures.Executor such as those of dask.distributed, mpi4py
-            and loky, or a function that makes one and is called again if that broke. A draw that is lost with its
-            worker is handed out again, up to twice. Workers stay on one thread.
-        path: a CSV file, in a folder that exists, that gets a row per draw and layer as soon as it is computed. If the
-            file exists it is continued, with more draws or other sizes as well. None writes nothing.
-        progress: show the expected time and a bar on stderr, the bar in terminals only.
+        dtype: torch.float32 or torch.float64; both have the same random numbers.
+        workers: number of processes; 1 computes everything in this one. None: torch.get_num_threads(), or 1 if that is
+            expected to be quicker.
+        executor: in place of workers, a concurrent.futures.Executor such as those of dask.distributed, mpi4py and loky,
+            or a function that makes one and is called again if that breaks. A draw that is lost with its worker is
+            submitted again, up to twice. Workers stay on one thread.
+        path: a CSV file in an existing folder. It gets a row per draw and layer as soon as the draw is computed. An
+            existing file is continued, also with more draws or other sizes. None writes no file.
+        progress: show the expected time on stderr, and a bar in terminals.
 
     Raises:
-        ValueError, TypeError: an argument, or `path` holds something else. FileNotFoundError: its folder is missing.
-        BlockingIOError: another run writes to it. MemoryError: a draw's inputs, or its norms, do not fit.
-        RuntimeError: names draws that were lost with their workers. KeyboardInterrupt: says how to go on.
+        ValueError, TypeError: a bad argument, or `path` holds something else. FileNotFoundError: its folder is missing.
+        BlockingIOError: another run writes to it. MemoryError: a draw's inputs or its norms do not fit.
+        RuntimeError: draws, which it names, were lost with their workers. KeyboardInterrupt: says how to continue.
 
     Warns:
-        UserWarning: draws of two instruction sets or versions of torch come together.
+        UserWarning: the draws are of several instruction sets or versions of torch.
     """
     case = count("case", case, None)
     if case not in CASES:
@@ -105,7 +107,7 @@ def sweep(
 
 
 def points_of(network: bool, classes, samples, features, hidden, gamma) -> tuple[str, list[Point]]:
-    """Name of the swept size, and all points in its order; one of the sizes may be a sequence. Raises ValueError."""
+    """Return the name of the swept size and the points in its order. One size may be a sequence. Raises ValueError."""
     sizes = {"classes": classes, "samples": samples, "features": features, "hidden": hidden, "gamma": gamma}
     many = {name: list(size) for name, size in sizes.items() if _several(size)}
     if len(many) > 1:
@@ -126,7 +128,7 @@ def points_of(network: bool, classes, samples, features, hidden, gamma) -> tuple
 
 
 def _several(size: object) -> bool:
-    """Whether it is a sequence of sizes; an array without axes is a number."""
+    """Whether it is a sequence of sizes. An array without axes is a number."""
     return isinstance(size, Iterable) and not isinstance(size, str | bytes) and getattr(size, "ndim", 1) > 0
 
 
@@ -161,7 +163,7 @@ def _check_executor(executor: object, workers: int | None) -> None:
 
 
 def _run(tasks: list[Task], log: Log, workers: int | None, source: Source | None, progress: bool) -> None:
-    """Compute and log what is missing."""
+    """Compute and log the draws that are missing."""
     rest = [task for task in tasks if task not in log]
     options = {"disable": None if progress else True, "leave": False}
     seconds, ahead = dict.fromkeys((task.point for task in rest), 1.0), "the others go to the executor"
@@ -189,10 +191,10 @@ def _run(tasks: list[Task], log: Log, workers: int | None, source: Source | None
 
 
 def _timed(tasks: list[Task], log: Log, options: dict) -> dict[Point, float]:
-    """Compute the first draw of every point here; its seconds are the weight of the others in the bar."""
+    """Compute the first draw of every point here, and return its seconds, which weigh the point's draws in the bar."""
     seconds = {}
     with one_thread():
-        compute(tasks[0]._replace(point=Point(2, 4, 4, min(2, tasks[0].point.hidden))))  # libraries load
+        compute(tasks[0]._replace(point=Point(2, 4, 4, min(2, tasks[0].point.hidden))))  # loads the libraries
         for task in tqdm(list({t.point: t for t in reversed(tasks)}.values())[::-1], "timing the draws", **options):
             start = time.perf_counter()
             log.add(compute(task))
@@ -201,7 +203,7 @@ def _timed(tasks: list[Task], log: Log, options: dict) -> dict[Point, float]:
 
 
 def _processes(total: float, workers: int | None, most: int) -> tuple[int, str]:
-    """How many compute `total` seconds of draws, and how long that takes, as text."""
+    """Return how many processes compute `total` seconds of draws, and the expected time as text."""
 
     def expected(workers: int) -> float:
         return total if workers == 1 else total / workers + _START
