@@ -1,9 +1,9 @@
 """The paper's limits and their finite-size forms as functions (arXiv 2505.02809). Needs scipy.
 
-LeCun initialization throughout: x ~ N(0, I_d), linear weights and hidden W ~ N(0, 1/d), output V ~ N(0, 1/m), ReLU.
-Losses are cross entropy (mean over samples) and MSE (mean over samples of the squared norm). gamma = d / N, C is the
-number of classes, m that of hidden neurons. Squared Frobenius norms of (d, d) blocks come times 1/d, those of the
-(m, m) output blocks as they are. Limits are of N and d first, then of C.
+Everything is at LeCun initialization: x ~ N(0, I_d), linear weights and hidden W ~ N(0, 1/d), output V ~ N(0, 1/m),
+with ReLU. The losses are cross-entropy (mean over samples) and MSE (mean over samples of the squared norm). gamma is
+d / N, C the number of classes and m the number of hidden neurons. Squared Frobenius norms of (d, d) blocks are
+multiplied by 1/d; those of the (m, m) output blocks are not. Limits are taken in N and d first, then in C.
 """
 
 from ._averages import cross_ce, hidden_ce, output_ce

@@ -9,7 +9,7 @@ import numpy as np
 
 from hessext import _checks
 
-LARGEST = 1e100  # of numbers, and 1 over the smallest: their squares and cubes, and those of counts, are floats
+LARGEST = 1e100  # largest number, and 1 over the smallest: so the cubes of numbers and counts stay finite
 _LARGEST_COUNT = 2**53  # up to here every integer is a float
 
 
@@ -19,7 +19,7 @@ def count(name: str, value: Any, least: int = 1) -> int:
 
 
 def nonnegative(name: str, value: Any) -> float:
-    """Return value as a float >= 0, of a size that can be computed with."""
+    """Return value as a float >= 0 of at most LARGEST."""
     number = _checks.real(name, value, 0)
     if number > LARGEST:
         raise ValueError(f"{name}: expected at most {LARGEST:g}; got {number}")
@@ -27,7 +27,7 @@ def nonnegative(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """Return value as a float > 0, of a size that can be computed with."""
+    """Return value as a float from 1 / LARGEST to LARGEST."""
     number = _checks.positive(name, value)
     if not 1 / LARGEST <= number <= LARGEST:
         raise ValueError(f"{name}: expected {1 / LARGEST:g} to {LARGEST:g}; got {number}")
@@ -35,7 +35,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def aspect_ratio(gamma: Any, N: Any, d: Any) -> tuple[float, int | None, int | None]:
-    """Return (gamma, N, d). With N and d, gamma = d / N and may come as None; without them it must be given."""
+    """Return (gamma, N, d). With N and d, gamma is d / N and may be None; without them it must be given."""
     if N is None and d is None:
         return positive("gamma", gamma), None, None
     if N is None or d is None:
@@ -60,7 +60,7 @@ def generator(seed: Any) -> np.random.Generator:
 
 
 def numbers(name: str, values: Any, dtype: type = float) -> np.ndarray:
-    """Return values of any shape as an array of dtype, none larger than can be computed with."""
+    """Return values of any shape as an array of dtype, of magnitudes up to LARGEST."""
     try:
         if dtype is float and np.iscomplexobj(values):
             raise TypeError("they are complex")
@@ -73,7 +73,7 @@ def numbers(name: str, values: Any, dtype: type = float) -> np.ndarray:
 
 
 def vector(name: str, values: Any) -> np.ndarray:
-    """Return values, not empty, as a float64 vector."""
+    """Return values as a non-empty float64 vector."""
     result = numbers(name, values)
     if result.ndim != 1 or not result.size:
         raise ValueError(f"{name}: expected a vector with at least one element; got shape {result.shape}")

@@ -1,6 +1,6 @@
-"""One hidden layer under cross entropy at finite C: means over random weights, with their standard errors.
+"""One hidden layer under cross-entropy at finite C: means over random weights, with their standard errors.
 
-Two inputs share one V here (E_V of a squared expectation), which has no cheap deterministic form.
+E_V of a squared expectation over x is of two inputs that share one V. It has no cheap deterministic form.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def hidden_ce(
 
         E_V[(E_x lam_ij)^2] + gamma E[lam_ij^2],   lam_ij = Cov_p(v_i, v_j) 1_i 1_j,   as d / N -> gamma
 
-    The first term is a mean over draws of V, the second comes from replica_moments. With N and d instead the
-    expectation there, a mean of given_weights over draws of W and V. One draw deviates by about 1 (m = 3) or 0.3
-    (m = 8) times the first term: with few draws the error is underestimated as well.
+    The first term is a mean over draws of V, and the second comes from replica_moments. Given N and d, the result is
+    the expectation at these sizes instead: a mean of given_weights over draws of W and V. The standard deviation of a
+    draw is about 1 (m = 3) or 0.3 (m = 8) times the first term. With few draws the error is underestimated as well.
 
     Args:
         gamma: d / N; None with N and d.
-        m: hidden neurons; where m = 1 leaves no off-diagonal block, its norm is 0.
+        m: hidden neurons; for m = 1 there is no off-diagonal block, and its norm is 0.
         C: number of classes, >= 2.
         N: samples.
         d: inputs.
-        draws: of the weights, >= 2; the error falls as their square root.
+        draws: of the weights, >= 2; the error decreases as draws^-1/2.
         points: of each of the two point sets of a draw, a power of 2.
         seed: of the draws.
 
@@ -75,15 +75,15 @@ def output_ce(
 
         (1 - 1/N) E[s s' (a.a')^2] + (1/N) E[s^2 |a|^4],   s = p_i (1 - p_i) or p_i p_j,   as d -> inf
 
-    The first term is a mean over draws of V, the second comes from replica_moments. With d instead the expectation
-    there, a mean of given_weights over draws of W and V.
+    The first term is a mean over draws of V, and the second comes from replica_moments. Given d, the result is the
+    expectation at N and d instead: a mean of given_weights over draws of W and V.
 
     Args:
         m: hidden neurons.
         C: number of classes, >= 2.
         N: samples; None for N -> inf.
         d: inputs, with N; None for d -> inf.
-        draws: of the weights, >= 2; the error falls as their square root.
+        draws: of the weights, >= 2; the error decreases as draws^-1/2.
         points: of each of the two point sets of a draw, a power of 2.
         seed: of the draws.
 
@@ -107,14 +107,14 @@ def cross_ce(gamma: float, m: int, C: int, *, draws: int = 256, points: int = 12
         residual = E_V||E_x[r_j 1_i u]||^2 + gamma E[(p_j - Y_j)^2 1_i],   r_j = p_j - 1/C
         gauss_newton = E_V||E_x[q_ij u a^T]||_F^2 + gamma E[q_ij^2 |a|^2],   q_ij = 1_i p_j (v_ji - E_p v_i)
 
-    with u = W x and a = relu(u). The first terms are means over draws of V, the second ones have 10 digits.
-    `cross_ce_limit` is their limit as C -> inf.
+    with u = W x and a = relu(u). The first term of each is a mean over draws of V; the second has about 10 digits.
+    `cross_ce_limit` is the limit C -> inf.
 
     Args:
         gamma: d / N.
         m: hidden neurons.
         C: number of classes, >= 2.
-        draws: of the weights, >= 2; the error falls as their square root.
+        draws: of the weights, >= 2; the error decreases as draws^-1/2.
         points: of each of the two point sets of a draw, a power of 2.
         seed: of the draws.
 
@@ -145,7 +145,7 @@ def _draws(layer: type, m: int, C: int, N: int | None, d: int | None, draws: int
 
 
 def estimate(squares: np.ndarray) -> Estimate:
-    """Mean of (draws, 2) squares; the error of the ratio to first order."""
+    """Mean of (draws, 2) squares with its standard error; that of the ratio is to first order."""
     value = BlockRatio.of(*squares.mean(0).tolist())
     on, off = squares.T
     deviations = (on, off, (off - value.ratio * on) / (value.diagonal or math.nan))

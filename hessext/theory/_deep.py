@@ -1,16 +1,16 @@
-"""ReLU networks of any depth under MSE at initialization: pairs of samples, followed up and down the layers.
+"""ReLU networks of any depth under MSE at initialization: pairs of samples, followed forward and backward.
 
-The Hessian of layer l is H_ij = sum_n S_n[i, j] a_n a_n^T, with S_n the curvature at its outputs and a_n its input. So
-E||H_ij||_F^2 is a sum of S_n[i, j] S_n'[i, j] (a_n . a_n')^2 over pairs of samples n, n'.
+The Hessian of layer l is H_ij = sum_n S_n[i, j] a_n a_n^T, where S_n is the curvature at the layer's outputs and a_n
+its input. Hence E||H_ij||_F^2 is a sum of S_n[i, j] S_n'[i, j] (a_n . a_n')^2 over pairs of samples n, n'.
 
-Upwards, the lengths of a_n, a_n' and their angle theta are a Markov chain: a layer of K units draws K pairs of normal
-numbers of correlation cos(theta), and a unit is on for both samples with probability p = (pi - theta) / (2 pi), which
-is 1/2 for one sample twice. Downwards, S = D W^T S_above W D with independent weights W ~ N(0, 1/K) gives
+Forward, the lengths of a_n, a_n' and their angle theta are a Markov chain: a layer of K units draws K pairs of normal
+numbers of correlation cos(theta). A unit is active for both samples with probability p = (pi - theta) / (2 pi), which
+is 1/2 if n = n'. Backward, S = D W^T S_above W D with independent weights W ~ N(0, 1/K) gives
 
     E[S[i, i] S'[i, i]] = p (T + 2 F) / K^2   and   E[S[i, j] S'[i, j]] = p^2 F / K^2,
-    T = E[tr S_above tr S'_above],   F = E<S_above, S'_above>,
+    T = E[tr S_above tr S'_above],   F = E<S_above, S'_above>.
 
-and from these T and F of the layer itself, as tr S tr S' has K terms i = j and K (K - 1) independent ones.
+These give T and F of the layer itself, since tr S tr S' has K terms with i = j and K (K - 1) independent ones.
 
 The one assumption is that W is independent of the masks above it, as if the backward pass had weights of its own. It
 is exact for one hidden layer, and at any depth as the widths grow.
@@ -33,8 +33,8 @@ from ._results import Estimate
 
 Array = np.ndarray
 
-_PAIRS = 64  # of samples in a draw, at least
-_DEPTH = 100  # beyond it numbers leave the range of floats
+_PAIRS = 64  # fewest pairs of samples in a draw
+_DEPTH = 100  # most layers: beyond it numbers leave the range of floats
 
 
 def deep_mse(
@@ -52,26 +52,26 @@ def deep_mse(
 
         E||H_ii||_F^2 = E[p (T + 2 F) (a.a')^2] / K^2   and   E||H_ij||_F^2 = E[p^2 F (a.a')^2] / K^2
 
-    over pairs of samples, of which a share 1/N is one sample twice. p is the probability that a unit is on for both,
-    T = E[tr S tr S'] and F = E<S, S'> are of the curvature S at the next layer's outputs. Between different samples the
-    ratio is therefore about p / (T/F + 2): what decides is T/F, an effective rank, and the layer's own width is absent.
-    See effective_ranks. The expectation over angles and lengths is a mean over random draws of two samples' way up.
+    over pairs of samples n, n', of which a fraction 1/N has n = n'. p is the probability that a unit is active for
+    both. T = E[tr S tr S'] and F = E<S, S'> are of the curvature S at the next layer's outputs. For n != n' the ratio
+    is therefore about p / (T/F + 2). It depends on T/F, an effective rank (see effective_ranks), and not on the layer's
+    own width. The expectation over angles and lengths is a mean over random draws.
 
-    One hidden layer: its norms are exact, as hidden_mse. More of them: the weights of the backward pass are taken as
-    independent of its masks, which is exact as the widths grow. In 8,000 to 100,000 simulated networks of 2 to 5 hidden
-    layers the norms differed from this by up to 7 % and ratios by up to 3 % at 8 units, by 3 % and 1 % at 16 and 32.
+    With one hidden layer the norms are exact and those of hidden_mse. With more, the weights of the backward pass are
+    taken as independent of its masks, which is exact as the widths grow. In 8,000 to 100,000 simulated networks of 2 to
+    5 hidden layers, norms differed by up to 7 % and ratios by up to 3 % at 8 units, and by 3 % and 1 % at 16 and 32.
 
     Args:
-        gamma: limit of d / N, both of which are infinite then; None with N and d.
-        widths: outputs of each layer, 1 to 100 layers; the number of the network's outputs C comes last.
+        gamma: limit of d / N as both grow; None with N and d.
+        widths: outputs of each of 1 to 100 layers; the last one is C, the outputs of the network.
         N: samples.
         d: inputs.
-        draws: of at least 64 pairs of samples each, >= 2; the error falls as their square root.
+        draws: >= 2, of at least 64 pairs of samples each; the error decreases as draws^-1/2.
         seed: of the draws.
 
     Returns:
-        A value with its standard error for each layer, first to last. In the last layer, and where a layer has one
-        output, the off-diagonal norm is 0.
+        A value with its standard error for each layer, first to last. The off-diagonal norm is 0 in the last layer, and
+        in a layer of one output.
 
     Raises:
         TypeError, ValueError: an argument is out of range, or gamma is not d / N. MemoryError.
@@ -102,17 +102,17 @@ def deep_mse(
 def effective_ranks(widths: Sequence[int]) -> tuple[float, ...]:
     """r(S) = (E tr S_n)^2 / E||S_n||_F^2 of the curvature at each layer's outputs, first to last, as in deep_mse.
 
-    C at the network's outputs. In wide hidden layers the widths downstream combine like resistors in parallel,
+    It is C at the network's outputs. In wide hidden layers the widths from l on combine like parallel resistors,
 
-        1 / r_l = 1 / C + 2 (1 / K_l + ... + 1 / K_{L-1}) + O(1 / K^2)
+        1 / r_l = 1 / C + 2 (1 / K_l + ... + 1 / K_{L-1}) + O(1 / K^2).
 
-    so that a rank is below C, and below half the smallest of these widths.
+    A rank is therefore below C, and below half the smallest of these widths.
 
     Args:
-        widths: outputs of each layer, 1 to 100 layers; the number of the network's outputs C comes last.
+        widths: outputs of each of 1 to 100 layers; the last one is C, the outputs of the network.
 
     Raises:
-        TypeError, ValueError: widths is no sequence of such numbers.
+        TypeError, ValueError: widths is not a sequence of 1 to 100 integers >= 1.
     """
     widths = _widths(widths)
     above = len(widths) - 1
@@ -124,7 +124,7 @@ def effective_ranks(widths: Sequence[int]) -> tuple[float, ...]:
 
 
 def _upwards(widths: Sequence[int], theta: Array, rng: np.random.Generator) -> tuple[list[Array], list[Array]]:
-    """p of each hidden layer, and (a.a')^2 of its outputs, for inputs at angles theta with entries of mean square 1."""
+    """Return p of each hidden layer and (a.a')^2 of its outputs, for inputs of mean square 1 at angles theta."""
     p, overlaps, size = [], [], np.ones_like(theta)
     for K in widths[:-1]:
         p.append((math.pi - theta) / (2 * math.pi))
@@ -138,7 +138,7 @@ def _upwards(widths: Sequence[int], theta: Array, rng: np.random.Generator) -> t
 
 
 def _downwards(widths: Sequence[int], p: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """E[S[i, i] S'[i, i]] and E[S[i, j] S'[i, j]] of each layer, for S = 2 I at the outputs; p of each hidden layer."""
+    """E[S[i, i] S'[i, i]] and E[S[i, j] S'[i, j]] of each layer, given p of hidden layers; S = 2 I at the outputs."""
     C = widths[-1]
     found, T, F = [(4.0, 0.0)], 4.0 * C**2, 4.0 * C
     for K, both in zip(widths[-2::-1], p[::-1], strict=True):
@@ -149,7 +149,7 @@ def _downwards(widths: Sequence[int], p: Sequence[Any]) -> list[tuple[Any, Any]]
 
 
 def _widths(values: Any) -> list[int]:
-    """Outputs of each layer as ints >= 1."""
+    """Return the outputs of each layer as ints >= 1."""
     try:
         values = list(values)
     except TypeError:

@@ -1,12 +1,12 @@
 """One hidden layer given its weights, exact in N and d.
 
-Given W and V the samples are independent, so that for a block H = (1/N) sum_n lam_n phi_n phi_n^T
+Given W and V the samples are independent. For a block H = (1/N) sum_n lam_n phi_n phi_n^T,
 
     E||H||_F^2 = (1 - 1/N) ||E[lam phi phi^T]||_F^2 + (1/N) E[lam^2 |phi|^4].
 
-lam depends on x through z = W x alone: x is u, its part in the row span of W, and d - r independent further normals.
-What remains is an integral over u in r = min(m, d) dimensions, by quasi-Monte Carlo. Squares of expectations are
-products of two independent point sets' means, which has no bias.
+lam depends on x only through z = W x. Therefore x splits into u, its part in the row span of W, and d - r independent
+normals, r = min(m, d). What remains is an integral over u in r dimensions, by quasi-Monte Carlo. The square of an
+expectation is estimated without bias, as the product of the means over two independent point sets.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ._results import Layers
 
 Array = np.ndarray
 
-_ENTRIES = 1 << 18  # of a work array, to stay in cache
-_BY_CLASS = 1024  # entries of a a^T times C, up to which the output blocks i != j are formed class by class
-_GRAM_POINTS = 128  # at least, or a quarter of each set, in the points x points form that replaces them
+_ENTRIES = 1 << 18  # of a work array that stays in cache
+_BY_CLASS = 1024  # distinct entries of a a^T times C: up to here, output blocks i != j are summed class by class
+_GRAM_POINTS = 128  # beyond, a points x points Gram form takes so many of each set, or a quarter if that is more
 
 
 @as_call
@@ -42,13 +42,13 @@ def given_weights(
 ) -> Layers:
     """(1/d) E||H_ij||_F^2 of the hidden and E||H_ij||_F^2 of the output layer over N samples x ~ N(0, I_d).
 
-    Means over all i and over all i != j, as in BlockMatrix.ratio(). Exact for MSE; for cross entropy up to the error of
-    the integral over u, which has mean 0 over seeds: with 1024 points about 1%, and 2-6% for output blocks i != j from
-    C = 100 on. It falls as points^-1/2 or faster.
+    They are means over all i and over all i != j, as in BlockMatrix.ratio(). MSE is exact. Cross-entropy has the error
+    of the integral over u, whose mean over seeds is 0. With 1024 points it is about 1%, and 2-6% for output blocks
+    i != j from C = 100 on; it decreases as points^-1/2 or faster.
 
     Args:
         W: hidden weight (m, d).
-        V: output weight (C, m), C >= 2 for cross entropy.
+        V: output weight (C, m), C >= 2 for cross-entropy.
         N: samples.
         loss: "cross_entropy" or "mse" as in hessext.one_hidden.
         points: of each of the two point sets, a power of 2.
@@ -74,7 +74,7 @@ def given_weights(
 def cross_entropy_squares(
     W: Array, V: Array, N: float, d: float, points: int, rng: np.random.Generator, layers: tuple[type, ...]
 ) -> list[tuple[float, float]]:
-    """(Diagonal, off-diagonal) squares of the layers; d = N = inf with orthonormal rows W (m, m) is their limit."""
+    """Return (diagonal, off-diagonal) squares of each layer. d = N = inf with W = I (m, m) is the limit N, d -> inf."""
     R = np.linalg.qr(W.T, mode="r")  # W^T = Q R: z = u R for u = Q^T x
     sets = []
     for _ in steps(range(2)):
@@ -89,7 +89,7 @@ def cross_entropy_squares(
 
 
 class Hidden:
-    """One point set's sums for the hidden layer, lam_ij = Cov_p(v_i, v_j) 1_i 1_j of the pairs i <= j."""
+    """Sums over one point set for the hidden layer: lam_ij = Cov_p(v_i, v_j) 1_i 1_j for the pairs i <= j."""
 
     def __init__(self, u: Array, z: Array, weights: Array, V: Array) -> None:
         self.u, self.active, self.weights = u, z > 0, weights
@@ -116,7 +116,7 @@ class Hidden:
         return float(squares[i == j].mean()), float(squares[i != j].sum() / max(1, np.count_nonzero(i != j)))
 
     def curvature(self) -> Array:
-        """Lam (n, pairs)."""
+        """lam_ij of the points, (n, pairs)."""
         i, j = _pairs(self.m)
         mean, second = self.means[:, : self.m], self.means[:, self.m :]
         return (second - mean[:, i] * mean[:, j]) * (self.active[:, i] & self.active[:, j])
@@ -128,7 +128,7 @@ class Hidden:
 
 
 class Output:
-    """One point set's sums for the output layer, s_ii = p_i (1 - p_i) and s_ij = p_i p_j; phi = a."""
+    """Sums over one point set for the output layer: s_ii = p_i (1 - p_i) and s_ij = p_i p_j; phi = a."""
 
     def __init__(self, u: Array, z: Array, weights: Array, V: Array) -> None:
         self.a, self.weights = np.maximum(z, 0), weights
@@ -180,11 +180,11 @@ class Output:
 
 
 class Cross:
-    """One point set's sums between the layers, of both terms of (18); of orthonormal W and N, d = inf alone.
+    """Sums over one point set for the blocks between the layers, both terms of (18); only for W = I and N, d = inf.
 
-    Means over i and j of ||E[r_j 1_i x]||^2 with r_j = p_j - 1/C, and of ||E[q_ij x a^T]||_F^2 with q_ij =
-    1_i p_j (v_ji - E_p v_i), are sums over points of both sets. r_j r'_j and q_ij q'_ij, summed over classes, are
-    products of matrices points x classes.
+    The means over i and j of ||E[r_j 1_i x]||^2, r_j = p_j - 1/C, and of ||E[q_ij x a^T]||_F^2,
+    q_ij = 1_i p_j (v_ji - E_p v_i), are sums over pairs of points from both sets. The sums over classes j of r_j r'_j
+    and of q_ij q'_ij are products of (points, classes) matrices.
     """
 
     def __init__(self, u: Array, z: Array, weights: Array, V: Array) -> None:
@@ -209,13 +209,13 @@ class Cross:
 
 
 def _outer(v: Array, weights: Array) -> Array:
-    """Distinct entries (n, q) of w v v^T, scaled so that a sum of products is an inner product of the matrices."""
+    """Distinct entries (n, q) of w v v^T, scaled so that their dot products are the matrices' inner products."""
     i, j = _pairs(v.shape[1])
     return v[:, i] * v[:, j] * (np.where(i == j, 1, math.sqrt(2)) * weights[:, None])
 
 
 def probabilities(a: Array, V: Array) -> Iterator[tuple[slice, Array]]:
-    """Yield rows of points and softmax(a V^T) there."""
+    """Yield slices of points, and softmax(a V^T) of each."""
     step = max(1, _ENTRIES // max(len(V), _BY_CLASS))
     for start in steps(range(0, len(a), step)):
         rows = slice(start, min(len(a), start + step))
@@ -227,7 +227,7 @@ def probabilities(a: Array, V: Array) -> Iterator[tuple[slice, Array]]:
 
 
 def normal_points(points: int, dims: int, rng: np.random.Generator) -> Array:
-    """(points, dims) for means over N(0, I): a Sobol set, moved at random on the torus.
+    """Points (points, dims) for means over N(0, I): a Sobol set with a random shift modulo 1.
 
     Raises ValueError, MemoryError.
     """
@@ -238,10 +238,10 @@ def normal_points(points: int, dims: int, rng: np.random.Generator) -> Array:
 
 
 def stretched(g: Array) -> tuple[Array, Array]:
-    """Points (n, dims) of larger variance and their weights (n,) for means over N(0, I), from points of N(0, I).
+    """Turn points of N(0, I) into points (n, dims) of larger variance with importance weights (n,) for N(0, I).
 
-    Factors like e^{k |a|^2 / m} make large points count. With the variance 1 + (2 / dims)^1/2 the weights' own
-    variance is about 1/2 in any dimension.
+    Factors like e^{k |a|^2 / m} give large points much of the integral. With the variance 1 + (2 / dims)^1/2, the
+    variance of the weights is about 1/2 in any dimension.
     """
     n, dims = g.shape
     variance = 1 + math.sqrt(2 / dims)
@@ -256,5 +256,5 @@ def _sobol(points: int, dims: int) -> Array:
 
 @cache
 def _pairs(size: int) -> tuple[Array, Array]:
-    """I and j of the pairs i <= j."""
+    """Indices (i, j) of the pairs i <= j."""
     return np.triu_indices(size)

@@ -1,4 +1,4 @@
-"""Limiting spectra of the paper's blocks: the laws of tau that (55), (56), (81), (82) put into the general equation."""
+"""Limiting spectra of the paper's blocks: the laws of tau in (55), (56), (81), (82), for the equation (37)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ._spectra import MarchenkoPastur, Spectrum
 Array = np.ndarray
 
 _POINTS = 1 << 14
-_SUMMED = 64  # exponentials up to which their sum is sampled; of more, a lognormal has the same first moments
+_SUMMED = 64  # exponentials: a sum of more is replaced by a lognormal of the same mean and variance
 _BLOCKS = ("diagonal", "off_diagonal")
 
 
 def marchenko_pastur(gamma: float, s2: float = 1.0) -> MarchenkoPastur:
-    """MP(gamma, s2) of (97). Prop. 6: (1/N) X^T D_i X -> MP(2 gamma, 1/2), (1/N) X^T D_i D_j X -> MP(4 gamma, 1/4).
+    """The Marchenko-Pastur law MP(gamma, s2) of (97).
 
-    With the loss's factor 2 the hidden MSE blocks tend to MP(2 gamma, 1) sum_c v_ci^2 and MP(4 gamma, 1/2) sum_c
-    v_ci v_cj; at finite N a share q of active samples gives MP(gamma / q, 2 q).
+    Proposition 6: (1/N) X^T D_i X -> MP(2 gamma, 1/2) and (1/N) X^T D_i D_j X -> MP(4 gamma, 1/4). With the factor 2 of
+    the loss, the hidden MSE blocks H_ii and H_ij tend to MP(2 gamma, 1) sum_c v_ci^2 and MP(4 gamma, 1/2)
+    sum_c v_ci v_cj. At finite N, where a fraction q of the samples is active, MP(gamma / q, 2 q) takes their place.
 
     Raises:
         TypeError, ValueError: gamma or s2 is not positive.
@@ -37,7 +38,7 @@ def marchenko_pastur(gamma: float, s2: float = 1.0) -> MarchenkoPastur:
 def linear_spectrum(gamma: float, C: float, block: str = "diagonal", *, seed: int = 0) -> Spectrum:
     """Limiting spectrum of H_11 (55) or of -H_12 (56) of a linear model under cross entropy.
 
-    For C = math.inf that of C H_11, tau = e^{z - 1/2}, or of -C^2 H_12, tau = e^{z_1 + z_2 - 1}.
+    For C = math.inf it is that of C H_11, with tau = e^{z - 1/2}, or of -C^2 H_12, with tau = e^{z_1 + z_2 - 1}.
 
     Args:
         gamma: limit of d / N.
@@ -52,7 +53,7 @@ def linear_spectrum(gamma: float, C: float, block: str = "diagonal", *, seed: in
     if isinstance(C, float) and C > 0 and math.isinf(C):
         deviation = 1.0 if diagonal else math.sqrt(2)
         z = np.linspace(-11, 11, 1000)
-        # The sum over a grid of an analytic function times a normal density converges faster than any power.
+        # For an analytic function times a normal density, a sum over a grid converges faster than any power.
         return Spectrum(gamma, np.exp(deviation * z - deviation**2 / 2), np.exp(-(z**2) / 2))
     C = _arguments.count("C", C, 2)
     sampled = C - 2 <= _SUMMED
@@ -74,15 +75,15 @@ def hidden_spectrum(
 ) -> Spectrum:
     """Limiting spectrum of the hidden block H_ij under cross entropy at fixed weights; (81), (82).
 
-    tau = lam_ij = Cov_p(v_i, v_j) 1_i 1_j is 0 on half (i = j) or about 3/4 of the inputs, and has both signs off the
-    diagonal.
+    tau = lam_ij = Cov_p(v_i, v_j) 1_i 1_j. It is 0 for half of the inputs if i = j. If i != j, it is 0 for about 3/4 of
+    them and has both signs.
 
     Args:
         gamma: limit of d / N.
         V: output weight (C, m), C >= 2.
         i: block row.
         j: block column.
-        W: hidden weight (m, d), for its own angles and lengths; None for orthonormal rows, their limit.
+        W: hidden weight (m, d), whose rows' angles and lengths count; None for orthonormal rows, their limit.
         points: of the integral over inputs, a power of 2.
         seed: of the points.
 
@@ -108,7 +109,7 @@ def hidden_spectrum(
     sums = Hidden(u, z[:, pair], weights, outputs[:, pair])
     for rows, p in probabilities(np.maximum(z, 0), outputs):
         sums.add(rows, p)
-    # pairs (0, 0), (0, 1), (1, 1) of the two neurons, or (0, 0) alone
+    # The columns are the pairs (0, 0), (0, 1), (1, 1) of two neurons, or (0, 0) alone.
     tau = sums.curvature()[:, len(pair) - 1]
     if not tau.any():
         raise ValueError(f"W, points: expected neurons {i} and {j} active together; at all {points} points tau is 0")
@@ -116,7 +117,7 @@ def hidden_spectrum(
 
 
 def _calibrated(tau: Array, weights: Array, mean: float, square: float) -> Array:
-    """Weights times e^{a tau + b tau^2}, with which E tau and E tau^2 are exact; a and b by Newton's method."""
+    """Weights times e^{a tau + b tau^2}; Newton's method finds a and b for which E tau and E tau^2 are exact."""
     powers, wanted = np.stack([tau / mean, (tau / mean) ** 2]), np.array([1, square / mean**2])
     tilt = np.zeros(2)
     for _ in range(8):
@@ -128,6 +129,6 @@ def _calibrated(tau: Array, weights: Array, mean: float, square: float) -> Array
 
 
 def _exponential_sum(terms: int, g: Array) -> Array:
-    """The lognormal variable in g ~ N(0, 1) of the mean and variance of sum_{k <= terms} e^{z_k}, z_k iid N(0, 1)."""
+    """A lognormal function of g ~ N(0, 1) with the mean and variance of sum_{k <= terms} e^{z_k}, z_k iid N(0, 1)."""
     variance = math.log1p((math.e - 1) / terms)
     return np.exp(math.log(terms) + (1 - variance) / 2 + math.sqrt(variance) * g)

@@ -1,7 +1,7 @@
-"""One hidden layer under cross entropy as C -> inf: the constants of Theorem 2 and the corrections around them.
+"""One hidden layer under cross-entropy as C -> inf: the constants of Theorem 2 and their finite-N corrections.
 
-C p_c is asymptotically exp(v_c.a - |a|^2 / (2 m)), so that every limit is an expectation of e^{t a.a'} or of
-e^{s |a|^2} over a = relu(g), g ~ N(0, I_m), and factorizes over the neurons.
+C p_c is asymptotically exp(v_c.a - |a|^2 / (2 m)). Every limit is therefore an expectation that contains e^{t a.a'} or
+e^{s |a|^2}, a = relu(g), g ~ N(0, I_m), and it factorizes over the neurons.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ._results import CrossNorms
 
 
 class Kernel(NamedTuple):
-    """M(t) = E e^{t a a'} for one neuron's independent a, a' = relu(N(0, 1)); Q, its part with both active; Q', ..."""
+    """M(t) = E e^{t a a'} of one neuron, a and a' = relu(N(0, 1)) independent; Q, its part with both active; Q', ..."""
 
-    growth: float  # M - 1, which powers of M are formed from
+    growth: float  # M - 1, from which powers of M are formed
     Q: float
     Q1: float
     Q2: float
@@ -37,7 +37,7 @@ def kernel(t: float) -> Kernel:
 
 
 def power(growth: float, n: int) -> float:
-    """(1 + growth)^n without rounding 1 + growth, which is close to 1 where n is large; inf beyond a float."""
+    """(1 + growth)^n without rounding 1 + growth, which is close to 1 for large n; inf on overflow."""
     try:
         return math.exp(n * math.log1p(growth))
     except OverflowError:
@@ -45,7 +45,7 @@ def power(growth: float, n: int) -> float:
 
 
 def root_growth(s: float) -> float:
-    """E e^{s a^2} - 1 = ((1 - 2 s)^-1/2 - 1) / 2 of one neuron, 0 <= s < 1/2."""
+    """E e^{s a^2} - 1 = ((1 - 2 s)^-1/2 - 1) / 2 of one neuron, for 0 <= s < 1/2."""
     return math.expm1(-math.log1p(-2 * s) / 2) / 2
 
 
@@ -53,7 +53,7 @@ def h0(m: int) -> float:
     """E[e^{t a.a'} (1 + t a_i a_i')(1 + t a_j a_j') 1_i 1_j 1_i' 1_j'], t = 1/m; finite for m >= 2, (c).
 
     Raises:
-        TypeError, ValueError: m is not an integer >= 2, since two neurons are meant.
+        TypeError, ValueError: m is not an integer >= 2, as the formula is of two neurons.
     """
     m = _arguments.count("m", m, 2)
     k = kernel(1 / m)
@@ -64,7 +64,7 @@ def h1(m: int) -> float:
     """E[e^{t |a|^2} (1 + t a_i^2)(1 + t a_j^2) 1_i 1_j], t = 1/m; finite for m >= 3, else inf, (c).
 
     Raises:
-        TypeError, ValueError: m is not an integer >= 2, since two neurons are meant.
+        TypeError, ValueError: m is not an integer >= 2, as the formula is of two neurons.
     """
     m = _arguments.count("m", m, 2)
     if m < 3:
@@ -101,12 +101,12 @@ def fourth_moment(s: float, m: int) -> float:
 
 
 def hidden_ce_limit(gamma: float, m: int) -> BlockRatio:
-    """C -> inf of (1/d) E||H_ii||_F^2 and (C/d) E||H_ij||_F^2 of the hidden layer; Theorem 2, (91)-(92).
+    """Limits C -> inf of (1/d) E||H_ii||_F^2 and (C/d) E||H_ij||_F^2 of the hidden layer; Theorem 2, (91)-(92).
 
         (1/4 + gamma/2) / m^2   and   h(m, gamma) = (h0 + gamma h1) / m^2
 
-    The ratio is the limit of C times that of hidden_ce. For m = 2 the off-diagonal limit is +inf, as E[lam_ij^2]
-    decays slower than 1/C; where m = 1 leaves no off-diagonal block, its norm is 0.
+    The ratio is the limit of C times the ratio of hidden_ce. For m = 2 the off-diagonal limit is +inf, as E[lam_ij^2]
+    decays slower than 1/C. For m = 1 there is no off-diagonal block, and its norm is 0.
 
     Raises:
         TypeError, ValueError: gamma is not positive, or m not a positive integer.
@@ -117,12 +117,12 @@ def hidden_ce_limit(gamma: float, m: int) -> BlockRatio:
 
 
 def output_ce_limit(m: int, *, N: int | None = None) -> BlockRatio:
-    """C -> inf of C^2 E||H_ii||_F^2 and C^4 E||H_ij||_F^2 of the output layer; Theorem 2, (103)-(104).
+    """Limits C -> inf of C^2 E||H_ii||_F^2 and C^4 E||H_ij||_F^2 of the output layer; Theorem 2, (103)-(104).
 
         F(1/m, m) and F(2/m, m), at N samples (1 - 1/N) F(k/m, m) + E[e^{k |a|^2 / m} |a|^4] / N, k = 1, 2
 
-    The ratio is the limit of C^2 times that of output_ce. Finite for m >= 2 and m >= 3, at finite N for m >= 3 and
-    m >= 5; +inf below.
+    The ratio is the limit of C^2 times the ratio of output_ce. The two limits are finite for m >= 2 and for m >= 3; at
+    finite N, for m >= 3 and for m >= 5. Below they are +inf.
 
     Args:
         m: hidden neurons.
@@ -141,11 +141,12 @@ def output_ce_limit(m: int, *, N: int | None = None) -> BlockRatio:
 
 
 def cross_ce_limit(gamma: float, m: int) -> CrossNorms:
-    """C -> inf of C E||.||_F^2 and C^2 E||.||_F^2 of the two terms of `H_{w_i v_j}` in (18).
+    """Limits C -> inf of C E||.||_F^2 and C^2 E||.||_F^2 of the residual and Gauss-Newton terms of H_{w_i v_j} in (18).
 
         residual = gamma / 2,   gauss_newton = (A + gamma B) / m, finite for m >= 3, else inf
 
-    It is reached slowly: for m = 8 it is 2.7 times `cross_ce` at C = 10 and 1.35 times at C = 100, for m = 3 more.
+    The second limit is approached slowly. For m = 8 it is 2.7 times `cross_ce` at C = 10 and 1.35 times at C = 100; for
+    m = 3 the factors are larger.
 
     Raises:
         TypeError, ValueError: an argument is out of range.

@@ -1,4 +1,4 @@
-"""Linear models: Theorem 1 and its exact or O(1/d)-corrected form at finite N and d."""
+"""Linear models: Theorem 1, and its form at finite N and d, exact or with the O(1/d) correction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._softmax import Softmax, curvature_moments
 
 
 def linear_mse(gamma: float | None, *, N: int | None = None, d: int | None = None) -> BlockRatio:
-    """Limit of (1/d) ||H_ii||_F^2 = 4 (1 + gamma), H_ij = 0; eq. (3). With N and d the exact E = 4 (1 + (d + 1) / N).
+    """Limit 4 (1 + gamma) of (1/d) ||H_ii||_F^2, where H_ij = 0; (3). With N and d its mean, 4 (1 + (d + 1) / N).
 
     Raises:
         TypeError, ValueError: gamma is not positive, or not d / N.
@@ -23,9 +23,9 @@ def linear_mse(gamma: float | None, *, N: int | None = None, d: int | None = Non
 
 
 def linear_ce_limit(gamma: float) -> BlockRatio:
-    """C -> inf of (C^2/d) ||H_ii||_F^2 = 1 + gamma e and (C^4/d) ||H_ij||_F^2 = 1 + gamma e^2; (24)-(26).
+    """Limits C -> inf of (C^2/d) ||H_ii||_F^2, 1 + gamma e, and of (C^4/d) ||H_ij||_F^2, 1 + gamma e^2; (24)-(26).
 
-    The ratio is the limit of C^2 times that of linear_ce.
+    The ratio is the limit of C^2 times the ratio of linear_ce.
 
     Raises:
         TypeError, ValueError: gamma is not positive.
@@ -39,7 +39,8 @@ def linear_ce(gamma: float | None, C: int, *, N: int | None = None, d: int | Non
 
         (E lam)^2 + gamma E[lam^2],   lam = p_1 (1 - p_1) or p_1 p_2,   p = softmax(z), z iid N(0, 1)
 
-    With N and d it is their expectation over X and W instead: exact for C = 2, else F3 with an error of O(d^-2).
+    Given N and d, the result is their expectation over X and W at these sizes instead: exact for C = 2, else F3, whose
+    error is O(d^-2).
 
     Args:
         gamma: d / N; None with N and d.
@@ -73,10 +74,10 @@ def _finite_size(N: int, d: int, C: int) -> BlockRatio:
 
 
 def _hessian_squares(C: int) -> tuple[float, float]:
-    """||E Hess_z lam||_F^2 of lam = p_1 (1 - p_1) and of p_1 p_2, z iid N(0, 1), C >= 3.
+    """||E Hess_z lam||_F^2 for lam = p_1 (1 - p_1) and for lam = p_1 p_2, z iid N(0, 1), C >= 3.
 
-    For p_1 p_2 the entries are a (11, 22), b (12), c (1k, 2k), f (kk), g (kl), and rows sum to 0, as p does not change
-    when all logits move together. The Hessian of p_1 (1 - p_1) is the sum of those of p_1 p_k over k > 1.
+    For p_1 p_2 the entries are a (11, 22), b (12), c (1k, 2k), f (kk), g (kl), k, l > 2. Rows sum to 0, as p does not
+    change when all logits are shifted together. The Hessian of p_1 (1 - p_1) is the sum of those of p_1 p_k over k > 1.
     """
     p = Softmax(C, 1.0)
     p12, p112 = p.moment(1, 1), p.moment(2, 1)
@@ -107,7 +108,7 @@ def _two_classes(N: int, d: int) -> float:
 
 
 def _chi_square_rule(d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes r and weights for r ~ chi^2_d: a plain sum over log(r / d), in which the density is analytic at any d."""
+    """Nodes r and weights for means over r ~ chi^2_d: an equidistant sum in log(r / d), where the law is analytic."""
     width = math.sqrt(2 / d)
     x = np.arange(-80 / d - 9 * width, 9 * width, min(0.25, 0.3 * width))
     weights = np.exp(d / 2 * (x - np.expm1(x)))

@@ -1,7 +1,7 @@
 """One hidden layer under MSE = (1/N) sum_n ||f(x_n) - y_n||^2: Theorem 2, exact at finite N, d, m and C.
 
-W, V and x as in LeCun initialization: W_kl ~ N(0, 1/d), V_ck ~ N(0, 1/m), x ~ N(0, I_d). The angle between two rows
-of W is pi/2 - u, where u has the density ~ cos^{d-2} u on (-pi/2, pi/2): all that finite d changes.
+W_kl ~ N(0, 1/d), V_ck ~ N(0, 1/m), x ~ N(0, I_d). The angle between two rows of W is pi/2 - u, where the density of u
+is proportional to cos^{d-2} u on (-pi/2, pi/2). Their angles are all that finite d changes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def hidden_mse(gamma: float | None, m: int, C: int, *, N: int | None = None, d: 
 
         (C^2 + 2 C)/m^2 (1 + 2 gamma)   and   (C/m^2) (1/4 + gamma)
 
-    With N and d the expectations themselves, F1 and F2.
+    Given N and d, the result is the expectation at these sizes instead, F1 and F2.
 
     Args:
         gamma: d / N; None with N and d.
-        m: hidden neurons; where m = 1 leaves no off-diagonal block, its norm is 0.
+        m: hidden neurons; for m = 1 there is no off-diagonal block, and its norm is 0.
         C: outputs, >= 1.
         N: samples.
         d: inputs.
@@ -47,11 +47,12 @@ def hidden_mse(gamma: float | None, m: int, C: int, *, N: int | None = None, d: 
 
 
 def hidden_mse_limit(gamma: float, m: int) -> BlockRatio:
-    """C -> inf of C^-2 (1/d) E||H_ii||_F^2 and C^-1 (1/d) E||H_ij||_F^2 of the hidden layer; Theorem 2, (100)-(101).
+    """Limits C -> inf of (1/(d C^2)) E||H_ii||_F^2 and (1/(d C)) E||H_ij||_F^2 of the hidden layer; (100)-(101).
 
         (1 + 2 gamma) / m^2   and   (1/4 + gamma) / m^2
 
-    The ratio is the limit of C times that of hidden_mse; where m = 1 leaves no off-diagonal block, its norm is 0.
+    The ratio is the limit of C times the ratio of hidden_mse. For m = 1 there is no off-diagonal block, and its norm is
+    0. The limits are those of Theorem 2.
 
     Raises:
         TypeError, ValueError: gamma is not positive, or m not a positive integer.
@@ -61,9 +62,9 @@ def hidden_mse_limit(gamma: float, m: int) -> BlockRatio:
 
 
 def output_mse(m: int, *, N: int | None = None, d: int | None = None) -> BlockRatio:
-    """E||H_ii||_F^2 = 4 (m/4 + m (m - 1) / (4 pi^2)) of the output layer, where H_ij = 0; (9).
+    """Limit 4 (m/4 + m (m - 1) / (4 pi^2)) of E||H_ii||_F^2 of the output layer, where H_ij = 0; (9).
 
-    With N and d the expectation itself, 4 ((1 - 1/N) E||E[a a^T | W]||_F^2 + E|a|^4 / N).
+    Given N and d, the result is the expectation at these sizes: 4 ((1 - 1/N) E||E[a a^T | W]||_F^2 + E|a|^4 / N).
 
     Raises:
         TypeError, ValueError: m, N or d is not a positive integer, or one of N and d is missing.
@@ -82,7 +83,7 @@ def output_mse(m: int, *, N: int | None = None, d: int | None = None) -> BlockRa
 
 
 def cross_mse(gamma: float, m: int, C: int) -> CrossNorms:
-    """Limits of E||.||_F^2 of the two terms of `H_{w_i v_j}` in (11), targets one-hot of uniform labels.
+    """Limits of E||.||_F^2 of the two terms of H_{w_i v_j} in (11), for one-hot targets of uniform labels.
 
         gauss_newton = 4 (core + gamma core_g),   residual = gauss_newton + 4 (1/(2 pi C^2) + gamma/(2 C)),
         core = (1/4 + (m - 1)(1/(4 pi^2) + 1/16)) / m,   core_g = (1/2 + (m - 1)/4) / m
@@ -100,8 +101,8 @@ def cross_mse(gamma: float, m: int, C: int) -> CrossNorms:
 def given_weights_mse(W: np.ndarray, V: np.ndarray, N: int) -> tuple[BlockRatio, BlockRatio]:
     """(1/d) E||H_ij||_F^2 of the hidden and E||H_ij||_F^2 of the output layer over x ~ N(0, I_d), given the weights.
 
-    With alpha_ij = pi - angle(w_i, w_j), the wedge where both neurons are active, E[1_i 1_j] = alpha / (2 pi),
-    ||E[1_i 1_j x x^T]||_F^2 = (d alpha^2 + 2 sin^2 alpha) / (4 pi^2), and |x| is independent of it.
+    Both neurons are active in a wedge of the angle alpha_ij = pi - angle(w_i, w_j), so that E[1_i 1_j] = alpha / (2 pi)
+    and ||E[1_i 1_j x x^T]||_F^2 = (d alpha^2 + 2 sin^2 alpha) / (4 pi^2). |x| is independent of being in the wedge.
     """
     m, d = W.shape
     norms = np.linalg.norm(W, axis=1)
@@ -109,7 +110,7 @@ def given_weights_mse(W: np.ndarray, V: np.ndarray, N: int) -> tuple[BlockRatio,
     np.fill_diagonal(cosine, 1)
     angle = np.arccos(cosine)
     alpha, sine = math.pi - angle, np.sin(angle)
-    # A hidden unit without weights is off.
+    # A hidden unit whose weights are all 0 is never active.
     alpha, sine = (np.where(np.outer(norms, norms) > 0, t, 0) for t in (alpha, sine))
     wedge = (1 - 1 / N) * (d * alpha**2 + 2 * sine**2) / (4 * math.pi**2) + d * (d + 2) * alpha / (2 * math.pi * N)
     hidden = 4 * (V.T @ V) ** 2 * wedge / d
@@ -122,7 +123,7 @@ def given_weights_mse(W: np.ndarray, V: np.ndarray, N: int) -> tuple[BlockRatio,
 
 
 def angles(d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes u > 0 and weights of the density ~ cos^{d-2} u, for even functions of u."""
+    """Nodes u > 0 and weights for means of even functions of u, whose density is proportional to cos^{d-2} u."""
     if d == 1:  # parallel or antiparallel
         return np.array([math.pi / 2]), np.ones(1)
     end = min(math.pi / 2, 10 / math.sqrt(d))

@@ -1,7 +1,7 @@
-"""One hidden layer under cross entropy at finite C: the moments that hold one input, to about 10 digits.
+"""One hidden layer under cross-entropy at finite C: the moments of a single input, to about 10 digits.
 
-Given a = relu(W x), the logits are beta x_c with beta = |a| / sqrt(m) and x_c iid N(0, 1), so every expectation over V
-is one over a softmax of variance beta^2, and |a|^2 ~ chi^2_k with k of the m neurons active.
+Given a = relu(W x), the logits are beta x_c with beta = |a| / sqrt(m) and x_c iid N(0, 1). Every expectation over V is
+therefore one over a softmax of logits of variance beta^2. With k of the m neurons active, |a|^2 ~ chi^2_k.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _partitions(items: tuple) -> Iterator[list[tuple]]:
 
 @cache
 def _class_terms(factors: tuple[Factor, ...]) -> dict[tuple[Factor, ...], int]:
-    """The product of sums as sums over distinct classes: factors that share a class multiply."""
+    """Write a product of sums over classes as sums over distinct classes, in which factors of one class multiply."""
     terms: Counter = Counter()
     for partition in _partitions(factors):
         classes = []
@@ -128,14 +128,14 @@ class ReplicaMoments(NamedTuple):
 def replica_moments(m: int, C: int) -> ReplicaMoments:
     """Moments of one input's curvature over W, V and x as d -> inf, to about 10 digits.
 
-    The gamma terms of (91)-(92) are gamma D2 and gamma O2, the 1/N terms of (103)-(104) U1n / N and U2n / N.
+    gamma D2 and gamma O2 are the gamma terms of (91)-(92). U1n / N and U2n / N are the 1/N terms of (103)-(104).
 
     Args:
         m: hidden neurons; O2 is 0 for m = 1.
         C: number of classes, >= 2.
 
     Raises:
-        TypeError, ValueError: m or C is no such integer. MemoryError: m is too large.
+        TypeError, ValueError: m or C is not such an integer. MemoryError: m is too large.
     """
     return _replica_moments(_arguments.count("m", m), _arguments.count("C", C, 2))
 
@@ -163,8 +163,8 @@ def _replica_moments(m: int, C: int) -> ReplicaMoments:
 def cross_moments(m: int, C: int) -> tuple[float, float]:
     """E[p_j^2 1_i] and E[(p_j (v_ji - E_p v_i) 1_i)^2 |a|^2] over W, V and x.
 
-    Given |a| and x, the logits over beta, v_ci sqrt(m) is a^_i x_c, a^ = a / |a|, and an independent normal of variance
-    1 - a^_i^2: sum_j p_j^2 (v_ji - E_p v_i)^2 has the mean (a^_i^2 kappa + (1 - a^_i^2) T) / m.
+    Let b = a / |a|. Given a and the x_c, v_ci sqrt(m) is b_i x_c plus an independent normal of variance 1 - b_i^2.
+    Hence the mean of sum_j p_j^2 (v_ji - E_p v_i)^2 is (b_i^2 kappa + (1 - b_i^2) T) / m.
     """
     square = spread = 0.0
     for at in _radii(m, C):
@@ -176,18 +176,18 @@ def cross_moments(m: int, C: int) -> tuple[float, float]:
 
 
 class _Radius(NamedTuple):
-    """A node beta = |a| / sqrt(m) with its weights."""
+    """A node beta = |a| / sqrt(m), with its weights for different sets of active neurons."""
 
     beta: float
-    one: np.ndarray  # i and k - 1 others are active, k = 1..m
+    one: np.ndarray  # i and k - 1 others, k = 1..m
     two: np.ndarray  # i, j and k - 2 others, k = 2..m
-    any: float  # at least one is
+    any: float  # at least one neuron
 
 
 def _radii(m: int, C: int) -> Iterator[_Radius]:
-    """Yield the nodes of a Gauss-Legendre rule between the ends of the law of |a|.
+    """Yield the nodes of a Gauss-Legendre rule over |a|, on an interval that holds all but a negligible probability.
 
-    No moment is much below C^-4, which says how much of the law may be cut off: of the chi law of a rare k more.
+    No moment is much below C^-4. The probability to be cut off is therefore 1e-16 C^-4, divided by that of k.
     """
     require(160 * m, f"densities of {m} active neurons")
     k = np.arange(1, m + 1)

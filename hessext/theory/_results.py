@@ -1,4 +1,4 @@
-"""What the functions of theory return."""
+"""The results of the functions of theory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CrossNorms(NamedTuple):
 
 
 class CrossEstimate(CrossNorms):
-    """The same as means over random draws; `error` are their standard errors."""
+    """CrossNorms as means over random draws; `error` has their standard errors."""
 
     error: CrossNorms
 

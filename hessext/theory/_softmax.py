@@ -1,13 +1,12 @@
 """Moments of a softmax over iid Gaussian logits.
 
-With p = softmax(beta x), x_1..x_C iid N(0, 1), and S the sum of exponentials, the identity
-1 / S^K = int e^{K u} exp(-e^u S) du / G(K) separates the classes: for powers a_i > 0 and functions f_i,
-with K = sum a_i,
+Let p = softmax(beta x), x_1..x_C iid N(0, 1), S the sum of the exponentials, and G the gamma function. The identity
+1 / S^K = int e^{K u} exp(-e^u S) du / G(K) separates the classes. For powers a_i > 0, K = sum a_i, and functions f_i,
 
     E prod_i p_i^{a_i} f_i(x_i) = (1 / G(K)) int prod_{i <= n} psi_i(u) phi_0(u)^{C - n} du,
     psi_i(u) = E[y^{a_i} e^{-y} f_i(x)],   phi_0(u) = E[e^{-y}],   y = e^{u + beta x}.
 
-Every integrand is analytic and decays, so plain sums over grids are accurate to rounding.
+Every integrand is analytic and decays, so that equidistant sums are accurate to rounding.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ _NORMAL_MOMENTS = (1.0, 0.0, 1.0, 0.0, 3.0)
 
 
 class Softmax:
-    """p = softmax(beta x) over C classes; `total` bounds the powers' sum K from above, `least` from below.
+    """p = softmax(beta x) over C classes, for sums K of powers from `least` to `total`.
 
-    The functions f are polynomials in x - beta: under the tilt by p itself x has mean beta, so that Var_p x comes out
-    without cancellation at any C.
+    The functions f are polynomials in x - beta. Under the tilt by p, x has mean beta, so that Var_p x is computed
+    without cancellation at any C. Raises MemoryError.
     """
 
     def __init__(self, C: int, beta: float, total: float = 4.0, least: float = 1.0) -> None:
         self.C, self.beta = C, beta
-        # y^K e^{-y} varies over a distance of K^-1/2, psi over beta if that is larger, phi_0^C over beta (2 log C)^-1/2
+        # In u, y^K e^{-y} varies on the scale K^-1/2, psi on beta if that is larger, phi_0^C on beta (2 log C)^-1/2.
         step = min(_STEP, 0.7 / math.sqrt(total))
         self._step = step * max(1.0, beta / math.sqrt(4 + 2 * math.log(C)))
         largest = min(beta**2 / 2, beta * math.sqrt(2 * (math.log(C) + _DECAY)))  # log S - log C, to all purposes
         start, end = -(math.log(C) + largest + _DECAY / min(1.0, least)), _TAIL * beta + 4
-        # Beyond y = e^4 nothing is left, and a tilt by y^a, a <= total, moves x to a beta.
+        # Beyond y = e^4 integrands vanish. A tilt by y^a, a <= total, moves the mean of x to a beta.
         right = (4 - start) / max(beta, 1e-9)
         right = min(_TAIL + total * beta, max(right, _TAIL + beta) if start < -(beta**2) else right)
         spacing = min(0.4, step / max(beta, 1e-9))
@@ -77,7 +76,7 @@ class Softmax:
         return float(integrand.sum() * self._step * math.exp(scale))
 
     def _function(self, factor: Factor) -> Array:
-        """psi(u) / G(a) on the grid."""
+        """psi(u) / G(a) on the grid of u."""
         if factor not in self._psi:
             a, f = factor
             weights = self._normal * np.polynomial.polynomial.polyval(self._centred, f)
@@ -85,7 +84,7 @@ class Softmax:
                 self._powers[a] = np.exp(a * self._log_y - self._y - gammaln(a))
             psi = self._powers[a] @ weights
             if a == 1 and sum(c * m for c, m in zip(f, _NORMAL_MOMENTS, strict=False)) == 0:
-                # E[y f] = 0, so e^{-y} - 1 may replace e^{-y}: where that is near 1, without cancellation.
+                # As E[y f] = 0, e^{-y} - 1 may replace e^{-y}. Where e^{-y} is near 1 this avoids cancellation.
                 rows = self._small
                 psi[rows] = (self._y[rows] * self._less[rows]) @ weights
             self._psi[factor] = psi
@@ -102,7 +101,7 @@ class CurvatureMoments(NamedTuple):
 
 
 def curvature_moments(p: Softmax) -> CurvatureMoments:
-    """Moments of the entries of diag p - p p^T; 1 - p_1 is the sum of the others, so that every term is positive."""
+    """Moments of the entries of diag p - p p^T. 1 - p_1 is formed as the sum of the others, so that nothing cancels."""
     C, off, off_square = p.C, p.moment(1, 1), p.moment(2, 2)
     mixed = (C - 2) * p.moment(2, 1, 1) if C > 2 else 0.0
     return CurvatureMoments((C - 1) * off, off, (C - 1) * (off_square + mixed), off_square)
@@ -117,8 +116,8 @@ def softmax_moment(C: int, *powers: float, variance: float = 1.0) -> float:
         variance: of the logits, >= 0.
 
     Raises:
-        TypeError, ValueError: an argument is not such a number, or there are more powers than classes. MemoryError: a
-            variance or powers for which the sums are too long.
+        TypeError, ValueError: an argument is out of range, or there are more powers than classes. MemoryError: the
+            variance or the powers need too fine a grid.
     """
     C = _arguments.count("C", C, 2)
     beta = math.sqrt(_arguments.nonnegative("variance", variance))

@@ -1,11 +1,11 @@
 """Limiting spectra of H = (1/N) X^T diag(tau) X, d / N -> gamma: the generalized Marchenko-Pastur law of (37).
 
-Its Stieltjes transform s(z) = int (x - z)^{-1} dmu(x) is the solution with Im s > 0, for Im z > 0, of
+For Im z > 0, its Stieltjes transform s(z) = int (x - z)^{-1} dmu(x) is the solution with Im s > 0 of
 
     s = 1 / (-z + E[tau / (1 + gamma tau s)]).
 
-s is also the stationary point of z s + log s - E log(1 + gamma tau s) / gamma, whose derivative in z is s itself: its
-imaginary part over pi is the distribution function, without an integral.
+s is also the stationary point of z s + log s - E log(1 + gamma tau s) / gamma. The derivative of this in z is s, so
+that its imaginary part over pi is the distribution function, without an integral.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from . import _arguments
 
 Array = np.ndarray
 
-_MOMENTS = 200  # at most: the work goes as the cube
-_BINS = 1000  # of the normal score of tau, over +-8
-_STEPS = 100  # of Newton's method at one distance from the real axis; a few are enough but near edges
+_MOMENTS = 200  # highest moment; the work grows as its cube
+_BINS = 1000  # for the normal score of tau, from -8 to 8
+_STEPS = 100  # most steps of Newton's method at one height above the real axis; few are needed except near edges
 _TOLERANCE = 1e-10
-_ENTRIES = 1 << 16  # of a work array, to stay in cache
+_ENTRIES = 1 << 16  # of a work array that stays in cache
 
 
 class MarchenkoPastur(NamedTuple):
-    """Law of constant tau = s2: MP(gamma, s2) of (97), the spectrum of (s2 / n) Z^T Z, Z (n, p), p / n -> gamma.
+    """The law MP(gamma, s2) of (97), of constant tau = s2: the spectrum of (s2 / n) Z^T Z, Z (n, p), p / n -> gamma.
 
-    Density sqrt((b - x)(x - a)) / (2 pi gamma s2 x) on [a, b] = s2 (1 -+ sqrt(gamma))^2, atom (1 - 1/gamma)_+ at 0.
+    The density is sqrt((b - x)(x - a)) / (2 pi gamma s2 x) on [a, b] = s2 (1 -+ sqrt(gamma))^2. The atom at 0 has the
+    mass (1 - 1/gamma)_+.
     """
 
     gamma: float
@@ -58,9 +59,9 @@ class MarchenkoPastur(NamedTuple):
         """s(z), Im z >= 0: the root of s2 gamma z s^2 + (z - s2 (1 - gamma)) s + 1 = 0 with Im s >= 0."""
         z = _arguments.numbers("z", z, complex)
         (a, b), square = self.support, self.s2 * self.gamma * z
-        root = np.sqrt(z - a) * np.sqrt(z - b)  # ~ z at infinity, with the cut [a, b]
+        root = np.sqrt(z - a) * np.sqrt(z - b)  # ~ z at infinity, with the branch cut [a, b]
         linear = z - self.s2 * (1 - self.gamma)
-        adds = (root * linear.conj()).real > 0  # of the two forms of the root, the one that does not cancel
+        adds = (root * linear.conj()).real > 0  # whether the first form of the solution does not cancel
         s = np.where(adds, -2 / np.where(adds, root + linear, 1), (root - linear) / np.where(adds, 1, 2 * square))
         return s.real + 1j * np.abs(s.imag)
 
@@ -79,18 +80,18 @@ class MarchenkoPastur(NamedTuple):
 
 
 class Spectrum:
-    """Law mu of the eigenvalues of (1/N) X^T diag(tau) X as d / N -> gamma, X (N, d) iid standard; (37).
+    """Law mu of the eigenvalues of (1/N) X^T diag(tau) X as d / N -> gamma, X (N, d) iid standardized; (37).
+
+    More than 1000 atoms of tau are first put into bins, which resolve the tails.
 
     Args:
         gamma: limit of d / N.
         tau: samples or atoms of the law of the tau_n, of any sign.
-        weights: their probabilities, >= 0; normalized. None for equal ones.
-
-    Many atoms are first put in bins that resolve the tails.
+        weights: their probabilities >= 0, which are normalized. None for equal ones.
 
     Raises:
-        TypeError, ValueError: gamma is not positive; tau is not a finite vector with one that is not 0; weights do not
-            fit.
+        TypeError, ValueError: gamma is not positive; tau is not a finite vector with a nonzero entry; weights do not
+            fit tau.
     """
 
     def __init__(self, gamma: float, tau: Any, weights: Any = None) -> None:
@@ -113,7 +114,7 @@ class Spectrum:
         return max(0.0, 1 - (1 - self._zero) / self.gamma)
 
     def moment(self, k: int) -> float:
-        """int x^k dmu; E tau for k = 1, (E tau)^2 + gamma E tau^2 for k = 2; (36)."""
+        """int x^k dmu: E tau for k = 1, (E tau)^2 + gamma E tau^2 for k = 2; (36)."""
         tau, weights = self._all
         return _moment(k, self.gamma, lambda n: float(tau**n @ weights))
 
@@ -134,7 +135,7 @@ class Spectrum:
         return s.reshape(z.shape)
 
     def density(self, x: Any) -> Array:
-        """Density of the continuous part, smoothed over a distance of 1e-8 |x|, next to 0 of 1e-12 E|tau|."""
+        """Density of the continuous part, smoothed over a distance of max(1e-8 |x|, 1e-12 E|tau|)."""
         z = self._above(x)
         atom = self.atom * z.imag / np.abs(z) ** 2
         return np.maximum(self.stieltjes(z).imag - atom, 0) / math.pi
@@ -167,7 +168,7 @@ class Spectrum:
             ratio = self.tau / (1 + self.gamma * at[:, None] * self.tau)
             A, A2 = ratio @ self.weights, (ratio * ratio) @ self.weights
             new = at - (at * (A - here) - 1) / (A - here - self.gamma * at * A2)
-            # Where Newton leaves the half-plane, half a step of the equation itself, which maps it into itself.
+            # Where Newton leaves the half-plane, take half a step of fixed-point iteration, which maps it into itself.
             new = np.where(new.imag > 0, new, (at + 1 / (A - here)) / 2)
             s[todo] = new
             todo = todo[np.abs(new - at) > _TOLERANCE * np.abs(new)]
@@ -177,13 +178,13 @@ class Spectrum:
 
 
 def _below(z: Array, s: Array, gamma: float, tau: Array, weights: Array) -> Array:
-    """mu((-inf, Re z]) = Im[z s + log s - E log(1 + gamma tau s) / gamma] / pi, next to the real axis."""
+    """mu((-inf, Re z]) = Im[z s + log s - E log(1 + gamma tau s) / gamma] / pi, for z next to the real axis."""
     logarithms = [np.angle(1 + gamma * tau * one) @ weights for one in s.flat]
     return ((z * s + np.log(s)).imag - np.reshape(logarithms, s.shape) / gamma) / math.pi
 
 
 def _moment(k: int, gamma: float, power: Callable[[int], float]) -> float:
-    """From the free cumulants gamma^{n-1} E tau^n: m_k = sum_n kappa_n [x^{k-n}] (sum_j m_j x^j)^n."""
+    """m_k = int x^k dmu = sum_n kappa_n [x^{k-n}] (sum_j m_j x^j)^n, with free cumulants gamma^{n-1} E tau^n."""
     k, moments = _checks.count("k", k, 0, _MOMENTS), [1.0]
     for top in range(1, k + 1):
         product, total = np.ones(1), 0.0
@@ -202,7 +203,7 @@ def _cumulant(n: int, gamma: float, power: Callable[[int], float]) -> float:
 
 
 def _binned(tau: Array, weights: Array) -> tuple[Array, Array]:
-    """Means and masses in bins of equal width in the normal score of tau's rank: the tails keep bins of their own."""
+    """Mean and mass of tau in bins of equal width in the normal score of its rank, which resolve the tails."""
     order = np.argsort(tau)
     tau, weights = tau[order], weights[order]
     if len(tau) <= _BINS:
