@@ -48,18 +48,21 @@ def run(
     progress: bool = True,
     **parameters: Any,
 ) -> Drawing:
-    """Draw a figure and write its pictures, numbers and caption; what is on disk already is not computed again.
+    """Draw a figure and write its pictures, numbers and caption. Steps whose results are on disk are not repeated.
 
     Args:
         name: one of NAMES.
-        out: folder, made if need be; files are named by the figure. None: out/figures, or out/figures-quick.
-        quick: smaller sizes, for less than a minute or a few.
-        progress: say on stderr what goes on.
+        out: folder, created if it is missing. None: out/figures, or out/figures-quick.
+        quick: smaller sizes, which take from less than a minute to a few minutes.
+        progress: report progress on stderr.
         parameters: in place of FIGURES[name].defaults (or .quick), e.g. classes=[2, 10], seed=1, dtype="float64".
 
+    Returns:
+        The drawing: its pictures, findings and numbers, and the files written.
+
     Raises:
-        ValueError, TypeError: the name or a parameter, with those there are. ImportError: matplotlib, scikit-learn or
-            torchvision are missing. FileNotFoundError: the data are. MemoryError.
+        ValueError, TypeError: an unknown name, or a bad parameter. ImportError: matplotlib, scikit-learn or torchvision
+            is missing. FileNotFoundError: the data are missing. MemoryError.
     """
     if str(name) not in FIGURES:
         raise ValueError(f"name: expected one of {', '.join(NAMES)}; got {name!r}")

@@ -1,4 +1,4 @@
-"""The figure `approximations`: what structured approximations capture of each layer, at initialization and trained."""
+"""The figure `approximations`: what structured approximations capture of each layer, before and along training."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import matplotlib.figure
     from matplotlib.axes import Axes
 
-_CASES = {"cross_entropy": 4, "mse": 3}  # of hessext.sweep
+_CASES = {"cross_entropy": 4, "mse": 3}  # cases of hessext.sweep
 _LAYERS = ("hidden", "output")
 _SETTINGS = {"initialization": "at initialization", "gaussian": "Gaussian data", "digits": "digits"}
 _DIGITS = {"samples": 1797, "features": 64, "classes": 10}
-_MOMENTS = 10  # of a training
-_KINDS = {  # color, marker, line; those with factors are dashed and hollow
+_MOMENTS = 10  # of a training at which approximations are measured
+_KINDS = {  # color, marker, line; approximations by Kronecker factors are dashed and hollow
     "block-diagonal": (COLORS[0], "o", "-"),
     "input-column blocks": (COLORS[1], "s", "-"),
     "diagonal": (COLORS[2], "^", "-"),
@@ -43,9 +43,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def _shares(hessians: Iterable[Hessian]) -> dict[str, Any]:
-    """(approximations, 3) of each layer: share captured, standard error, share by pairs of different samples alone.
+    """(approximations, 3) of each layer: share captured, its standard error, share by pairs of different samples alone.
 
-    Means over the draws, if there are several, and their error.
+    Of several draws they are means over the draws.
     """
     tables = [[H[layer].approximations() for layer in _LAYERS] for H in hessians]
     return {
@@ -73,13 +73,13 @@ def _task(run: Run, setting: str, loss: str) -> Task:
 
 
 def _steps(steps: Iterable[int]) -> list[int]:
-    """Of the steps whose weights are kept about one of six, the first and the last among them."""
+    """Some of the steps whose weights are kept, equidistant in number, the first and the last among them."""
     kept = np.array(sorted(steps))
     return kept[np.unique(np.linspace(0, len(kept) - 1, _MOMENTS).round().astype(int))].tolist()
 
 
 def _rows(run: Run) -> Iterator[dict[str, Any]]:
-    """One for each approximation of each layer, with each loss: at initialization by C, and along both trainings."""
+    """Yield a row for each approximation, layer and loss: at initialization for each C, then along training."""
     p, fixed = run.parameters, {"steps": None, "learning_rate": None}
     tasks = [_task(run, setting, loss) for setting in ("gaussian", "digits") for loss in _CASES]
     tasks[-1].data()  # needs scikit-learn: better missed now than after the first half
@@ -113,7 +113,7 @@ def _of_layers(about: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> Ite
 
 
 def _picture(run: Run, loss: str, rows: Rows) -> matplotlib.figure.Figure:
-    """A row of panels for each layer; columns: over C at initialization, along training on both data sets."""
+    """Draw a row of panels for each layer: over C at initialization, and along training on both data sets."""
     p = run.parameters
     picture, axes = page(len(_LAYERS), len(_SETTINGS), 3.35, sharex="col", sharey=True)
     for layer, line in zip(_LAYERS, axes, strict=True):
@@ -149,7 +149,7 @@ def _panel(ax: Axes, rows: Rows, over: str) -> None:
         ax.set_xticks(sizes, map(str, sizes))
     else:
         steps = sorted({row["step"] for row in rows})
-        ax.set_xscale("symlog", linthresh=steps[1])  # of at least one step
+        ax.set_xscale("symlog", linthresh=steps[1])
         decades = (10**k for k in range(1, len(str(steps[-1]))))
         ax.set_xticks([0, *(step for step in decades if step > steps[1])])
         ax.set_xlim(-0.3 * steps[1], 1.5 * steps[-1])
@@ -190,8 +190,9 @@ def _share(rows: Rows, name: str) -> float:
 
 def _most(rows: Rows) -> str:
     """Whose share is the largest, to three digits, and what it is."""
-    best = max(_share(rows, name) for name in _KINDS)
-    names = [name for name in _KINDS if _share(rows, name) > best - 5e-4]
+    shares = {name: float(np.nan_to_num(_share(rows, name))) for name in _KINDS}
+    best = max(shares.values())
+    names = [name for name, share in shares.items() if share > best - 5e-4]
     first = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} other{'s' * (len(names) > 2)}"
     return f"{first} ({best:.3f})"
 

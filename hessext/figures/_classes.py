@@ -17,33 +17,33 @@ from hessext.sweeps.statistics import moments, standard_error
 
 from ._frame import Drawing, Figure, Run
 
-PIXELS = 520  # of a heat map, at most about
+PIXELS = 520  # of a heat map's side, about
 
 
 class Model(NamedTuple):
-    """A model and its loss; `layers` are drawn, one row of heat maps each."""
+    """A model and its loss. Each of its layers has a row of heat maps."""
 
     network: bool
     loss: str
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers."""
+        """The names of its layers."""
         return ("hidden", "output") if self.network else ("output",)
 
     def weights(self, run: Run, classes: int, number: int) -> list[Tensor]:
-        """Of one draw."""
+        """The weights of one draw."""
         p = run.parameters
         shapes = [(p.hidden, p.features), (classes, p.hidden)] if self.network else [(classes, p.features)]
         return lecun(*shapes, **_options(run, number))
 
     def hessian(self, run: Run, classes: int, number: int) -> Hessian:
-        """At these weights, on one sample per class."""
+        """The Hessian of one draw: at its weights, on one sample per class."""
         x, y = datasets.gaussian(classes, run.parameters.features, classes, balanced=True, **_options(run, number))
         return (one_hidden if self.network else linear)(*self.weights(run, classes, number), x, y, loss=self.loss)
 
     def expected(self, run: Run, classes: int, number: int) -> dict[str, BlockRatio]:
-        """Of each layer's ratio() in the theory: of a network at these weights, of a linear model over all weights."""
+        """The theory of each layer's ratio(): for a network at the draw's weights, else a mean over weights."""
         from hessext import theory  # scipy takes a second to load
 
         if self.network:
@@ -56,12 +56,12 @@ class Model(NamedTuple):
 
 
 def _options(run: Run, number: int) -> dict[str, Any]:
-    """Of the random numbers of a draw."""
+    """Seed and dtype of a draw's random numbers."""
     return {"seed": (run.parameters.seed << 32) + number, "dtype": run.dtype}
 
 
 def _numbers(model: Model, run: Run, classes: int) -> dict[str, Any]:
-    """Pooled |H| of each layer in the first draw; (draws, 4) norms of all draws and their expectations."""
+    """Pooled |H| of each layer in the first draw, and norms with their expectations (draws, 4) of all draws."""
     found: dict[str, Any] = {f"{layer}_norms": [] for layer in model.layers}
     for number in run.progress(range(run.parameters.draws), f"C = {classes}"):
         H, expected = model.hessian(run, classes, number), model.expected(run, classes, number)
@@ -75,7 +75,7 @@ def _numbers(model: Model, run: Run, classes: int) -> dict[str, Any]:
 
 
 def _row(layer: str, classes: int, norms: np.ndarray) -> dict[str, Any]:
-    """Means over draws, their standard errors, and the theory's means."""
+    """Means over draws, their standard errors, and the theory's means, as a row of the table."""
     values, deviations = moments(*norms[:, :2].T)
     columns = zip(BlockRatio._fields, values, standard_error(deviations), moments(*norms[:, 2:].T)[0], strict=True)
     row: dict[str, Any] = {"layer": layer, "classes": classes}

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 PIXELS = 400
-GAUSSIAN = 0  # in place of a number of clusters
+GAUSSIAN = 0  # stands for Gaussian data in place of a number of clusters
 
 
 def _hessian(run: Run, loss: str, classes: int, clusters: int, draw: int) -> Hessian:
-    """At initialization, on clustered data or on Gaussian data of mean square norm 1."""
+    """The Hessian at initialization, on clustered data or on Gaussian data of mean squared norm 1."""
     p, options = run.parameters, {"seed": (run.parameters.seed << 32) + draw, "dtype": run.dtype}
     if clusters == GAUSSIAN:
         x, y = datasets.gaussian(p.samples, p.features, classes, **options)
@@ -36,7 +36,7 @@ def _hessian(run: Run, loss: str, classes: int, clusters: int, draw: int) -> Hes
 
 
 def _numbers(run: Run, loss: str, layers: tuple[str, ...], classes: int, clusters: int) -> dict[str, Any]:
-    """Block means (draws, 2) of each layer, and the first draw pooled."""
+    """Block means (draws, 2) of each layer, and pooled |H| of the first draw."""
     found: dict[str, Any] = {f"{layer}_norms": [] for layer in layers}
     for draw in range(run.parameters.draws):
         H = _hessian(run, loss, classes, clusters, draw)
@@ -48,7 +48,7 @@ def _numbers(run: Run, loss: str, layers: tuple[str, ...], classes: int, cluster
 
 
 def _row(layer: str, classes: int, clusters: int, norms: np.ndarray) -> dict[str, Any]:
-    """Means over draws, their ratio, and standard errors."""
+    """Means over draws, their ratio and their standard errors, as a row of the table."""
     values, deviations = moments(*norms.T)
     row: dict[str, Any] = {"layer": layer, "clusters": clusters or "gaussian", "classes": classes}
     for name, value, error in zip(BlockRatio._fields, values, standard_error(deviations), strict=True):
@@ -57,7 +57,7 @@ def _row(layer: str, classes: int, clusters: int, norms: np.ndarray) -> dict[str
 
 
 def _draw(loss: str, layers: tuple[str, ...], run: Run) -> Drawing:
-    """layers: those that are not block-diagonal at any C."""
+    """Draw the layers that are not exactly block-diagonal."""
     p = run.parameters
     points = [(classes, clusters) for clusters in [*p.clusters, GAUSSIAN] for classes in p.classes]
     found = {}
@@ -78,7 +78,7 @@ def _draw(loss: str, layers: tuple[str, ...], run: Run) -> Drawing:
 def _maps(
     run: Run, loss: str, layers: tuple[str, ...], ends: tuple[int, int], images: dict[str, np.ndarray]
 ) -> matplotlib.figure.Figure:
-    """Heat maps: a column for each number of clusters, a row for few and for many classes."""
+    """Draw heat maps: a column for each number of clusters, a row for the fewest and one for the most classes."""
     p = run.parameters
     picture, axes = maps(2 * len(layers), len(p.clusters))
     picture.suptitle(
@@ -103,7 +103,7 @@ def _lines(layer: str, rows: list[dict[str, Any]]) -> dict[Any, list[dict[str, A
 
 
 def _curves(layers: tuple[str, ...], rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
-    """The ratio over C, a line for each number of clusters."""
+    """Draw the ratio over C, a line for each number of clusters."""
     picture, axes = page(1, len(layers), 3.8, sharey=True)
     for layer, ax in zip(layers, axes[0], strict=True):
         for (clusters, points), marker in zip(_lines(layer, rows).items(), "os^Dv<>", strict=False):

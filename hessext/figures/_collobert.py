@@ -1,4 +1,4 @@
-"""Figure 10: Collobert's setting, two classes and one output, before, along and after training."""
+"""Figure 10: Collobert's setting of two classes and one output, before, along and after training."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ PIXELS = 400
 
 
 def curvature(network: Trained, step: int) -> float:
-    """Mean over samples of d2 l_n / df2: of p (1 - p), or 2 under MSE."""
+    """Mean over samples of d2 l_n / df2: p (1 - p) under cross-entropy, 2 under MSE."""
     W, V = network.weights[step]
     f = torch.relu(network.x @ W.T) @ V.T
     return float(resolve(network.task.loss).output(lambda: f, None, f).scale.sum(dtype=torch.float64))
 
 
 def right(network: Trained, step: int) -> Tensor:
-    """Whether each sample is on its label's side."""
+    """Whether each sample is classified correctly."""
     W, V = network.weights[step]
     middle = 0.0 if network.task.loss == "mse" else 0.5
     return ((torch.relu(network.x @ W.T) @ V.T) > 0) == (network.y > middle)
 
 
 def _row(network: Trained, step: int) -> dict[str, Any]:
-    """The hidden layer's blocks before a step; their off-diagonal ones are the term of (1)."""
+    """The hidden layer's block means before a step; its off-diagonal blocks are those of (1)."""
     ratio = network.hessian(step)["hidden"].ratio()
     accuracy = right(network, step).double().mean().item()
     row = {"loss": network.task.loss, "step": step, "value": float(network.losses[step]), "accuracy": accuracy}
@@ -66,7 +66,7 @@ def _draw(run: Run) -> Drawing:
 
 
 def _curves(name: str, rows: list[dict[str, Any]], sizes: Axes, ratio: Axes) -> None:
-    """Mean squared norms of diagonal and off-diagonal blocks and the output's curvature; the ratio of the norms."""
+    """Draw the mean squared norms of blocks with the output's curvature, and on other axes the ratio of the norms."""
     steps = [row["step"] for row in rows]
     for quantity, label, line in (
         ("diagonal", r"mean $\|H_{ii}\|_F^2$", "-"),

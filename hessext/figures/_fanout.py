@@ -1,4 +1,4 @@
-"""The figure `fanout`: what decides how block-diagonal a layer of a deep network is, its fan-out or what follows it."""
+"""The figure `fanout`: does a layer's fan-out decide how block-diagonal it is, or does what follows it?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOSSES = ("mse", "cross_entropy")
 
 
 def _initial(run: Run, shape: Shape, loss: str) -> dict[str, Any]:
-    """What is kept of a network at initialization: all draws, and under MSE the ratios expected, with their errors."""
+    """The numbers of a network at initialization: all draws, and under MSE the theory's ratios with their errors."""
     from hessext import theory  # scipy takes a second to load
 
     found: dict[str, Any] = {"measured": initial(run, shape, loss)}
@@ -30,16 +30,16 @@ def _initial(run: Run, shape: Shape, loss: str) -> dict[str, Any]:
 
 
 def _sizes(shape: Shape, layer: int, ranks: Iterable[float]) -> dict[str, Any]:
-    """What may explain a hidden layer's ratio."""
+    """The quantities that may explain a hidden layer's ratio."""
     widths, (rank, pair_rank) = shape.widths, map(float, ranks)
     sizes = {"layer": layer + 1, "layers": len(widths), "own": widths[layer], "next": widths[layer + 1]}
     return sizes | {"classes": widths[-1], "rank": rank, "pair_rank": pair_rank}
 
 
 def _rows(run: Run) -> Iterator[dict[str, Any]]:
-    """One for each hidden layer of each network with each loss, at initialization and along the training."""
+    """Yield a row for each hidden layer of each network with each loss, at initialization and along training."""
     tasks = [(number, shape, loss) for number, shape in enumerate(shapes(run)) for loss in _LOSSES]
-    general = dict.fromkeys(("networks", "layers", "hidden", "classes"))  # a step depends on its shape alone
+    general = dict.fromkeys(("networks", "layers", "hidden", "classes"))  # a cached step depends only on its shape
     for number, shape, loss in run.timed(tasks, "networks", sample=4):
         about = {"network": number, "kind": shape.kind, "widths": "-".join(map(str, shape.widths)), "loss": loss}
         key = {**general, "shape": shape.widths}

@@ -1,4 +1,4 @@
-"""ReLU networks of any depth for the figure `fanout`: shapes, block norms and ranks of the curvature, training."""
+"""ReLU networks of any depth for the figure `fanout`: their shapes and training, block norms and ranks of curvature."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ._frame import Run
 
 
 class Shape(NamedTuple):
-    """Outputs of each layer, and why there is such a network: "random", "uniform" or "bottleneck"."""
+    """Outputs of each layer. kind: "random", "uniform" (all hidden layers wide) or "bottleneck" (all but one wide)."""
 
     kind: str
     widths: tuple[int, ...]
 
     def weights(self, run: Run, draw: int) -> list[Tensor]:
-        """N(0, 1/fan-in)."""
+        """Weights of each layer, N(0, 1/fan-in)."""
         inputs = (run.parameters.features, *self.widths[:-1])
         return lecun(*zip(self.widths, inputs, strict=True), **options(run, draw))
 
 
 def options(run: Run, draw: int) -> dict[str, Any]:
-    """Of the random numbers of a draw."""
+    """Seed and dtype of a draw's random numbers."""
     return {"seed": (run.parameters.seed << 32) + draw, "dtype": run.dtype}
 
 
 def shapes(run: Run) -> Iterator[Shape]:
-    """Networks of random depth, widths and classes, each drawn for itself; wide ones; wide ones but for one layer."""
+    """Yield networks of independent random depth, widths and classes, then uniform ones, then bottlenecks."""
     p = run.parameters
     for number in range(p.networks):
         g = generator("networks", (p.seed << 32) + number)
@@ -53,7 +53,7 @@ def _chosen(values: Sequence[int], g: torch.Generator) -> int:
 
 
 def initial(run: Run, shape: Shape, loss: str) -> Tensor:
-    """(draws, L - 1, 4): `measured` on Gaussian data, weights and data drawn anew."""
+    """`measured` of several draws of weights and Gaussian data, (draws, L - 1, 4)."""
     p, found = run.parameters, []
     for draw in range(p.draws):
         x, y = datasets.gaussian(p.samples, p.features, shape.widths[-1], **options(run, draw))
@@ -62,12 +62,12 @@ def initial(run: Run, shape: Shape, loss: str) -> Tensor:
 
 
 def training_steps(steps: int) -> list[int]:
-    """Steps of a training before which something is measured: none, 1, 3, 10, 30 and 100 % of them."""
+    """Steps of a training before which something is measured: 0, 1, 3, 10, 30 and 100 % of all."""
     return sorted({steps * percent // 100 for percent in (0, 1, 3, 10, 30, 100)})
 
 
 def trained(run: Run, shape: Shape, loss: str) -> dict[str, Tensor]:
-    """`measured` (moments, L - 1, 4) along Adam on all samples of clustered data at once, losses and accuracies."""
+    """`measured` (moments, L - 1, 4), losses and accuracies along full-batch Adam on clustered data."""
     p, C = run.parameters, shape.widths[-1]
     x, y = datasets.clustered(p.samples, p.features, C, max(C, p.samples // 2), radius=1, **options(run, 0))
     x *= p.features**0.5
@@ -92,10 +92,10 @@ def trained(run: Run, shape: Shape, loss: str) -> dict[str, Tensor]:
 
 
 def measured(weights: Sequence[Tensor], x: Tensor, y: Tensor, loss: str) -> Tensor:
-    """(L - 1, 4): mean squares of each hidden layer's H_ii and H_ij, and two ranks of S at the next layer's outputs.
+    """Mean ||H_ii||_F^2 and ||H_ij||_F^2 of each hidden layer, and two ranks of S at the next layer, (L - 1, 4).
 
-    The effective rank r(S) = (E tr S_n)^2 / E||S_n||_F^2, and the one in which pairs of samples weigh as in the norms
-    of the layer's blocks, sum tr S_n tr S_n' (a_n . a_n')^2 / sum <S_n, S_n'> (a_n . a_n')^2.
+    The first is the effective rank r(S) = (E tr S_n)^2 / E||S_n||_F^2. The second weighs pairs of samples as the norms
+    of the layer's blocks do: sum tr S_n tr S_n' (a_n . a_n')^2 / sum <S_n, S_n'> (a_n . a_n')^2.
     """
     H = feed_forward(weights, x, y, loss=loss)
     curvatures = _curvatures([W.double() for W in weights], x.double(), loss)
@@ -109,9 +109,9 @@ def measured(weights: Sequence[Tensor], x: Tensor, y: Tensor, loss: str) -> Tens
 
 
 def _curvatures(weights: Sequence[Tensor], x: Tensor, loss: str) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each hidden layer its inputs a_n, and at the next layer's outputs all tr S_n (N,) and <S_n, S_n'> (N, N).
+    """Inputs a_n of each hidden layer, and tr S_n (N,) and <S_n, S_n'> (N, N) at the next layer's outputs.
 
-    S = D W^T S_above W D, (g), without the divisor N of the mean; at the logits 2 I, or diag p - p p^T.
+    S = D W^T S_above W D, (g), without the divisor N of the mean. At the logits S is 2 I, or diag p - p p^T.
     """
     inputs, N, V = [x], len(x), weights[-1]
     for W in weights[:-1]:

@@ -31,7 +31,7 @@ _MARKERS = "os^Dv<>"
 
 
 def scatter(moments: Sequence[Sequence[Comparison]]) -> Figure:
-    """A row of panels for each moment: every layer's ratio over each explanation, a colour for each loss."""
+    """Draw each layer's ratio over each explanation: a row of panels for each moment, a colour for each loss."""
     names = [name for name in _LABELS if name != "layers"]
     picture, grid = page(len(moments), len(names), 2.6)
     for axes, comparisons in zip(grid, moments, strict=True):
@@ -58,7 +58,7 @@ def scatter(moments: Sequence[Sequence[Comparison]]) -> Figure:
 
 
 def by_shape(rows: Rows) -> Figure:
-    """Under MSE at initialization: layers of wide networks, of networks with one narrow layer, and all over theory."""
+    """Draw ratios under MSE at initialization: uniform networks, bottlenecks, and all networks over the theory."""
     picture, ((left, middle, right),) = page(1, 3, 3.4)
     middle.sharey(left)
     middle.tick_params(labelleft=False)
@@ -76,7 +76,7 @@ def by_shape(rows: Rows) -> Figure:
 
 
 def _lines(ax: Axes, rows: Rows, title: str) -> None:
-    """Ratio over the layer, a line for each network; dashed: the theory."""
+    """Draw the ratio over the layer, a line for each network and a dashed one for the theory."""
     for number, (widths, layers) in enumerate(groupby(rows, key=lambda row: row["widths"])):
         layers, color = list(layers), COLORS[number % len(COLORS)]
         columns = ("layer", "ratio", "ratio_error", "theory")
@@ -91,7 +91,7 @@ def _lines(ax: Axes, rows: Rows, title: str) -> None:
 
 
 def along_training(comparisons: Sequence[Sequence[Comparison]]) -> Figure:
-    """For each loss the correlation with each explanation over the steps of training."""
+    """Draw for each loss the correlation with each explanation over the steps of training."""
     picture, axes = page(1, len(comparisons), 3.6, sharey=True)
     for ax, moments in zip(axes[0], comparisons, strict=True):
         steps = [comparison.step for comparison in moments]

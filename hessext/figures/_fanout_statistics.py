@@ -1,4 +1,4 @@
-"""What explains the ratios of the figure `fanout`: correlations of logarithms, and the findings as sentences."""
+"""Statistics of the figure `fanout`: correlations of logarithms, and the findings as sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._frame import LOSSES
 
 Rows = Sequence[Mapping[str, Any]]
 
-EXPLANATIONS = {  # columns of the table, and how they are called
+EXPLANATIONS = {  # columns of the table, and their names in sentences
     "own": "own width K_l",
     "next": "next width K_{l+1}",
     "classes": "C",
@@ -23,7 +23,7 @@ _WIDTHS, _RANKS = ("own", "next", "classes", "layers"), ("rank", "pair_rank")
 
 
 class Correlation(NamedTuple):
-    """Of log(off/diag) with the log of a column, and its error by leaving out one network after the other."""
+    """Correlation of log(off/diag) with the log of a column, and its jackknife error over networks."""
 
     value: float
     error: float
@@ -33,7 +33,7 @@ class Correlation(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Hidden layers of the random networks with one loss at one moment, and what their ratios go with."""
+    """Hidden layers of the random networks with one loss at one moment, and the correlations of their ratios."""
 
     loss: str
     step: int
@@ -43,12 +43,12 @@ class Comparison(NamedTuple):
 
     @property
     def when(self) -> str:
-        """In words, with the loss."""
+        """The loss and the moment in words."""
         return f"{LOSSES[self.loss]}, {f'after {self.step} steps' if self.trained else 'at initialization'}"
 
 
 def compared(rows: Rows, loss: str, step: int = 0, *, trained: bool = False) -> Comparison:
-    """Those layers whose ratio is not 0: dead ones, and single units, say nothing. ValueError where none is left."""
+    """Compare the layers whose ratio is not 0, as dead layers and single units have none. Raises ValueError."""
     wanted = {"kind": "random", "loss": loss, "data": "clustered" if trained else "gaussian", "step": step}
     kept = [row for row in rows if wanted.items() <= row.items() and row["ratio"] > 0 and row["pair_rank"] > 0]
     if not kept:
@@ -57,7 +57,7 @@ def compared(rows: Rows, loss: str, step: int = 0, *, trained: bool = False) -> 
 
 
 def correlation(rows: Rows, name: str, given: str | None = None) -> Correlation:
-    """given: a column whose linear effect on both is taken out first, in logarithms as well."""
+    """Correlate log(off/diag) with the log of a column, with the log of the column `given` regressed out of both."""
     network = np.array([row["network"] for row in rows])
     table = np.log([[row[name], row["ratio"], row[given] if given else 1] for row in rows]).reshape(-1, 3)
 
@@ -72,7 +72,7 @@ def correlation(rows: Rows, name: str, given: str | None = None) -> Correlation:
 
 
 def stated(comparison: Comparison) -> Iterator[str]:
-    """The correlations, the strongest first, and those of the sizes that are left once a rank is known."""
+    """Yield the correlations, the strongest first, and those of the sizes after a rank is regressed out."""
     rows, found = comparison.rows, comparison.found
     order = sorted(found, key=lambda name: -abs(np.nan_to_num(found[name].value)))
     text = ", ".join(f"{EXPLANATIONS[name]} {found[name]}" for name in order)
@@ -97,7 +97,7 @@ def stated(comparison: Comparison) -> Iterator[str]:
 
 
 def beside_theory(rows: Rows) -> str:
-    """Ratios under MSE at initialization, of all networks, over theory.deep_mse."""
+    """How the ratios of all networks under MSE at initialization compare with theory.deep_mse, as text."""
     known = [row for row in rows if "theory" in row and row["own"] > 1]
     factor = np.array([row["ratio"] / row["theory"] for row in known])
     error = np.array([np.hypot(row["ratio_error"], row["theory_error"]) for row in known])
@@ -111,7 +111,7 @@ def beside_theory(rows: Rows) -> str:
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:
-    """The conjecture beside what is seen, as far as the correlations carry."""
+    """What the correlations say about the conjecture, as text."""
     texts = []
     for comparison in comparisons:
         strength = {name: abs(np.nan_to_num(found.value)) for name, found in comparison.found.items()}

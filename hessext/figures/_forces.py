@@ -1,4 +1,4 @@
-"""The two forces as numbers, along training: what is off the diagonal of each layer, and what lies between layers."""
+"""The two forces as numbers along training: off-diagonal blocks of each layer, and blocks between layers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ._training import PAPER, QUICK, READING, Task, Trained, trained
 
 
 class Forces(NamedTuple):
-    """How far a network's Hessian is from block-diagonal. H_ww hidden layer, H_vv output layer, H_wv between them.
+    """How far a network's Hessian is from block-diagonal. H_ww is of the hidden layer, H_vv of the output layer.
 
-    Static force: `hidden` and `output`, mean ||H_ij||_F^2, i != j, over mean ||H_ii||_F^2 of H_ww and H_vv.
-    Dynamic force: `cross` = 2 ||H_wv||_F^2 / ||H||_F^2, and the same of the first and the second term of (11) or (18),
-    `residual` and `gauss_newton`; they do not add up to `cross` exactly, being not orthogonal.
-    `columns`: share of ||H_wv||_F^2 in the columns i of the blocks (i, j), where (12) and (21) predict it: the
-    periodic stripes. Without them it is about 1 / m.
+    Static force: `hidden` and `output` are mean ||H_ij||_F^2, i != j, over mean ||H_ii||_F^2, of H_ww and of H_vv.
+    Dynamic force: `cross` = 2 ||H_wv||_F^2 / ||H||_F^2. `residual` and `gauss_newton` are the same of the first and
+    the second term of (11) or (18). They need not add up to `cross`, as the terms are not orthogonal.
+    Periodic stripes: `columns` is the share of ||H_wv||_F^2 in column i of the blocks (i, j), where (12) and (21)
+    predict them. Without stripes it is about 1 / m.
     """
 
     hidden: float
@@ -41,7 +41,7 @@ class Forces(NamedTuple):
 
 
 def forces(H: Hessian) -> Forces:
-    """Measure the Hessian of a network without biases: layers "hidden" and "output". One H_wv is dense at a time."""
+    """Measure the Hessian of a network without biases, layers "hidden" and "output". Forms one dense H_wv at a time."""
     total = 0.0
     ratios = {}
     for layer in ("hidden", "output"):
@@ -55,7 +55,7 @@ def forces(H: Hessian) -> Forces:
 
 
 def column_energy(H_wv: BlockMatrix) -> Tensor:
-    """(m, m) float64: sum over classes j of ||column k of the block (i, j)||^2, in row i and column k."""
+    """Entry (i, k) is the sum over classes j of ||column k of block (i, j)||^2; (m, m) float64."""
     (m, C), (d, width) = H_wv.grid, H_wv.block_shape
     strips = H_wv.dense().view(m, d, C, width)
     return torch.stack([strip.square_().sum((0, 1), dtype=torch.float64) for strip in strips])
@@ -65,10 +65,10 @@ def column_energy(H_wv: BlockMatrix) -> Tensor:
 
 
 def at_initialization(task: Task) -> Forces:
-    """What the theory expects before training; `cross` and `columns` are not predicted (nan).
+    """The theory before training. `cross` and `columns` are not predicted and are nan.
 
-    Ratios are those of expectations at the network's own weights; the terms of (11) or (18) are of random ones, as
-    N, d -> inf.
+    The ratios are those of expectations at the network's own weights. The terms of (11) or (18) are expectations over
+    random weights, as N, d -> inf.
     """
     from hessext import theory  # scipy takes a second to load
 
@@ -82,7 +82,7 @@ def at_initialization(task: Task) -> Forces:
 
 
 def measured(run: Run, network: Trained) -> dict[int, Forces]:
-    """Forces before every step whose weights are kept."""
+    """The forces before every step whose weights are kept."""
     found = {}
     for step in run.timed(sorted(network.weights), f"Hessians, {LOSSES[network.task.loss]}"):
         numbers = run.cached(

@@ -1,4 +1,4 @@
-"""What all figures share: parameters as data, steps that outlive a kill, and the files that come out."""
+"""What all figures share: parameters as data, steps whose results survive an interruption, and the files written."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from ._parameters import COMMON, text_of
 if TYPE_CHECKING:
     import matplotlib.figure
 
-DPI = 160  # of pictures in pixels
+DPI = 160  # of PNG files
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of lines; from the palette of Okabe and Ito
 LOSSES = {"mse": "MSE", "cross_entropy": "cross-entropy", "binary_cross_entropy": "cross-entropy"}
-_LONG = 10.0  # seconds: what takes longer is announced
+_LONG = 10.0  # seconds: a longer remaining time is announced
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Figure:
     """A figure as data, and the function that draws it.
 
     title: what it shows. paper: what the paper says about it. reading: what we chose where the paper is silent.
-    defaults: parameters at the paper's sizes; quick: those that --quick changes.
+    defaults: parameters at the paper's sizes. quick: those that --quick changes.
     """
 
     name: str
@@ -54,21 +54,21 @@ class Figure:
 
     @property
     def stem(self) -> str:
-        """Of its files' names."""
+        """What the names of its files begin with."""
         return f"figure{self.name}" if self.name.isdigit() else self.name
 
     def parameters(self, quick: bool = False) -> dict[str, Any]:
-        """All parameters and their values; a dtype of the figure's own holds."""
+        """All parameters and their values. A figure's own default goes before a common one."""
         return {**self.defaults, **COMMON, **self.defaults, **(self.quick if quick else {})}
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a figure found: pictures, the numbers behind them, and findings as sentences.
+    """The results of a figure: pictures, the numbers behind them, and findings as sentences.
 
-    pictures: "" is the figure; another name is appended to the file's. rows: a table, as CSV. arrays: as npz.
-    seen: what is seen here, with numbers. tables: lines of texts, by title. notes: on the setup, beyond the parameters.
-    files: what was written.
+    pictures: by the suffix of their files' names; "" is the figure itself. rows: a table, written as CSV. arrays:
+    written as npz. seen: the findings, with numbers. tables: lines of texts, by title. notes: on the setup, in addition
+    to the parameters. files: the files written.
     """
 
     pictures: Mapping[str, matplotlib.figure.Figure]
@@ -88,9 +88,9 @@ class Drawing:
 class Run:
     """One run of a figure: its parameters, its folder, and steps that are computed once.
 
-    A step's file is named by a hash of all parameters, so that another value is another file; what a step does not
-    depend on, or has only one of, is replaced through keywords: classes=10 for one of many, workers=None. Another
-    version of hessext computes anew; after a change of the code, delete the folder `steps`.
+    A step's file is named by a hash of all parameters and of the version of hessext. Keywords replace parameters that
+    the step does not depend on (workers=None), or of which it has only one value (classes=10). After a change of the
+    code, delete the folder `steps`.
     """
 
     def __init__(self, figure: Figure, parameters: Mapping[str, Any], out: Path, quick: bool, progress: bool) -> None:
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The parameter as torch names it."""
+        """The parameter dtype, as torch's."""
         return getattr(torch, self.parameters.dtype)
 
     @cached_property
@@ -107,17 +107,17 @@ class Run:
         return _files.folder("out", self.out / "steps")
 
     def path(self, step: str, suffix: str, **replaced: Any) -> Path:
-        """File of a step: for checkpoints, logs and the like."""
+        """The path of a step's file, such as a checkpoint or a log."""
         return self.shared(f"{self.figure.stem}-{step}", suffix, {**vars(self.parameters), **replaced})
 
     def shared(self, step: str, suffix: str, settings: Mapping[str, Any]) -> Path:
-        """File of a step that several figures have in common, named by these settings alone."""
+        """The path of a file that several figures share, named by the step and by these settings alone."""
         text = json.dumps([__version__, settings], sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return self._steps / f"{step}-{digest}{suffix}"
 
     def cached(self, step: str, compute: Callable[[], Mapping[str, Any]], **replaced: Any) -> dict[str, np.ndarray]:
-        """Arrays by name, from the step's file or computed and written to it, whole at any instant."""
+        """Return the arrays of a step by name, from its file, or else computed and written to it in one piece."""
         path = self.path(step, ".npz", **replaced)
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -131,16 +131,17 @@ class Run:
         return arrays
 
     def progress(self, steps: Iterable | None = None, text: str = "", **options: Any) -> tqdm:
-        """A bar over the steps, or over total=; in terminals only."""
+        """Return a progress bar over the steps, or over total=. It is shown in terminals only."""
         disable = None if self.shown else True
         return tqdm(
             steps, f"{self.figure.stem}: {text}" if text else self.figure.stem, disable=disable, leave=False, **options
         )
 
     def timed(self, steps: Sequence, text: str, *, sample: int = 1, **options: Any) -> Iterator:
-        """The steps, with a bar. Every `sample` of them give an expected time; the first that is long is told.
+        """Yield the steps, with a progress bar.
 
-        Steps that are on disk take no time, and say nothing about the others.
+        Each `sample` of them give an estimate of the remaining time, and the first long estimate is announced. Several
+        are made, as steps that are on disk take no time.
         """
         said, start = False, time.monotonic()
         for number, step in enumerate(self.progress(steps, text, **options), 1):
@@ -153,12 +154,12 @@ class Run:
                     said = True
 
     def say(self, text: str) -> None:
-        """Tell the user something, on stderr."""
+        """Write a line to stderr, if progress is shown."""
         if self.shown:
             tqdm.write(f"{self.figure.stem}: {text}", file=sys.stderr)
 
     def save(self, drawing: Drawing) -> Drawing:
-        """Write pictures (PNG and PDF), numbers (CSV, npz) and last the caption; return the drawing with its files."""
+        """Write pictures (PNG and PDF), numbers (CSV, npz) and last the caption. Return the drawing with its files."""
         stem, contents = self.figure.stem, {}
         for name, picture in drawing.pictures.items():
             base = f"{stem}-{name}" if name else stem
@@ -178,7 +179,7 @@ class Run:
 
 def _picture(picture: matplotlib.figure.Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    dated = {"CreationDate": None} if kind == "pdf" else {}  # the same numbers make the same file
+    dated = {"CreationDate": None} if kind == "pdf" else {}  # so that equal numbers give equal files
     picture.savefig(buffer, format=kind, dpi=DPI, bbox_inches="tight", metadata=dated)
     return buffer.getvalue()
 
@@ -190,7 +191,7 @@ def _npz(arrays: Mapping[str, Any]) -> bytes:
 
 
 def _caption(run: Run, drawing: Drawing, files: Sequence[str]) -> str:
-    """Markdown: pictures, setup, scales, what the paper says and what is seen, how to make it again, versions."""
+    """The caption in Markdown: pictures, setup, scales, the paper's statement, findings, files, command, versions."""
     figure = run.figure
     changed = {k: v for k, v in vars(run.parameters).items() if v != figure.parameters(run.quick)[k]}
     size = "--quick" if run.quick else "the paper's sizes, where it states them"
@@ -219,7 +220,7 @@ def _caption(run: Run, drawing: Drawing, files: Sequence[str]) -> str:
 
 
 def _scales(name: str, picture: matplotlib.figure.Figure) -> list[str]:
-    """Of the maps quantity, pooling and colour limits, after the titles of those that they hold for."""
+    """Quantity, pooling and colour limits of the maps, each with the titles of the maps that have them."""
     titles: dict[str, list[str]] = {}
     for ax in picture.axes:
         for image in ax.images:

@@ -12,7 +12,7 @@ from hessext.plot._page import maps
 
 from ._frame import LOSSES, Drawing, Figure, Run
 
-PIXELS = 600  # of a heat map, at most about
+PIXELS = 600  # of a heat map's side, about
 _SHOWN = ("cross_entropy", "mse")
 CIFAR = {"features": 3072, "classes": 100}
 SOURCES = {
@@ -23,7 +23,7 @@ SOURCES = {
 
 
 def _data(run: Run) -> tuple[Tensor, Tensor, int]:
-    """x, y and the number of classes."""
+    """Return x, y and the number of classes."""
     p = run.parameters
     options = {"samples": p.samples, "seed": p.seed, "dtype": run.dtype}
     if p.data != "cifar100" and (p.data_folder is not None or p.download):

@@ -1,4 +1,4 @@
-"""What figures can be asked: every parameter once, with its kind, its option's text and its check."""
+"""The parameters of figures: each once, with its type, the help text of its option, and its check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from hessext import _checks, _files
 
 
 class Parameter(NamedTuple):
-    """kind: int, float, str, bool or Path; a figure whose default is a list takes several. least: of an int."""
+    """kind: int, float, str, bool or Path. text: help of the option. choices: of a str. least: smallest int.
+
+    Where a figure's default is a list, the parameter takes several values.
+    """
 
     kind: type
     text: str
@@ -41,7 +44,7 @@ COMMON = {"seed": 0, "dtype": "float32"}  # every figure has them
 
 
 def completed(given: Mapping[str, object], defaults: Mapping[str, object], owner: str) -> dict[str, object]:
-    """Defaults with what is given in their place. Raises TypeError for a name that is not among them, ValueError."""
+    """Return the defaults, with given values in their place. Raises TypeError, as for an unknown name, or ValueError."""
     for name in given:
         if name not in defaults:
             raise TypeError(
@@ -53,7 +56,7 @@ def completed(given: Mapping[str, object], defaults: Mapping[str, object], owner
 
 
 def text_of(value: object) -> str:
-    """The value as it stands on the command line."""
+    """The value as on the command line."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

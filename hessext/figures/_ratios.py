@@ -1,4 +1,4 @@
-"""Figures 8 and 9: ratios over C at initialization, many draws, beside the theory."""
+"""Figures 8 and 9: ratios over C at initialization, means over many draws, beside the theory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _seen(result: Sweep) -> list[str]:
 def _draw(case: int, run: Run) -> Drawing:
     p = run.parameters
     sizes = {name: value for name, value in vars(p).items() if name not in ("dtype", "workers")}
-    rows = run.path("draws", ".csv", classes=None, draws=None, workers=None)  # more of these extend the file
+    rows = run.path("draws", ".csv", classes=None, draws=None, workers=None)  # more classes or draws extend the file
     result = sweep(case, **sizes, dtype=run.dtype, workers=p.workers, path=rows, progress=run.shown)
     table = [
         {"layer": e.layer, "quantity": e.quantity, **e.point._asdict()}

@@ -1,4 +1,4 @@
-"""Figures 2, 3 and 13: the whole Hessian along a training on Gaussian data, and the losses."""
+"""Figures 2, 3 and 13: the whole Hessian along a training on Gaussian data, and the loss."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ._training import PAPER, QUICK, READING, Task, snapshots, trained
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PIXELS = 500  # of the picture of |H|, at most
-CLASSES = 16  # whose columns of H_wv are shown one by one: pooled, the stripes would be gone
-CELLS = 16  # of the rows of one hidden unit there
+PIXELS = 500  # of the side of the picture of |H|, about
+CLASSES = 16  # whose columns of H_wv are shown one by one, as pooling would remove the stripes
+CELLS = 16  # into which the rows of one hidden unit are pooled there
 
 
 def stripes(H: Hessian) -> torch.Tensor:
-    """|H_wv| of the first classes, (m CELLS, CLASSES m): its rows pooled (largest), its columns as they are."""
+    """|H_wv| of the first CLASSES classes, (m CELLS, CLASSES m): rows are pooled (largest), columns are not."""
     B = H["hidden", "output"]
     m, C = B.grid
     J = min(C, CLASSES)
@@ -71,7 +71,7 @@ def _draw(loss: str, run: Run) -> Drawing:
         f"about 1 / m = {1 / p.hidden:.3g}); off/diag is at most {max(row['hidden'] for row in rows):.2g} in H_ww and "
         f"{max(row['output'] for row in rows):.2g} in H_vv."
     )
-    if loss == "mse" and last["columns"] > 0.5:  # the logarithm shows what the paper's colours do not
+    if loss == "mse" and last["columns"] > 0.5:  # a logarithmic scale shows stripes that the paper's does not
         seen.append(
             f"Unlike in the paper's picture, H_wv has stripes, {last['columns']:.0%} of it at the end; but it holds "
             f"{last['cross']:.1g} of ||H||_F^2."
@@ -85,7 +85,7 @@ def _draw(loss: str, run: Run) -> Drawing:
 
 
 def _label(ax: Axes, hidden: int) -> None:
-    """Names of the hidden units' rows and of the classes' columns; lines between these would look like stripes."""
+    """Name the rows of hidden units and the columns of classes. Lines between classes would look like stripes."""
     _, right = ax.get_xlim()
     bottom, _ = ax.get_ylim()
     height = bottom / hidden

@@ -1,4 +1,4 @@
-"""Eigenvalues of the blocks H_11 and H_12 beside their limiting densities; section (d) of the theory."""
+"""The figure `spectra`: eigenvalues of the blocks H_11 and H_12 beside their limiting densities, (37)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from hessext.theory import MarchenkoPastur, Spectrum
 
 BLOCKS = {"H_11": "diagonal", "H_12": "off_diagonal"}
-SHOWN = 0.97  # of the eigenvalues that are not 0, and of each sign; the rest is a long tail
-BINS, FINER = 50, 4  # of the histogram, and of the law in each of them
-ZERO = 1e-10  # eigenvalues below, relative to the largest, are 0 to rounding
+SHOWN = 0.97  # quantile of the nonzero eigenvalues at which the picture ends; the rest is a long tail
+BINS, FINER = 50, 4  # bins of the histogram, and bins of the law in each of them
+ZERO = 1e-10  # eigenvalues below this, relative to the largest, are 0 up to rounding
 
 
 class Column(NamedTuple):
-    """A model, its loss, and C: two blocks of its Hessian."""
+    """A model, its loss and its number of classes. A column of the picture shows two blocks of its Hessian."""
 
     network: bool
     loss: str
@@ -35,18 +35,18 @@ class Column(NamedTuple):
 
     @property
     def step(self) -> str:
-        """Name among the files."""
+        """Its name in files."""
         return f"{'network' if self.network else 'linear'}-{self.loss}-C{self.classes}"
 
     @property
     def title(self) -> str:
-        """Name in the picture."""
+        """Its name in the picture."""
         model = "hidden" if self.network else "linear"
         return f"{model}, {LOSSES[self.loss]}" + f", $C = {self.classes}$" * (self.network or self.loss != "mse")
 
 
 def _divisor(column: Column, j: int, weights: list[Tensor]) -> float:
-    """What eigenvalues of H_1j are divided by, so that they are of order 1."""
+    """The number by which eigenvalues of H_1j are divided to be of order 1."""
     if column.network:
         V = weights[1].double()
         return float(V[:, 0] @ V[:, j]) if column.loss == "mse" else 1.0
@@ -56,7 +56,7 @@ def _divisor(column: Column, j: int, weights: list[Tensor]) -> float:
 
 
 def _quotient(column: Column, j: int) -> str:
-    """H_1j over its divisor."""
+    """H_1j over its divisor, in TeX."""
     if column.loss == "mse":
         return f"$H_{{1{j + 1}}}" + (r" / \Sigma_c\, v_{c1}" + ("^2", "v_{c2}")[j]) * column.network + "$"
     if column.network:
@@ -65,11 +65,11 @@ def _quotient(column: Column, j: int) -> str:
 
 
 def _law(run: Run, column: Column, j: int, weights: list[Tensor], x: Tensor) -> Spectrum | MarchenkoPastur:
-    """The limiting law of the eigenvalues of H_1j, under cross-entropy and for linear models of -H_12."""
+    """The limiting law of the eigenvalues of H_1j; of a linear model under cross-entropy that of -H_12."""
     from hessext import theory  # scipy takes a second to load
 
     gamma, block = run.parameters.features / run.parameters.samples, list(BLOCKS.values())[j]
-    if column.network and column.loss == "mse":  # Prop. 6, at the share of samples that both neurons are active in
+    if column.network and column.loss == "mse":  # Prop. 6, for the share of samples for which both are active
         active = float((x @ weights[0][[0, j]].mT > 0).all(1).double().mean())
         return theory.marchenko_pastur(gamma / active, 2 * active)
     if column.network:
@@ -80,7 +80,7 @@ def _law(run: Run, column: Column, j: int, weights: list[Tensor], x: Tensor) -> 
 
 
 def _numbers(run: Run, column: Column) -> dict[str, Any]:
-    """Eigenvalues of both blocks over their divisors; their law's distribution function, density, moments and atom."""
+    """Eigenvalues of both blocks over their divisors, and the distribution, density, moments and atom of their law."""
     p, options = run.parameters, {"seed": run.parameters.seed, "dtype": run.dtype}
     x, y = datasets.gaussian(p.samples, p.features, column.classes, **options)
     if column.network:
@@ -97,7 +97,7 @@ def _numbers(run: Run, column: Column) -> dict[str, Any]:
         if not values.any():
             continue
         law = _law(run, column, j, weights, x)
-        scale = 1.0 if column.network else 1 / abs(divisor)  # of the law's eigenvalues in ours
+        scale = 1.0 if column.network else 1 / abs(divisor)  # factor from the law's eigenvalues to the shown ones
         edges = _edges(values)
         below = law.cdf(edges / scale) - law.atom * (edges >= 0)
         found |= {
@@ -111,14 +111,14 @@ def _numbers(run: Run, column: Column) -> dict[str, Any]:
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Of the bins in which the law is averaged; the histogram's bins are FINER of them."""
+    """Edges of the bins over which the law is averaged; FINER of them make a bin of the histogram."""
     rest, tail = values[values != 0], 1 - SHOWN
     low, high = np.quantile(rest, [tail if (rest < 0).any() else 0.0, SHOWN if (rest > 0).any() else 1.0])
     return np.linspace(min(low, 0.0), max(high, 0.0), BINS * FINER + 1)
 
 
 def _distance(values: np.ndarray, cdf: np.ndarray, atom: float) -> float:
-    """Largest difference between the distribution functions (Kolmogorov-Smirnov)."""
+    """Kolmogorov-Smirnov distance between the eigenvalues and the law."""
     points, first, counts = np.unique(values, return_index=True, return_counts=True)
     above = np.cumsum(counts) / len(values)
     law, below = cdf[first], above - counts / len(values)
@@ -126,7 +126,7 @@ def _distance(values: np.ndarray, cdf: np.ndarray, atom: float) -> float:
 
 
 def _show(ax: Axes, values: np.ndarray, edges: np.ndarray, density: np.ndarray, atom: float) -> None:
-    """Histogram of the eigenvalues that are not 0, and the density; both have the mass that is not at 0."""
+    """Draw the histogram of the nonzero eigenvalues, and the density. Both have the mass outside 0, not 1."""
     from matplotlib.ticker import MaxNLocator
 
     bins = edges[::FINER]

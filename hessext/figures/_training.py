@@ -1,4 +1,4 @@
-"""Training of a one-hidden-layer ReLU network on all samples at once, continued after a kill to the same bits."""
+"""Full-batch training of a one-hidden-layer ReLU network. An interrupted training continues to the same bits."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from hessext.model.loss_arguments import resolve
 
 from ._frame import LOSSES, Run
 
-MOMENTS = 60  # of a training at which its weights are kept, the snapshots aside; in geometric progression
-# Section 3.1; the steps are those of the paper's public code.
+MOMENTS = 60  # steps, in geometric progression, before which weights are kept in addition to the snapshots
+# The sizes of Section 3.1, and the number of steps of the paper's public code.
 PAPER = {"classes": 500, "samples": 5000, "features": 500, "hidden": 8, "steps": 50000, "learning_rate": 1e-4}
 QUICK = {"classes": 100, "samples": 1000, "features": 100, "steps": 4000, "learning_rate": 1e-3}
 READING = (
     "x ~ N(0, I), labels uniform; ReLU without biases, W ~ N(0, 1/d), V ~ N(0, 1/m). Adam on all samples at once, "
     "the learning rate on half a cosine down to 0; MSE is the mean over samples of ||f - y||^2."
 )
-_SAVED = 10.0  # seconds of training that a kill may cost
-_SAMPLE = 100  # steps after which the expected time is stated
+_SAVED = 10.0  # seconds of training that an interruption may cost
+_SAMPLE = 100  # steps from which the remaining time is estimated
 
 Weights = tuple[Tensor, Tensor]
 
 
 class Task(NamedTuple):
-    """What a training on Gaussian data, or on digits, depends on, and nothing else."""
+    """All that a training on Gaussian data or on digits depends on."""
 
     loss: str
     classes: int
@@ -45,16 +45,16 @@ class Task(NamedTuple):
     learning_rate: float
     seed: int
     dtype: str
-    source: str = "gaussian"  # or "digits": so many of them
+    source: str = "gaussian"  # or "digits", of which `samples` are taken
 
     @classmethod
     def of(cls, run: Run, loss: str, **fixed: int | str) -> Task:
-        """The task that a figure's parameters describe, with what is fixed and no parameter of it."""
+        """The task of a figure's parameters, with fixed values for those that it does not have."""
         p = {**vars(run.parameters), "loss": loss, **fixed}
         return cls(*(p[name] for name in cls._fields if name in p))
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """x (N, d) and labels y (N,); for a single output targets (N, 1): 0 and 1, under MSE -1 and 1."""
+        """x (N, d) and labels y (N,). For a single output y (N, 1) has 0 and 1, or under MSE -1 and 1."""
         if self.source == "digits":
             return datasets.digits(samples=self.samples, **self._options())
         x, y = datasets.gaussian(self.samples, self.features, max(2, self.classes), **self._options())
@@ -72,7 +72,7 @@ class Task(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A network along its training: loss before every step and after the last, weights before some of the steps."""
+    """A network along its training: the loss before every step and after the last, the weights before some steps."""
 
     task: Task
     x: Tensor
@@ -81,7 +81,7 @@ class Trained(NamedTuple):
     weights: dict[int, Weights]
 
     def hessian(self, step: int) -> Hessian:
-        """The Hessian before one of the steps kept."""
+        """The Hessian before a step whose weights are kept."""
         return one_hidden(*self.weights[step], self.x, self.y, loss=self.task.loss)
 
 
@@ -96,17 +96,17 @@ def moments(steps: int) -> list[int]:
 
 
 def trained(run: Run, task: Task) -> Trained:
-    """The training of a task, from its file as far as it is there, in the folder of the run's steps."""
+    """Train the task's network, or read the training from its file among the run's steps, as far as it goes."""
     x, y = task.data()
     path = run.shared(f"training-{task.loss}", ".pt", task._asdict())
     return Trained(task, x, y, *_train(run, task, x, y, path))
 
 
 def _train(run: Run, task: Task, x: Tensor, y: Tensor, path: Path) -> tuple[Tensor, dict[int, Weights]]:
-    """Adam on all samples at once, the learning rate on half a cosine: step k has lr (1 + cos(pi k / steps)) / 2.
+    """Train by full-batch Adam, with the learning rate lr (1 + cos(pi k / steps)) / 2 in step k.
 
-    The state is written to `path` every few seconds, whole at any instant, and a training that was cut off continues
-    from it: with the same number of threads on the same machine, to the same bits.
+    The state is written to `path` every few seconds, each time in one piece. An interrupted training continues from
+    it, with the same number of threads on the same machine to the same bits.
     """
     loss, steps, criterion = task.loss, task.steps, resolve(task.loss)
     W, V = task.weights()
