@@ -44,7 +44,7 @@ COMMON = {"seed": 0, "dtype": "float32"}  # every figure has them
 
 
 def completed(given: Mapping[str, object], defaults: Mapping[str, object], owner: str) -> dict[str, object]:
-    """Return the defaults, with given values in their place. Raises TypeError, as for an unknown name, or ValueError."""
+    """Return the defaults, with given values in their place. Raises ValueError, or TypeError as for an unknown name."""
     for name in given:
         if name not in defaults:
             raise TypeError(
