@@ -263,7 +263,7 @@ def walks() -> dict[str, Walk]:
 # Sizes at which work is only cut into further pieces, each as large as those before, or that no call comes to often.
 PIECES = {
     "memory of what is in hand": """_memory._ALWAYS_FREE _memory._BESIDE _memory._HUGE matrix/assemble._PIECE
-        matrix/block_diagonal._PIECE matrix/curvature._ENTRIES matrix/feature_gram._TILE matrix/gram._TILE
+        matrix/block_diagonal._PIECE matrix/curvature._ENTRIES matrix/feature_gram._TILE matrix/feature_products._TILE
         matrix/curvature_tiles.ENTRIES matrix/dense_norms._PIECE matrix/dense_norms._ROWS matrix/norms._PIECE
         matrix/norms._WORK model/network._LIFTED matrix/given_curvature._SLAB matrix/sample_pairs._BYTES
         matrix/sample_pairs._MATRICES matrix/product._ADDED data/samples._WIDE data/outputs._WORK data/outputs._BLOCKS

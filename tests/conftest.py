@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from hessext import _core, _ops
-from hessext.matrix import gram, softmax_gram
+from hessext.matrix import feature_products, gram, softmax_gram
 
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
@@ -54,7 +54,7 @@ def memory(request, monkeypatch):
         monkeypatch.setattr(gram, "_ENTRIES", kept)
         monkeypatch.setattr(softmax_gram, "spare", lambda *_: False)
         monkeypatch.setattr(softmax_gram, "_SAMPLES", 7)
-        for module in (gram, softmax_gram):
+        for module in (feature_products, softmax_gram):
             monkeypatch.setattr(module, "_TILE", 1000)
 
 

@@ -16,11 +16,12 @@ from hessext.data.samples import Samples
 from hessext.model.network import ParameterGroup
 
 from .curvature import Assemblies, diagonal_pairs, grid_pairs
+from .feature_products import squared_lengths
 from .part import Part, Term
 
 _ENTRIES = 1 << 22  # entries of Q_n in hand
-_PIECE = 64 << 20  # bytes in float64 of blocks formed, or of features copied, at once
-_SAMPLES = 8192  # samples summed in the tensors' own dtype; chunks are added in float64
+_PIECE = 64 << 20  # bytes of blocks formed, or of features squared, at once
+_SAMPLES = 8192  # most samples summed in the tensors' own dtype; chunks are added in float64
 
 
 def blocks(part: Part, pairs: Tensor) -> Tensor:
@@ -103,12 +104,7 @@ def trace(part: Part) -> Tensor:
     if not (part.of_output and part.term == "residual"):
         for _, Q in _diagonal_entries(part, max(1, _ENTRIES // len(features))):
             total += Q.sum(0, dtype=torch.float64)
-    squares = torch.full_like(total, group.bias)
-    if group.cols:
-        few = max(1, _PIECE // (8 * group.cols))  # samples at a time, which torch copies to float64
-        for some, of_some in zip(features.split(few), squares.split(few), strict=True):
-            of_some += torch.linalg.vector_norm(some, dim=1, dtype=torch.float64).square_()
-    found = total @ squares
+    found = total @ squared_lengths(features, group.bias)
     return part.ranks.class_sum(found) if part.samples.network.split else found
 
 
@@ -140,10 +136,11 @@ def _diagonal(part: Part) -> Tensor:
         return features.new_zeros(rows, group.size)
     result = torch.empty(rows, group.size, dtype=part.dtype, device=part.device)
     step = max(1, _ENTRIES // len(features))
+    few = min(_SAMPLES, max(1, _PIECE // (features.element_size() * max(1, group.cols))))  # samples squared at once
     for some, Q in _diagonal_entries(part, step):
         total = torch.zeros(len(Q), group.size, dtype=torch.float64, device=part.device)
-        for n in range(0, len(features), _SAMPLES):
-            samples = slice(n, n + _SAMPLES)
+        for n in range(0, len(features), few):
+            samples = slice(n, n + few)
             if group.cols:
                 total[:, : group.cols] += Q[:, samples] @ features[samples].square()
             if group.bias:

@@ -20,7 +20,7 @@ from torch import Tensor
 from hessext._memory import require
 from hessext._products import multiply
 
-from .gram import FeatureProducts
+from .feature_products import FeatureProducts, squared_lengths
 from .part import Part
 
 _TILE = 32 << 20  # bytes of a copy of some columns
@@ -51,10 +51,9 @@ class FeatureGram:
         self.size = features.shape[1] + ones
         self.power = FeatureProducts(features, ones, torch.float64, part.ranks).power.item()
         N, device = len(features), features.device
-        self._squares = torch.zeros(N, dtype=torch.float64, device=device)
+        self._squares = squared_lengths(features, ones, self.power)
         self._largest, self._top = torch.zeros_like(self._squares), torch.zeros(N, dtype=torch.int64, device=device)
         for first, some in self.columns():
-            self._squares += some.square().sum(1)
             at = some.abs().argmax(1)
             value = some.gather(1, at[:, None])[:, 0]
             larger = value.abs() > self._largest.abs()

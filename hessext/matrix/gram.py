@@ -17,14 +17,13 @@ from hessext._progress import steps
 from hessext.data.ranks import Ranks, Visit
 
 from .curvature import Assemblies, Assembly, Sides
+from .feature_products import FeatureProducts, power_of_two
 from .part import Part
 
 _SQUARES = 192 << 20  # bytes of the N x N tensors in hand
 _SQUARES_ON_GPU = 320 << 20  # there N = 4096 samples at once cost less than logits formed three times
 _ENTRIES = 256 << 20  # bytes of entries of Q_n in hand
-_TILE = 32 << 20  # bytes of a copy of some columns
 _STRIP = 256  # samples whose products with all earlier ones are taken at once
-_EXPONENTS = {torch.float32: 120, torch.float64: 1000}  # largest exponent of a power of two
 # A sum of squares this small beside what it would be without cancellation is taken from blocks instead.
 _CANCELLED = {torch.float32: 1e-9, torch.float64: 1e-6}
 
@@ -68,43 +67,6 @@ def _work(tile: tuple[slice, slice, bool, int]) -> int:
     """What a tile costs: its pairs, or half of them where it is symmetric."""
     a, b, _, times = tile
     return (a.stop - a.start) * (b.stop - b.start) * times
-
-
-def power_of_two(t: Tensor, dim: int | None = None) -> Tensor:
-    """The power of two at or above the largest |t|, of all or along a dimension."""
-    least, most = torch.aminmax(t, **({} if dim is None else {"dim": dim, "keepdim": True}))
-    exponent = torch.maximum(most, -least).double().log2().ceil()
-    return torch.where(exponent > -torch.inf, torch.exp2(exponent.clamp(max=_EXPONENTS[t.dtype])), 1.0)
-
-
-class FeatureProducts:
-    """phi_n . phi_n' over `power`^2; with `ones` there is one more feature that is always 1."""
-
-    def __init__(self, features: Tensor, ones: bool, dtype: torch.dtype, ranks: Ranks) -> None:
-        self.features, self._ones, self._dtype = features, ones, dtype
-        self.power = power_of_two(features if features.shape[1] else features.new_ones(1))
-        if ones:
-            self.power = self.power.clamp(min=1)
-        self.power = ranks.largest(self.power)
-
-    def __call__(self, a: slice, b: slice, visitor: Tensor | None = None) -> Tensor:
-        """Products of two blocks of samples, (a, b), the second one of a visitor's features if there is one."""
-        other = self.features if visitor is None else visitor
-        shape = [len(self.features[a]), len(other[b])]
-        result = torch.zeros(shape, dtype=self._dtype, device=self.power.device)
-        step = max(1, _TILE // (max(shape) * result.element_size()))
-        for some, of_other in zip(self.features.split(step, dim=1), other.split(step, dim=1), strict=True):
-            left = some[a].to(self._dtype) / self.power
-            own = visitor is None and a == b
-            result.addmm_(left, left.T if own else (of_other[b].to(self._dtype) / self.power).T)
-        return result.add_(self.power**-2) if self._ones else result
-
-    def lengths(self) -> Tensor:
-        """|phi_n| (N,) over `power`."""
-        squares = torch.zeros(len(self.features), dtype=torch.float64, device=self.power.device)
-        for some in self.features.split(max(1, _TILE // (8 * len(squares))), dim=1):
-            squares += (some.double() / self.power).square_().sum(1)
-        return (squares + self.power**-2 if self._ones else squares).sqrt_()
 
 
 def _scaled(q: Tensor, ranks: Ranks, dim: int | None = None) -> tuple[Tensor, Tensor]:

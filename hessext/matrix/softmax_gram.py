@@ -17,7 +17,8 @@ from hessext._ops import Curvature, Kind
 from hessext._progress import shares, steps
 from hessext.model.network import Layer
 
-from .gram import FeatureProducts, SamplePairs, power_of_two
+from .feature_products import FeatureProducts, power_of_two
+from .gram import SamplePairs
 from .part import Part
 
 _TILE, _TILE_ON_GPU = 32 << 20, 128 << 20  # bytes of a tile of classes; a GPU takes few large products

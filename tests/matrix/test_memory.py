@@ -74,6 +74,12 @@ def test_peak_memory_of_the_gram_form(name):
     assert beyond <= 512 << 20, f"{beyond >> 20} MiB"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_squares_of_wide_features_are_formed_in_pieces():
+    beyond, _ = measured(LINEAR.format("8192, 4096, 3"), "linear(W, x)['output'].diagonal()")
+    assert beyond <= 96 << 20, f"{beyond >> 20} MiB"
+
+
 def test_what_is_kept_goes_with_the_object():
     """No circle keeps tensors until the collector comes."""
     gc.disable()
