@@ -112,7 +112,7 @@ def _walks() -> Iterator[tuple[str, Walk]]:
             decides=lambda s: len(SamplePairs(s.N, 4 * s.C, cpu, c(work)).blocks),
         ),
     )
-    class_tile, product = "matrix/softmax_gram._TILE", "matrix/softmax_gram._SAMPLES"
+    class_tile, product = "matrix/other_classes._TILE", "matrix/other_classes._SAMPLES"
     yield (
         "ratio-tiles",
         Walk(
@@ -279,7 +279,7 @@ PIECES = {
         data/group._HEADER data/group._PATIENCE data/headers.TEXT data/ranks._TOLD
         matrix/norms._LEAST matrix/norms._MOST data/samples.LEAST data/samples.MOST
         matrix/part._SQUARES matrix/gram._SQUARES_ON_GPU matrix/softmax_gram._WORK_ON_GPU
-        matrix/softmax_gram._TILE_ON_GPU
+        matrix/other_classes._TILE_ON_GPU
         matrix/softmax_gram._ROUNDED matrix/softmax_gram._ALLOWED matrix/preconditioner.NOISE matrix/sample_pairs._LEAST
         matrix/kronecker.FLOOR matrix/kronecker._FORMED matrix/kronecker._BLOCK
         data/tails._PROPOSED data/tail._ROUNDINGS data/tail_curvature._FEW model/linear._NAMED model/targets._ROUNDED

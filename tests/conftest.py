@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from hessext import _core, _ops
-from hessext.matrix import feature_products, gram, softmax_gram
+from hessext.matrix import feature_products, gram, other_classes
 
 slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
@@ -52,9 +52,9 @@ def memory(request, monkeypatch):
         monkeypatch.setattr(gram, "_SQUARES", squares)
     if kept is not None:
         monkeypatch.setattr(gram, "_ENTRIES", kept)
-        monkeypatch.setattr(softmax_gram, "spare", lambda *_: False)
-        monkeypatch.setattr(softmax_gram, "_SAMPLES", 7)
-        for module in (feature_products, softmax_gram):
+        monkeypatch.setattr(other_classes, "spare", lambda *_: False)
+        monkeypatch.setattr(other_classes, "_SAMPLES", 7)
+        for module in (feature_products, other_classes):
             monkeypatch.setattr(module, "_TILE", 1000)
 
 

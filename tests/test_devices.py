@@ -12,7 +12,7 @@ from helpers.reference import assert_accurate
 
 import hessext
 from hessext import _core
-from hessext.matrix import softmax_gram
+from hessext.matrix import other_classes
 
 CASE = Case(197, 33, 17, 5, bias="ho")
 SPECIAL = [Case(30, 3, 200), Case(40, 30, 4, 5), Case(9, 40, 5, 6, loss="mse"), Case(40, 5, 6, 5, activation="tanh")]
@@ -252,5 +252,5 @@ def test_memory_and_devices_are_checked():
 def test_gram_form_on_the_gpu(monkeypatch):
     B = on("cuda", Case(65, 5, 300))["output"]
     expected = on("cpu", Case(65, 5, 300))["output"].ratio()
-    monkeypatch.setattr(softmax_gram, "spare", lambda *_: False)
+    monkeypatch.setattr(other_classes, "spare", lambda *_: False)
     assert B.ratio().ratio == pytest.approx(expected.ratio, rel=1e-5)

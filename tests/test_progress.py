@@ -194,10 +194,10 @@ def data(N=40):
 def pieces(monkeypatch):
     """Make pieces of loops small, as those of large data are in number."""
     from hessext.autograd import _truth
-    from hessext.matrix import assemble, closed_curvature, gram, norms, softmax_gram
+    from hessext.matrix import assemble, closed_curvature, gram, norms, other_classes, softmax_gram
 
     monkeypatch.setattr(_truth, "CHUNK_BYTES", 1 << 17)
-    for module, name in ((norms, "_PAIRS"), (norms, "_WORK"), (softmax_gram, "_TILE")):
+    for module, name in ((norms, "_PAIRS"), (norms, "_WORK"), (other_classes, "_TILE")):
         monkeypatch.setattr(module, name, 1)
     monkeypatch.setattr(gram, "_SQUARES", 1 << 12)
     monkeypatch.setattr(softmax_gram, "_WORK", 1 << 10)

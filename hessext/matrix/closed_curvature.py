@@ -16,8 +16,9 @@ from hessext.data.ranks import Visit
 
 from .curvature_tiles import ENTRIES, CurvatureTile, SampleCurvature, mirrored
 from .gram import SamplePairs
+from .other_classes import OtherClasses, memory_of_classes
 from .part import Part
-from .softmax_gram import OtherClasses, memory_of_classes, sums_of_classes
+from .softmax_gram import sums_of_classes
 
 
 class DiagonalCurvature(SampleCurvature):

@@ -16,9 +16,10 @@ from .curvature import Assemblies, diagonal_pairs
 from .curvature_tiles import ENTRIES
 from .feature_gram import FeatureGram
 from .given_curvature import GivenCurvature
+from .other_classes import OtherClasses
 from .part import Part
 from .sample_curvature import sample_curvature
-from .softmax_gram import OtherClasses, sums_of_classes
+from .softmax_gram import sums_of_classes
 
 _TOGETHER = 8192  # samples of a tile between two parts
 

@@ -24,7 +24,7 @@ from helpers.reference import (
 )
 
 from hessext import _ops
-from hessext.matrix import gram, softmax_gram
+from hessext.matrix import gram, other_classes, softmax_gram
 
 ROOT = Path(__file__).parents[2]
 _emulated = pytest.importorskip("hessext._emulated", reason="built by scripts/env")
@@ -125,13 +125,13 @@ def test_all_is_done_again_where_rounding_could_be_seen(emulated, monkeypatch):
 def test_bits_where_probabilities_are_kept_and_formed_again(dtype, cuda, monkeypatch):
     """In tiles of classes, and in blocks of samples that begin within what is one product."""
     part, found = on(cuda, Case(150, 20, 140), dtype)["output"]._part, []
-    monkeypatch.setattr(softmax_gram, "_SAMPLES", 64)
+    monkeypatch.setattr(other_classes, "_SAMPLES", 64)
     for limit in ("_TILE", "_TILE_ON_GPU"):
-        monkeypatch.setattr(softmax_gram, limit, 70 * 150 * dtype.itemsize)
+        monkeypatch.setattr(other_classes, limit, 70 * 150 * dtype.itemsize)
     for limit in ("_SQUARES", "_SQUARES_ON_GPU"):
         monkeypatch.setattr(gram, limit, 80 * 80 * 20)
     for kept in (True, False):
-        monkeypatch.setattr(softmax_gram, "spare", lambda *_, kept=kept: kept)
+        monkeypatch.setattr(other_classes, "spare", lambda *_, kept=kept: kept)
         found.append(softmax_sums(part))
     assert found[0] == found[1]
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import hessext
-from hessext.matrix import closed_curvature, cost, softmax_gram
+from hessext.matrix import closed_curvature, cost, feature_products, softmax_gram
 
 from .cases import make_inputs
 from .rank_cases import SHALLOW, SPLIT
@@ -94,19 +94,19 @@ def faults_on_mesh() -> None:
     half = slice(0, 9) if mesh.get_local_rank("a") else slice(9, None)
     W = distribute_tensor(inputs.output_weight, mesh["b"], [Shard(0)])
     B = hessext.linear(W, inputs.x[half], inputs.y[half], group=mesh["a"])["output"]
-    working = softmax_gram.FeatureProducts.__call__
+    working = feature_products.FeatureProducts.__call__
 
     def broken(*arguments):
         if dist.get_rank() == 3:
             raise MemoryError("there is none left")
         return working(*arguments)
 
-    softmax_gram.FeatureProducts.__call__ = broken
+    feature_products.FeatureProducts.__call__ = broken
     try:
         with in_sums():
             raises(MemoryError, "^ratio: rank 3: there is none left", B.ratio)
     finally:
-        softmax_gram.FeatureProducts.__call__ = working
+        feature_products.FeatureProducts.__call__ = working
     assert B.trace() > 0
     raises(RuntimeError, "expected the same call", B.trace if dist.get_rank() == 1 else B.ratio)
 

@@ -11,7 +11,7 @@ from helpers.reference import TOLERANCE
 from torch.nn.functional import one_hot
 
 import hessext
-from hessext.matrix import gram, norms, softmax_gram
+from hessext.matrix import gram, norms, other_classes
 from hessext.matrix.sample_curvature import sample_curvature
 
 
@@ -233,8 +233,8 @@ def test_more_memory_means_fewer_passes_over_the_classes(monkeypatch):
         return logits_(out, *arguments)
 
     monkeypatch.setattr(hessext._ops, "logits_", spy)
-    monkeypatch.setattr(softmax_gram, "spare", lambda *_: False)
-    monkeypatch.setattr(softmax_gram, "_SAMPLES", 1)
+    monkeypatch.setattr(other_classes, "spare", lambda *_: False)
+    monkeypatch.setattr(other_classes, "_SAMPLES", 1)
     N, C, passes = 12, 5, []
     part = hessext.linear(torch.ones(C, 2), torch.ones(N, 2))["output"]._part
     for squares in (1 << 30, 2000, 500, 1):
@@ -254,8 +254,8 @@ def test_bits_where_probabilities_are_kept_and_formed_again(dtype, half, monkeyp
     found = []
     for squares, kept in ((1 << 30, True), (1 << 30, False), (400 * 400 * 20, True), (400 * 400 * 20, False)):
         monkeypatch.setattr(gram, "_SQUARES", squares)
-        monkeypatch.setattr(softmax_gram, "_TILE", 90 * 1250 * dtype.itemsize)
-        monkeypatch.setattr(softmax_gram, "spare", lambda *_, kept=kept: kept)
+        monkeypatch.setattr(other_classes, "_TILE", 90 * 1250 * dtype.itemsize)
+        monkeypatch.setattr(other_classes, "spare", lambda *_, kept=kept: kept)
         found.append((*softmax_sums(B._part), B.approximations()))
     assert repr(found[0]) == repr(found[1]) != repr(found[3]) == repr(found[2])
 

@@ -13,7 +13,7 @@ from helpers.explicit import inputs_of
 from helpers.networks import Transformer, tokens
 
 import hessext
-from hessext.matrix import inner, sample_curvature, softmax_gram
+from hessext.matrix import inner, other_classes, sample_curvature
 
 ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-10}
 SUMS = {torch.float32: 3e-4, torch.float64: 3e-8}  # errors of sums of products are differences of squares
@@ -107,8 +107,8 @@ def test_inner_products_of_unlike_parts(monkeypatch):
                 expected = torch.sum(B.dense() * C.dense()).item()
                 assert B.inner(C) == pytest.approx(expected, rel=1e-10, abs=1e-10 * B.norm() * C.norm())
         monkeypatch.setattr(inner, "_TOGETHER", 7)
-        monkeypatch.setattr(softmax_gram, "spare", lambda *_: False)
-        monkeypatch.setattr(softmax_gram, "_TILE", 2 * 20 * 8)
+        monkeypatch.setattr(other_classes, "spare", lambda *_: False)
+        monkeypatch.setattr(other_classes, "_TILE", 2 * 20 * 8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

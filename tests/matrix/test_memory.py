@@ -49,7 +49,7 @@ CASES = {
 }
 
 
-AGAIN = "hessext.matrix.softmax_gram.spare = lambda *_: False"
+AGAIN = "hessext.matrix.other_classes.spare = lambda *_: False"
 GRAM = {  # N x N in place of blocks: 512 MiB beyond the inputs, whatever C is
     "probabilities kept": (LINEAR.format("500, 16, 80000"), "linear(W, x)['output'].ratio()"),
     "formed again": (f"{LINEAR}; {AGAIN}".format("900, 16, 160000"), "linear(W, x)['output'].ratio()"),
