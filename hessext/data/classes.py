@@ -13,9 +13,9 @@ from hessext._tensors import once
 from hessext.model.losses import OutputDerivatives
 from hessext.model.network import Layer, Network
 
-from .group import Group
+from .group import Group, process_group
 from .headers import checksum
-from .ranks import Ranks, process_group
+from .ranks import Ranks
 from .samples import Samples
 
 

@@ -161,3 +161,18 @@ class Transfer:
             if wire is not t:
                 t.copy_(wire)
         self._sent = None
+
+
+def process_group(name: str, group: Any) -> dist.ProcessGroup:
+    """Return the process group of a group or of a mesh of one dimension. Raises TypeError, ValueError."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError(f"{name}: expected a process group; torch.distributed.init_process_group was not called")
+    if hasattr(group, "get_group") and hasattr(group, "ndim"):  # a DeviceMesh
+        if group.ndim != 1:
+            raise ValueError(f"{name}: expected a group or a mesh of one dimension; got one of {group.ndim}")
+        group = group.get_group()
+    if group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(f"{name}: expected a group that this rank is in; got one of other ranks")
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"{name}: expected a torch.distributed process group; got {type(group).__name__}")
+    return group

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 
 from hessext._progress import call, steps
 
-from .group import ALONE, Alone, Group, LostRank
+from .group import ALONE, Alone, Group, LostRank, process_group
 from .headers import TEXT, Error, error_of, errors_of, fingerprint
 
 _TOLD = 6  # errors that a header has room for
@@ -260,21 +259,6 @@ def _share(rank: int, visitor: int, counts: list[int], step: int, every: bool) -
     lower = min(rank, visitor)
     half = counts[lower] // 2
     return (slice(0, half), cols) if rank == lower else (rows, slice(half, counts[lower]))
-
-
-def process_group(name: str, group: Any) -> dist.ProcessGroup:
-    """Return the process group of a group or of a mesh of one dimension. Raises TypeError, ValueError."""
-    if not dist.is_available() or not dist.is_initialized():
-        raise ValueError(f"{name}: expected a process group; torch.distributed.init_process_group was not called")
-    if hasattr(group, "get_group") and hasattr(group, "ndim"):  # a DeviceMesh
-        if group.ndim != 1:
-            raise ValueError(f"{name}: expected a group or a mesh of one dimension; got one of {group.ndim}")
-        group = group.get_group()
-    if group == dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(f"{name}: expected a group that this rank is in; got one of other ranks")
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"{name}: expected a torch.distributed process group; got {type(group).__name__}")
-    return group
 
 
 def collective(method: Callable) -> Callable:
