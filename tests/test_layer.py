@@ -10,52 +10,14 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.layers import LAST, assert_layer, texts, truth
 from helpers.networks import Convolutional, Pooled, Transformer, images, tokens
 from helpers.reference import TOLERANCE
 from torch import nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 import hessext
-from hessext.data.tail import Tail
-
-LAST = ["mlp.down", "mlp.up", "mlp.gate", "attention.o", "attention.q"]
-LAST = [f"blocks.1.{name}" for name in LAST]
-
-
-def shifted(x):
-    return F.pad(x[:, 1:], (0, 1), value=-100)
-
-
-def texts(*shapes):
-    return [(x, shifted(x)) for x in (tokens(*shape, seed=k) for k, shape in enumerate(shapes))]
-
-
-def truth(model, name, batches, loss):
-    """Hessian of torch's loss of all batches' logits in the weight of one module, by autograd of the whole model."""
-    weight = model.get_submodule(name).weight.detach()
-
-    def value(w):
-        logits = [functional_call(model, {f"{name}.weight": w}, (x,), tie_weights=False) for x, _ in batches]
-        C = logits[0].shape[-1]
-        y = torch.cat([y.flatten() if y.dtype == torch.int64 else y.reshape(-1, C) for _, y in batches])
-        return loss(torch.cat([f.reshape(-1, C) for f in logits]), y)
-
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.autograd.functional.hessian(value, weight, vectorize=True).reshape(weight.numel(), weight.numel())
-
-
-def assert_layer(H, name, expected, tolerance=TOLERANCE[torch.float64]):
-    """The weight's matrix is the expected one, and so is what is computed from rows of S without it."""
-    B = H[f"{name}.weight"]
-    (K, _), (s, _) = B.grid, B.block_shape
-    norm = expected.norm().item()
-    assert (B.dense() - expected).norm().item() <= tolerance * norm
-    assert (B.diagonal() - expected.diagonal()).norm().item() <= tolerance * norm
-    assert (B.norms() - expected.view(K, s, K, s).norm(dim=(1, 3))).norm().item() <= tolerance * norm
-
 
 # --- transformers -----------------------------------------------------------------------------------------------
 
@@ -93,67 +55,6 @@ def test_terms_add_up_and_are_checked():
     sample = hessext.autograd.check(H, max_bytes=1000)
     assert sample
     assert not sample.complete
-
-
-LOSSES = {
-    "weights": (nn.CrossEntropyLoss(torch.linspace(0.5, 2, 11).double(), label_smoothing=0.1), False),
-    "sum": (nn.CrossEntropyLoss(reduction="sum", ignore_index=3), False),
-    "any numbers": (hessext.UnnormalizedCrossEntropyLoss(), True),
-    "mse": (nn.MSELoss(), True),
-}
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_losses(kind):
-    loss, per_class = LOSSES[kind]
-    model, batches = Transformer(), texts((2, 5), (1, 3))
-    if per_class:
-        y = torch.rand(2, 5, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        batches = [(x, y[: len(x), : x.shape[1]]) for x, _ in batches]
-    elif kind == "sum":
-        batches = [(x, x) for x, _ in batches]
-    name = "blocks.1.mlp.up"
-    assert_layer(hessext.layer(model, name, batches, loss=loss), name, truth(model, name, batches, loss))
-
-
-def test_a_loss_in_the_place_of_targets():
-    model, batches, loss = Transformer(), texts((2, 5)), nn.CrossEntropyLoss(reduction="sum")
-    name = "blocks.1.mlp.up"
-    got, expected = hessext.layer(model, name, batches, loss), hessext.layer(model, name, batches, loss=loss)
-    assert torch.equal(got.dense(), expected.dense())
-
-
-class Capped(nn.Module):
-    """Logits that no linear layer gives: they are differentiated, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = Transformer(tied=False)
-
-    def forward(self, x):
-        return 3 * torch.tanh(self.inner(x) / 3)
-
-
-def test_logits_that_no_layer_gives():
-    model, batches = Capped().eval(), texts((2, 4), (1, 5))
-    names = ["inner.head", "inner.blocks.1.mlp.up"]
-    H = hessext.layer(model, names, batches)
-    for name in names:
-        assert_layer(H, name, truth(model, name, batches, nn.CrossEntropyLoss()))
-
-
-def next_token(model, batch):
-    """Logits and targets of all positions but the last."""
-    return model(batch["tokens"])[:, :-1], batch["tokens"][:, 1:]
-
-
-def test_forward_gives_some_rows_of_the_head():
-    model, batches = Transformer(), texts((2, 5), (1, 4))
-    names = ["blocks.1.mlp.up", "head"]
-    H = hessext.layer(model, names, [{"tokens": x} for x, _ in batches], forward=next_token)
-    for name in names:
-        assert_layer(H, name, truth(model, name, batches, nn.CrossEntropyLoss()))
-    assert len(H["head"]._part.samples) == 2 * 4 + 3
 
 
 # --- other networks ---------------------------------------------------------------------------------------------
@@ -358,45 +259,3 @@ def test_products():
     for some in (H, H.gauss_newton(), H.residual()):
         torch.testing.assert_close(some @ v, some.dense() @ v)
         torch.testing.assert_close(some["fc2"] @ v[:, 0], some["fc2"].dense() @ v[:, 0])
-
-
-def test_tails_that_end_at_another_layer(monkeypatch):
-    """Queries reach the loss through the output projection alone, gate and up through down, and q through no other."""
-    model, batches = Transformer(), texts((2, 5), (1, 4))
-    names = [f"blocks.1.{name}" for name in ("attention.q", "mlp.up", "attention.o", "mlp.down", "mlp.gate")]
-    tails = hessext.layer(model, names, batches).each[0]._data._tails
-    assert tails.ends == {0: 2, 1: 3, 4: 3}
-    ended = []
-    ending = Tail.ending
-    monkeypatch.setattr(Tail, "ending", lambda tail, number: ended.append(number) or ending(tail, number))
-    H = hessext.layer(model, names, batches)
-    assert_layer(H, names[0], truth(model, names[0], batches, nn.CrossEntropyLoss()))
-    assert set(ended) == {2}
-    for name in names:  # whole S_n of one layer after the other is kept, and its own rows come from it
-        assert_layer(H, name, truth(model, name, batches, nn.CrossEntropyLoss()))
-    parts = [getattr(H, term)()[names[0]].dense() for term in ("gauss_newton", "residual")]
-    torch.testing.assert_close(sum(parts), H[names[0]].dense(), rtol=0, atol=1e-15)
-    ended.clear()
-    few = hessext.layer(model, names, batches, memory=1 << 13)  # no room for it
-    assert_layer(few, names[0], truth(model, names[0], batches, nn.CrossEntropyLoss()))
-    assert not ended
-
-
-class InPlace(nn.Module):
-    """Outputs of a layer that are changed in place."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(3)
-        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
-        self.double()
-
-    def forward(self, x):
-        return self.c(F.gelu(self.b(torch.tanh(self.a(x)))).mul_(2))
-
-
-def test_outputs_that_are_changed_in_place():
-    model, batches = InPlace(), [(torch.randn(7, 4).double(), torch.arange(7) % 3)]
-    H = hessext.layer(model, ["a", "b"], batches)
-    for name in ("a", "b"):
-        assert_layer(H, name, truth(model, name, batches, nn.CrossEntropyLoss()))

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.cases import ACTIVATIONS, DTYPES, LOSSES
-from helpers.deep import DEEP, SHALLOW, Deep, blocks, dense, make_deep, off_kinks, parameters, plain, select, truth
+from helpers.deep import DEEP, SHALLOW, Deep, dense, make_deep, off_kinks, parameters, plain, select, truth
 from helpers.reference import TERMS, TOLERANCE, assert_accurate, matrix
 from helpers.results import assert_part, assert_product, assert_ratio, assert_same_bits, everything, some_pairs
-from torch import nn
 
-import hessext
 from hessext import autograd
 from hessext.data import curvature as entries
 from hessext.matrix import cost, gram, norms
@@ -230,49 +228,7 @@ def test_autograd(case, term):
     assert autograd.check(H, max_bytes=1 << 10, samples=3)
 
 
-# --- models and data ---------------------------------------------------------------------------------------------
-
-
-@over_cases
-def test_a_model_gives_the_same_with_its_parameter_names(case):
-    inputs = make_deep(case, torch.float64)
-    model = inputs.model()
-    H = hessext.hessian(model, inputs.x, inputs.y, loss=inputs.loss)
-    assert H.layers == tuple(key for key, _ in model.named_parameters())
-    assert torch.equal(H.dense(), hessian(case, torch.float64).dense())
-    first, last = H.layers[0].partition(".")[0], H.layers[-1].partition(".")[0]
-    assert_accurate(H[first, last].dense(), matrix(truth(case, torch.float64)[0, case.layers[-1]]))
-
-
-class Registered(nn.Module):
-    """A network whose layers are registered in another order than they are applied in."""
-
-    def __init__(self, steps, order):
-        super().__init__()
-        self.order = order
-        layers = [step for step in steps if isinstance(step, nn.Linear)]
-        for number in order:
-            self.add_module(f"fc{number}", layers[number])
-        self.activations = nn.ModuleList(step for step in steps if not isinstance(step, nn.Linear))
-
-    def forward(self, x):
-        for number, activation in enumerate(self.activations):
-            x = activation(getattr(self, f"fc{number}")(x))
-        return getattr(self, f"fc{len(self.activations)}")(x)
-
-
-@pytest.mark.parametrize("order", [(2, 0, 1, 3), (3, 2, 1, 0)], ids=str)
-def test_parameters_lie_where_the_model_registers_them(order):
-    case = SHALLOW[3]
-    inputs = make_deep(case, torch.float64)
-    model = Registered(inputs.model(), order)
-    H = hessext.hessian(model, inputs.x, inputs.y, loss=inputs.loss)
-    assert H.layers == tuple(key for key, _ in model.named_parameters())
-    names = [key.removeprefix("fc") for key in H.layers]
-    expected = dense(truth(case, torch.float64), inputs, names)
-    assert_accurate(H.dense(), expected)
-    assert_product(H @ torch.ones(H.shape[0], dtype=torch.float64), expected, torch.ones(H.shape[0]).double())
-    assert_accurate(H["fc2", "fc0"].dense(), matrix(truth(case, torch.float64)[2, 0]))
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("case", "dtype"), EVERY[2::3], ids=name)
@@ -318,78 +274,3 @@ def test_in_other_hands(case):
     assert_same_bits(everything(low.to(torch.float64).to(torch.float32)), everything(low))
     v = np.linspace(-1, 1, H.shape[0])
     np.testing.assert_allclose(H.to_scipy() @ v, H.dense().numpy() @ v, atol=1e-12 * np.abs(H.dense().numpy()).max())
-
-
-# --- units that are off ------------------------------------------------------------------------------------------
-
-
-def with_bias(inputs, layer, units, value):
-    """The same inputs with some entries of a layer's bias."""
-    biases = list(inputs.biases)
-    biases[layer] = biases[layer].clone()
-    biases[layer][units] = value
-    return replace(inputs, biases=tuple(biases))
-
-
-@pytest.mark.parametrize(
-    ("layer", "dtype"), [(0, torch.float32), (1, torch.float64), (2, torch.float32), (4, torch.float64)]
-)
-def test_units_that_are_off_add_nothing(layer, dtype):
-    """Whatever their outgoing weights are."""
-    inputs = with_bias(make_deep(DEEP[17], dtype), layer, slice(0, 1), -1000)
-    found = []
-    for value in (0.0, torch.finfo(dtype).max / 100):
-        weights = list(inputs.weights)
-        weights[layer + 1] = weights[layer + 1].clone()
-        weights[layer + 1][::2, 0], weights[layer + 1][1::2, 0] = value, -value
-        found.append(replace(inputs, weights=tuple(weights)).hessian())
-    expected, H = found
-    assert torch.equal(H.dense(), expected.dense())
-    for col in H.layers:
-        part = H[str(layer), col]
-        assert not part.blocks([(0, 0)]).any()
-        assert not part.norms()[0].any()
-        assert torch.equal(part.norms(), expected[str(layer), col].norms())
-    assert H[str(layer)].ratio() == expected[str(layer)].ratio()
-
-
-@over_terms
-@pytest.mark.parametrize("factors", [False, True])
-@pytest.mark.parametrize(("layer", "dtype"), [(0, DTYPES[0]), (1, DTYPES[1]), (2, DTYPES[0]), (3, DTYPES[1])])
-def test_units_that_are_off_hide_what_overflows(layer, dtype, factors, term, monkeypatch):
-    """As in torch's own backward pass. Tangents, gradients and curvature that reach them are infinite, or inf - inf."""
-    monkeypatch.setattr(entries.Entries, "_few_classes", property(lambda e: factors and e.col < e.samples.network.last))
-    inputs = make_deep(Deep(17, (3, 9, 9, 9, 9, 3), loss="mse sum", bias="01234"), dtype)
-    inputs = replace(with_bias(inputs, layer, slice(0, 1), -1000), y=10 * inputs.y)
-    found = []
-    for value in (0.0, torch.finfo(dtype).max):
-        weights = [2 * weight for weight in inputs.weights]
-        weights[layer + 1][::2, 0], weights[layer + 1][1::2, 0] = value, -value
-        if layer:  # what comes into it is not negative
-            weights[layer][0] = -value
-        H = replace(inputs, weights=tuple(weights)).hessian()
-        found.append(H if term == "full" else getattr(H, term)())
-    expected, H = found
-    assert not H._data._pulled_back(layer).isfinite().all()
-    v = torch.linspace(-1, 1, H.shape[0], dtype=dtype)
-    assert torch.equal(H.dense(), expected.dense())
-    assert torch.equal(H.norms(), expected.norms())
-    assert torch.equal(H @ v, expected @ v)
-    if dtype == torch.float64:
-        assert_accurate(H.dense(), autograd.hessian(H))
-
-
-@pytest.mark.parametrize(("layer", "dtype"), [(0, DTYPES[0]), (3, DTYPES[1])])
-def test_a_dead_layer(layer, dtype):
-    """Nothing before it moves the loss, and what comes after it sees its biases alone."""
-    inputs = with_bias(make_deep(DEEP[17], dtype), layer, slice(None), -1000)
-    H = inputs.hessian()
-    expected = blocks(inputs.lift())
-    for row in inputs.case.layers:
-        for col in inputs.case.layers:
-            B = H[str(row), str(col)]
-            assert_accurate(B.dense(), matrix(expected[row, col]))
-            assert_accurate(B.norms(), expected[row, col].flatten(2).norm(dim=2))
-            assert min(row, col) > layer or not B.dense().any()
-    assert H[str(layer)].ratio().diagonal == 0
-    assert H[H.layers[-1]].ratio().diagonal > 0

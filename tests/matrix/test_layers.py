@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import deep
 from helpers.cases import ACTIVATIONS, HIDDEN, LINEAR, SMALL, make_inputs
-from helpers.reference import assert_accurate, dense, select, truth
-from helpers.results import assert_part
+from helpers.deep import DEEP, SHALLOW, make_deep
+from helpers.reference import assert_accurate, dense, matrix, select, truth
+from helpers.results import assert_part, assert_product
+from torch import nn
 
 import hessext
 
@@ -74,3 +77,45 @@ def test_names_in_a_list_and_no_iteration():
         H[0]
     with pytest.raises(TypeError, match="not iterable"):
         list(H)
+
+
+@pytest.mark.parametrize("case", SHALLOW + DEEP, ids=lambda case: case.name)
+def test_a_deep_model_gives_the_same_with_its_parameter_names(case):
+    inputs = make_deep(case, torch.float64)
+    model = inputs.model()
+    H = hessext.hessian(model, inputs.x, inputs.y, loss=inputs.loss)
+    assert H.layers == tuple(key for key, _ in model.named_parameters())
+    assert torch.equal(H.dense(), inputs.hessian().dense())
+    first, last = H.layers[0].partition(".")[0], H.layers[-1].partition(".")[0]
+    assert_accurate(H[first, last].dense(), matrix(deep.truth(case, torch.float64)[0, case.layers[-1]]))
+
+
+class Registered(nn.Module):
+    """A network whose layers are registered in another order than they are applied in."""
+
+    def __init__(self, steps, order):
+        super().__init__()
+        self.order = order
+        layers = [step for step in steps if isinstance(step, nn.Linear)]
+        for number in order:
+            self.add_module(f"fc{number}", layers[number])
+        self.activations = nn.ModuleList(step for step in steps if not isinstance(step, nn.Linear))
+
+    def forward(self, x):
+        for number, activation in enumerate(self.activations):
+            x = activation(getattr(self, f"fc{number}")(x))
+        return getattr(self, f"fc{len(self.activations)}")(x)
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1, 3), (3, 2, 1, 0)], ids=str)
+def test_parameters_lie_where_the_model_registers_them(order):
+    case = SHALLOW[3]
+    inputs = make_deep(case, torch.float64)
+    model = Registered(inputs.model(), order)
+    H = hessext.hessian(model, inputs.x, inputs.y, loss=inputs.loss)
+    assert H.layers == tuple(key for key, _ in model.named_parameters())
+    names = [key.removeprefix("fc") for key in H.layers]
+    expected = deep.dense(deep.truth(case, torch.float64), inputs, names)
+    assert_accurate(H.dense(), expected)
+    assert_product(H @ torch.ones(H.shape[0], dtype=torch.float64), expected, torch.ones(H.shape[0]).double())
+    assert_accurate(H["fc2", "fc0"].dense(), matrix(deep.truth(case, torch.float64)[2, 0]))

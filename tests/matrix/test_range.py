@@ -140,3 +140,31 @@ def test_mean_of_blocks_that_vanish_is_zero(loss):
     y = torch.full((12, 4), 0.5, dtype=F64)
     ratio = hessext.linear(W / 1e160, x * 1e160, y, loss=loss)["output"].ratio()
     assert (ratio.diagonal, ratio.off_diagonal, ratio.ratio) == (math.inf, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("size", [1e-18, 1e15])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_approximations_of_small_and_large_features(size, loss, dtype):
+    """Features far from 1 change the norm alone, whose square float32 does not hold."""
+    g = torch.Generator().manual_seed(9)
+    x, W = (torch.randn(n, 4, generator=g, dtype=F64).to(dtype) for n in (9, 3))
+    expected = hessext.linear(W, x, loss=loss)["output"].approximations()
+    power = 2.0 ** round(math.log2(size))
+    table = hessext.linear(W / power, x * power, loss=loss)["output"].approximations()
+    assert table.norm == pytest.approx(expected.norm * power**2, rel=1e-6)
+    for row, other in zip(table, expected, strict=True):
+        # what is exact is off by roundings, which are others where large float32 inputs are computed in float64
+        least = 1e-7 if dtype == F32 else 1e-12
+        assert row[1:4] == pytest.approx(other[1:4], rel=1e-6, abs=least), row.name
+
+
+def test_approximations_beyond_float64():
+    g = torch.Generator().manual_seed(9)
+    x, W = (torch.randn(n, 4, generator=g, dtype=F64) for n in (9, 3))
+    V, y = torch.randn(2, 3, generator=g, dtype=F64), torch.zeros(9, 2, dtype=F64)
+    for size in (1e-75, 1e75):
+        B = hessext.one_hidden(W, size * V, x, y, loss="mse")["hidden"]
+        for method in (B.approximations, B.nearest_kronecker):
+            with pytest.raises(ValueError, match="hidden: expected a part whose norm has a fourth power in float64"):
+                method()
