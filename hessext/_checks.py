@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,16 +31,15 @@ def matrix(
     rows: int | None = None,
     cols: int | None = None,
     like: Tensor | None = None,
-    half: bool = False,
-    hint: str = "",
+    **options: Any,
 ) -> Tensor:
-    """Return t detached: a finite, non-empty (rows, cols) float tensor of like's dtype and device."""
-    return floats(name, t, (rows, cols), like, half=half, hint=hint)
+    """Return t detached: a finite, non-empty (rows, cols) float tensor. `options` are those of `shaped`."""
+    return floats(name, t, (rows, cols), like, **options)
 
 
-def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None = None, half: bool = False) -> Tensor:
-    """Return t detached: a finite, non-empty (size,) float tensor of like's dtype and device."""
-    return floats(name, t, (size,), like, half=half)
+def vector(name: str, t: Tensor, *, size: int | None = None, like: Tensor | None = None, **options: Any) -> Tensor:
+    """Return t detached: a finite, non-empty (size,) float tensor. `options` are those of `shaped`."""
+    return floats(name, t, (size,), like, **options)
 
 
 def samples(name: str, t: Tensor, cols: int, like: Tensor, hint: str = "") -> tuple[Tensor, float]:
@@ -104,21 +104,10 @@ def multiplied(name: str, v: Tensor, size: int, like: Tensor) -> Tensor:
     return floats(name, v, (size, None), like)
 
 
-def floats(
-    name: str,
-    t: Tensor,
-    shape: tuple[int | None, ...],
-    like: Tensor | None,
-    *,
-    half: bool = False,
-    hint: str = "",
-) -> Tensor:
-    """Return t detached: finite, non-empty, of this shape (None: any size), float32 or float64 or of like's dtype.
-
-    With `half`, bfloat16 and float16 stand for float32. A message on the shape or dtype ends with the hint.
-    """
+def floats(name: str, t: Tensor, shape: tuple[int | None, ...], like: Tensor | None, **options: Any) -> Tensor:
+    """Return t detached: a finite, non-empty float tensor. Shape, like and `options` are those of `shaped`."""
     tensor(name, t)
-    shaped(name, t, shape, like, half=half, hint=hint)
+    shaped(name, t, shape, like, **options)
     finite(name, t)
     return t.detach() if t.requires_grad else t
 
@@ -132,7 +121,10 @@ def shaped(
     half: bool = False,
     hint: str = "",
 ) -> None:
-    """Refuse another shape (None: any size), or what is not float32 or float64 or of like's dtype and device."""
+    """Refuse another shape (None: any size), or what is not float32 or float64 or of like's dtype and device.
+
+    With `half`, bfloat16 and float16 stand for float32. A message on the shape or dtype ends with the hint.
+    """
     dtypes = (torch.float32, torch.float64) if like is None else (like.dtype,)
     if t.dtype not in dtypes and not (half and t.dtype in HALVES and torch.float32 in dtypes):
         hint = hint or (f" (.to({dtypes[0]}) converts it)" if t.is_floating_point() else "")
