@@ -1,4 +1,4 @@
-"""`python -m bench`: hessext beside what one would use instead, on this machine, timed only after they agree."""
+"""`python -m bench`: hessext and its alternatives on this machine, timed only after their results agree."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def chosen(what: str, names: list[str], patterns: list[str] | None) -> tuple[str, ...]:
-    """Names that match one of the patterns, in their own order. Raises ValueError where a pattern matches none."""
+    """Names that match one of the patterns, in the order of names. Raises ValueError if a pattern matches none."""
     for pattern in patterns or ():
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"--{what}: expected one of {', '.join(names)}; got {pattern!r}")
@@ -68,7 +68,7 @@ def chosen(what: str, names: list[str], patterns: list[str] | None) -> tuple[str
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """What the command line asks for."""
+    """The settings of a run, from the command line."""
     isas = options.isa == "all"
     cpu = torch.device(options.device).type == "cpu"
     there = [name for name, case in cases.CASES.items() if (case.small or not options.quick) and not (case.gpu and cpu)]
@@ -88,7 +88,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def measured(options: argparse.Namespace) -> Report:
-    """Run, with a progress bar, and save as it goes."""
+    """Run with a progress bar, and save the report after every case."""
     settings = settings_of(options)
     if machine.busy():
         print("others use this machine: trust no absolute time", file=sys.stderr)
@@ -105,7 +105,7 @@ def measured(options: argparse.Namespace) -> Report:
 
 
 def write(stem: Path, found: Report) -> None:
-    """Write text, Markdown and, where matplotlib is installed, the picture beside STEM.json."""
+    """Write text, Markdown and, if matplotlib is installed, the picture next to STEM.json."""
     picture = io.BytesIO()
     try:
         drawn = growth.draw(found, picture)
@@ -131,7 +131,7 @@ def _beside(stem: Path, suffix: str) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmarks; 1 if hessext disagreed with float64, failed, or became slower than in --compare."""
+    """Run the benchmarks. Returns 1 if hessext disagreed with float64, failed, or became slower than in --compare."""
     options = parse(argv)
     if options.list:
         for case in cases.CASES.values():
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.out:
             _files.folder("--out", options.out.parent)
-        old = _read(options.compare) if options.compare else None  # before minutes of measuring
+        old = _read(options.compare) if options.compare else None  # read first: measuring takes minutes
         found = _read(options.load) if options.load else measured(options)
     except (OSError, ValueError) as error:
         print(f"python -m bench: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""The closed forms as a patient torch user writes them: active samples gathered, half of the pairs.
+"""The closed forms as a patient torch user writes them: only active samples, and only half of the pairs.
 
-Shapes and order as in plain.py.
+Shapes and parameter order are those of plain.py.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import Tensor
 from .cases import Problem
 from .plain import cross_entropy_residual, plain
 
-NARROW = 128  # below this many features one pair's product is too small for torch: gather by one hidden unit
+NARROW = 128  # with fewer features the product of one pair is too small for torch: gather by one hidden unit only
 
 
 def careful(problem: Problem) -> Tensor:
-    """Return the dense part: a gather per pair of hidden units (index_select) feeds its blocks in every part.
+    """Return the dense part. The blocks of a pair of hidden units use only the samples at which both are active.
 
-    The mirrored half is copied. Where no such work can be saved it is `plain`.
+    The mirrored half is copied. Where neither saves work, this is `plain`.
     """
     case = problem.case
     if problem.hidden_weight is None:
@@ -51,7 +51,7 @@ def careful(problem: Problem) -> Tensor:
     for i in range(m):
         rows = on[:, i].nonzero().squeeze(1)
         xi, on_i = x.index_select(0, rows), on.index_select(0, rows)
-        if mse and whole:  # (11): v_ji sum_n 1_i x a^T, and the residual where the two hidden units are the same
+        if mse and whole:  # (11): v_ji sum_n 1_i x a^T, plus the residual if both hidden units are the same
             moment = a.index_select(0, rows).T @ xi  # [m, d]
             torch.mul(v[:, i, None, None], moment.mul_(2 / n), out=left[:, :, i])
             left[:, i, i].add_(residual.index_select(0, rows).T @ xi)
@@ -95,7 +95,7 @@ def careful(problem: Problem) -> Tensor:
 
 
 def _narrow(h: Tensor, i: int, xi: Tensor, q: Tensor, panel: int = 64) -> None:
-    """Block row i of the hidden part from the samples xi [n_i, d] where hidden unit i is active, and its mirror.
+    """Write block row i of the hidden part and its mirror, from the samples xi [n_i, d] at which unit i is active.
 
     q [n_i, m - i] is zero where the other hidden unit is not active.
     """
@@ -108,7 +108,7 @@ def _narrow(h: Tensor, i: int, xi: Tensor, q: Tensor, panel: int = 64) -> None:
 
 
 def _cross(problem: Problem, on: Tensor, a: Tensor, p: Tensor) -> Tensor:
-    """(18) alone, [m d, c m]: one product per unit, over the samples where it is active."""
+    """(18) alone, [m d, c m]: one product per unit, over the samples at which it is active."""
     v, x = problem.output_weight, problem.x
     (n, d), m = x.shape, v.shape[1]
     h = x.new_empty(problem.case.result_shape)
@@ -123,7 +123,7 @@ def _cross(problem: Problem, on: Tensor, a: Tensor, p: Tensor) -> Tensor:
 
 
 def _panels(phi: Tensor, p: Tensor, panel: int = 512) -> Tensor:
-    """(5), (15): half of the class pairs, as panels of rows right of the diagonal, mirrored."""
+    """(5), (15) from half of the class pairs: panels of rows right of the diagonal, which are then mirrored."""
     (n, s), c = phi.shape, p.shape[1]
     h = phi.new_empty(c * s, c * s)
     flat = (p[:, :, None] * phi[:, None, :]).view(n, c * s)

@@ -1,4 +1,4 @@
-"""The cases as data: what is computed, on which sizes, and the flops and bytes it must cost."""
+"""The cases as data: what is computed, at which sizes, and the flops and bytes that this requires."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-KINK_MARGIN = 1e-4  # pre-activations keep this far from ReLU's kink: float32 and float64 agree on who is active
+KINK_MARGIN = 1e-4  # least |pre-activation|: float32 and float64 then agree on which units are active
 
 Part = str  # "all", "cross", or a layer
 Quantity = Literal["dense", "blocks", "diagonal blocks", "norms", "ratio", "approximations", "product"]
-APPROXIMATIONS = ("block-diagonal", "diagonal", "Adam-mini", "K-FAC", "one-sided")  # whose relative errors are compared
+APPROXIMATIONS = ("block-diagonal", "diagonal", "Adam-mini", "K-FAC", "one-sided")  # compared by their relative errors
 
 
 class Sizes(NamedTuple):
-    """Samples, features, classes and hidden units (0: a linear model; several: of one hidden layer after another)."""
+    """Samples N, features d, classes C and hidden units m: 0 for a linear model, a tuple for several hidden layers."""
 
     N: int
     d: int
@@ -41,17 +41,17 @@ class Case:
     """One thing to compute: a quantity of one part of the Hessian of a linear model or of a ReLU network."""
 
     name: str
-    group: str  # what it is about, and with which cases it is shown
+    group: str  # the topic of the cases with which it is shown
     title: str
     sizes: Sizes
-    small: Sizes | None  # with --quick; None leaves the case out
+    small: Sizes | None  # sizes with --quick; None leaves the case out
     part: Part = "all"  # of a linear model "output"
     quantity: Quantity = "dense"
     loss: str = "cross_entropy"
-    pairs: int = 0  # of quantity "blocks"
-    varied: str = ""  # of a growth curve: N, d, C or m
-    methods: tuple[str, ...] = ()  # only these; all if empty
-    gpu: bool = False  # too large for a CPU
+    pairs: int = 0  # number of block pairs, of quantity "blocks"
+    varied: str = ""  # the size that a growth curve varies: N, d, C or m
+    methods: tuple[str, ...] = ()  # the methods that run it; all if empty
+    gpu: bool = False  # whether it is too large for a CPU
 
     def quick(self) -> Case:
         """Return the small variant that `--quick` runs."""
@@ -59,7 +59,7 @@ class Case:
 
     @property
     def deep(self) -> bool:
-        """Whether there are several hidden layers; they are then called "0", "1", ..."""
+        """Whether there are several hidden layers. Layers are then called "0", "1", ..."""
         return len(self.sizes.hidden) > 1
 
     @property
@@ -77,7 +77,7 @@ class Case:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Block rows and block columns of the part; of the whole Hessian those of the output layer."""
+        """Block rows and block columns of the part; for the whole Hessian, those of the output layer."""
         kinds = ("hidden", "output") if self.part == "cross" else (self.part, self.part)
         return tuple(self.layers[kind][0] if kind in self.layers else self.sizes.C for kind in kinds)
 
@@ -173,7 +173,7 @@ def _all() -> Iterator[Case]:
             yield Case(name, "growth", "whole Hessian", sizes, small, varied=letter, methods=GROWTH_METHODS)
 
 
-# Sizes on both sides of what switches with size, by the name of their walk in `steps`.
+# Sizes below and above each switch of the algorithm, by the name of their walk in walks.py.
 SWITCHES: dict[str, tuple[Part, Quantity, Sizes, Sizes]] = {
     "class-tiles": ("output", "norms", Sizes(4, 4, 2048), Sizes(4, 4, 2049)),
     "class-work": ("output", "norms", Sizes(128, 16, 512), Sizes(129, 16, 512)),
@@ -194,7 +194,7 @@ CASES = {case.name: case for case in _all()}
 
 @dataclass(frozen=True)
 class Problem:
-    """The tensors of one case. Nothing is precomputed: a method is timed from here to its result."""
+    """The tensors of one case. Nothing is precomputed: a method is timed from these to its result."""
 
     case: Case
     weights: dict[str, Tensor]  # the parameters by layer [units, inputs], in torch's order
@@ -220,7 +220,7 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.x.device
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Problem:
@@ -234,9 +234,9 @@ class Problem:
 
 
 def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Problem:
-    """Draw x ~ N(0, 1) and the weights ~ N(0, 1/fan_in), with uniform labels (one-hot targets for mse).
+    """Draw x ~ N(0, 1) and weights ~ N(0, 1/fan_in), with uniform labels (one-hot targets for mse).
 
-    Values are drawn in float32 on the CPU whatever dtype and device are, so all see the same numbers.
+    Values are drawn in float32 on the CPU, so that every dtype and device has the same numbers.
     """
     g = torch.Generator().manual_seed(seed)
     N, d, C, _ = case.sizes
@@ -264,18 +264,18 @@ def nearest_kink(x: Tensor, weights: Iterable[Tensor]) -> Tensor:
 
 
 def necessary_bytes(problem: Problem) -> int:
-    """Read every input once, write the result once."""
+    """Bytes to read every input once and to write the result once."""
     result = prod(problem.case.result_shape) * problem.x.element_size()
     return result + sum(t.numel() * t.element_size() for t in problem.tensors)
 
 
 def necessary_flops(problem: Problem) -> float:
-    """Flops (2 per multiply-add) of the weighted outer products alone, with all that may be saved.
+    """Flops (2 per multiply-add) of the weighted outer products alone, with every saving that is possible.
 
-    Both symmetries (across blocks and inside a block) and, for ReLU, only the samples where the units of a pair are
-    active, counted on this very problem. Forward pass, weights and mirrored writes are left out. Norms: blocks or the
-    Gram form, whichever is less. Ratios and approximations: logits, and half of each
-    square of samples. Products: the passes.
+    Both symmetries are used, across blocks and inside a block. For ReLU only those samples count at which both units of
+    a pair are active, as counted on this problem. Forward pass, weights and mirrored writes are left out. Norms count
+    blocks or the Gram form, whichever is less. Ratios and approximations count logits, and half of each matrix over
+    pairs of samples. Products count the passes through the network.
     """
     case = problem.case
     if case.deep:
@@ -306,7 +306,7 @@ def necessary_flops(problem: Problem) -> float:
 
 
 def _flops_of_depth(problem: Problem) -> float:
-    """The same of several hidden layers."""
+    """`necessary_flops` of a network with several hidden layers."""
     case, units, features, a = problem.case, {}, {}, problem.x
     for name, weight in problem.weights.items():
         z = a @ weight.T

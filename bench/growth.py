@@ -10,13 +10,13 @@ from typing import IO
 from .cases import GROWTH, VARIED
 from .run import Report
 
-FITTED = 3  # the exponent is that of the largest sizes, this many; smaller ones are overhead
+FITTED = 3  # the exponent is fitted to this many of the largest sizes, as overhead dominates at smaller ones
 
-Curve = list[tuple[int, dict]]  # size and stats, by size
+Curve = list[tuple[int, dict]]  # sizes in ascending order, with their stats
 
 
 def curves(report: Report) -> dict[tuple[str, str], Curve]:
-    """Curves by letter and method, with at least two sizes."""
+    """Curves of at least two sizes, by letter and method."""
     rows = [row for row in report["benchmarks"] if row["extra_info"]["about"] == "growth"]
     found: dict[tuple[str, str], Curve] = {}
     for letter in VARIED:
@@ -35,7 +35,7 @@ def exponent(curve: Curve) -> float:
 
 
 def _exponents(report: Report) -> Iterator[tuple[str, str]]:
-    """Method, and its exponents as text."""
+    """Yield each method with its exponents as text."""
     found = curves(report)
     for name in dict.fromkeys(name for _, name in found):
         yield name, ", ".join(f"{k} {exponent(found[k, name]):.2f}" for k in VARIED if (k, name) in found)
@@ -47,7 +47,7 @@ def lines(report: Report) -> list[str]:
 
 
 def sentence(report: Report) -> str:
-    """The same as one sentence."""
+    """The exponents of all methods as one sentence."""
     found = [f"{name} {text}" for name, text in _exponents(report)]
     if not found:
         return ""
@@ -56,7 +56,7 @@ def sentence(report: Report) -> str:
 
 
 def draw(report: Report, file: str | os.PathLike | IO[bytes]) -> bool:
-    """Write the picture, time against each size with quartiles; False where no size was varied."""
+    """Write the picture: time against each size, with quartiles. Returns False if no size was varied."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, NullLocator
 

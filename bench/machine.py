@@ -1,4 +1,4 @@
-"""What the figures are taken on, and what it could do: the rates that form the roofline."""
+"""The machine of a run: its description, and the peak rates that form its roofline."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ import torch
 
 from .measure import clock_of, cpu_clock
 
-BUSY = 0.25  # load per core from which on others are taken to disturb the clocks
+BUSY = 0.25  # load per core from which timings count as disturbed
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """The best rates of a few probes, of one dtype, device and thread count."""
+    """The best rates of a few probes, for one dtype, device and thread count."""
 
-    flops: float  # per second: multiply-adds in registers on a CPU, products of matrices on a GPU
-    matmul: float  # of them, what torch's product of matrices reaches
+    flops: float  # per second: of multiply-adds in registers on a CPU, of matrix products on a GPU
+    matmul: float  # flops per second of torch's matrix product
     bytes: float  # per second, read and written by a copy
 
     def floor(self, flops: float, size: float) -> float:
-        """Seconds that so many flops and bytes must take: the roofline."""
+        """Least seconds for so many flops and bytes: the roofline."""
         return max(flops / self.flops, size / self.bytes)
 
 
 def describe(device: str, threads: int) -> dict[str, object]:
-    """Describe processor, libraries and load; nothing in it names the machine."""
+    """Describe processor, libraries and load, without the machine's name."""
     model = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -61,14 +61,15 @@ def describe(device: str, threads: int) -> dict[str, object]:
 
 
 def busy() -> bool:
-    """Whether others use this machine."""
+    """Whether other work runs on this machine."""
     return os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
 
 
 def peaks(dtype: torch.dtype, device: str, quick: bool = False) -> Peaks:
-    """Probe at the current number of threads.
+    """Measure the peaks at the current number of threads.
 
-    On a GPU float32 may also be formed by three TF32 products, as hessext does: a third of their rate, if more.
+    On a GPU a float32 product may also be formed from three TF32 products, as hessext does. A third of the TF32 rate is
+    then the peak, if it is higher.
     """
     matmul = _matmul(dtype, device, quick)
     if torch.device(device).type == "cpu":
@@ -100,7 +101,7 @@ def _matmul(dtype: torch.dtype, device: str, quick: bool, tries: int = 4) -> flo
 
 
 def _copy(device: str, size: int = 1 << 28, tries: int = 6) -> float:
-    """Best bytes/s, read plus written, of a copy into memory that is there."""
+    """Best bytes/s, read plus written, of a copy into allocated memory."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     out, clock = torch.ones_like(source), clock_of(device)
     return max(2 * size / clock(lambda: out.copy_(source), 1) for _ in range(tries))

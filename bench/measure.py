@@ -15,11 +15,11 @@ from torch import Tensor
 
 from . import cases, methods
 
-SHORTEST = 0.005  # seconds; quicker calls are repeated inside one timing, so the clock does not matter
-INPUT_FACTOR, INPUT_SLACK = 1.2, 64 << 20  # what a call of hessext may take beyond its result: docs/conventions.md
+SHORTEST = 0.005  # seconds of one timing; shorter calls are repeated in it, so that the clock's resolution is enough
+INPUT_FACTOR, INPUT_SLACK = 1.2, 64 << 20  # memory of a call of hessext beyond its result: docs/conventions.md
 
 Call = Callable[[], Tensor]
-Clock = Callable[[Call, int], float]  # of some calls in a row, seconds per call
+Clock = Callable[[Call, int], float]  # seconds per call, of some calls in a row
 
 
 @dataclass
@@ -31,14 +31,14 @@ class Timings:
 
 
 def quartiles(seconds: list[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile; of fewer than three rounds the extremes around the median."""
+    """First quartile, median and third quartile; with fewer than three rounds, the extremes and the median."""
     if len(seconds) < 3:
         return min(seconds), statistics.median(seconds), max(seconds)
     return tuple(statistics.quantiles(seconds, n=4, method="inclusive"))
 
 
 def cpu_clock(call: Call, inner: int = 1) -> float:
-    """Wall time. A single call's result is freed outside the clock, so every call writes to fresh memory."""
+    """Wall time per call. A single call's result is freed after the clock stops: each one writes to fresh memory."""
     start = time.perf_counter()
     for _ in range(inner):
         result = call()
@@ -48,7 +48,7 @@ def cpu_clock(call: Call, inner: int = 1) -> float:
 
 
 def cuda_clock(call: Call, inner: int = 1) -> float:
-    """Time between two events on the current stream, which has nothing else to do: launches that lag behind count."""
+    """Time per call between two events on the current stream, which is idle before: late launches count as well."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -60,16 +60,17 @@ def cuda_clock(call: Call, inner: int = 1) -> float:
 
 
 def clock_of(device: str) -> Clock:
-    """The clock for results on that device."""
+    """The clock for calls on that device."""
     return cuda_clock if torch.device(device).type == "cuda" else cpu_clock
 
 
 def interleave(
     calls: dict[str, Call], clock: Clock, repeats: int, budget: float, tick: Callable[[str], None]
 ) -> dict[str, Timings]:
-    """Time A, B, C, A, B, C ... `repeats` times. A method that has used `budget` seconds sits out the rest.
+    """Time the methods in turn, A, B, C, A, B, C, ..., in `repeats` rounds.
 
-    Every call must have run before: nothing here is a warm-up.
+    A method that has used `budget` seconds is left out of further rounds. Every call must have run once before, as
+    there is no warm-up.
     """
     timings = {name: Timings() for name in calls}
     spent = dict.fromkeys(calls, 0.0)
@@ -88,7 +89,7 @@ def interleave(
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over the common rounds of slow / fast: the two ran seconds apart, so drifts cancel."""
+    """Median of slow / fast over the common rounds. Within a round both ran seconds apart, so that drifts cancel."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=False))
 
 
@@ -96,7 +97,7 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def status_bytes(key: str) -> int:
-    """One line of /proc/self/status (VmHWM, VmRSS) in bytes."""
+    """One entry of /proc/self/status (VmHWM, VmRSS), in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
@@ -104,10 +105,10 @@ def status_bytes(key: str) -> int:
 
 
 def peak_memory(call: Call, device: str) -> int:
-    """Peak bytes while `call` runs, beyond what was there before it and beyond its result.
+    """Peak bytes while `call` runs, beyond the memory in use before it and beyond its result.
 
-    On a GPU those of torch's allocator. On the CPU resident ones, Linux only: the kernel's high-water mark is reset
-    first through /proc/self/clear_refs.
+    On a GPU these are bytes of torch's allocator. On a CPU they are resident bytes, on Linux only, where
+    /proc/self/clear_refs resets the kernel's high-water mark.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
@@ -127,7 +128,7 @@ def peak_memory(call: Call, device: str) -> int:
 
 @dataclass(frozen=True)
 class Weighing:
-    """What one process is to weigh; plain data, because it goes there by name."""
+    """The measurement that a process is to make, by names, as these can be pickled."""
 
     case: str
     method: str
@@ -138,7 +139,7 @@ class Weighing:
 
 
 def weigh(order: Weighing) -> int:
-    """Peak memory of one method on one case in this process, after a small run that loads libraries and pools."""
+    """Peak memory of a method on a case in this process, after a small run that loads libraries and thread pools."""
     torch.set_num_threads(order.threads)
     case, dtype = cases.CASES[order.case], getattr(torch, order.dtype)
     make = methods.known(order.device)[order.method].make
@@ -153,7 +154,7 @@ def _answer(pipe, order: Weighing) -> None:
 
 
 def weigh_apart(order: Weighing) -> int | None:
-    """`weigh` in a fresh process; None where that cannot be measured. Torch is loaded once, by the fork server."""
+    """`weigh` in a fresh process, or None if it fails. Torch is loaded once, by the fork server."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.methods", "hessext"])
     ours, theirs = context.Pipe(duplex=False)
@@ -162,12 +163,12 @@ def weigh_apart(order: Weighing) -> int | None:
     theirs.close()
     try:
         return ours.recv()
-    except EOFError:  # it failed, and has said why
+    except EOFError:  # it failed, and has printed why
         return None
     finally:
         process.join()
 
 
 def allowed_memory(inputs: int) -> int:
-    """Bytes that a call of hessext may take beyond its result, of so many bytes of inputs."""
+    """Bytes that a call of hessext may take beyond its result, for so many bytes of inputs."""
     return int(INPUT_FACTOR * inputs + INPUT_SLACK)

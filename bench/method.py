@@ -1,4 +1,4 @@
-"""What every method gives: a call, and how to read its result."""
+"""The common form of all methods: a call, and how to read its result."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass
 class Method:
-    """A prepared method: `call()` returns the result, or only its `rows` where those are given."""
+    """A prepared method. `call()` returns the result, or only its `rows` if these are given."""
 
     call: Callable[[], Tensor]
     note: str = ""
     rows: Tensor | None = None
-    scale: float = 1.0  # measured seconds times this are the seconds of the whole result
-    in_order: Callable[[Tensor], Tensor] = lambda result: result  # to torch's parameter order, outside the clock
+    scale: float = 1.0  # factor from the measured seconds to those of the whole result
+    in_order: Callable[[Tensor], Tensor] = lambda result: result  # brings it to torch's parameter order, not timed

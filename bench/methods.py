@@ -1,4 +1,4 @@
-"""The methods by name: hessext, the closed forms in torch, and the peers. All return the same thing."""
+"""The methods by name: hessext, the closed forms in torch, and the peers. All return the same result."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method before it knows its problem."""
+    """A method that is not yet prepared for a problem."""
 
     make: Callable[[Problem], Method]
     applies: Callable[[Case], bool] = lambda case: True
     threads: int = 0  # of torch and hessext; 0: those of the run
-    weighed: bool = True  # whether its peak memory is measured: not of a sample, nor of a result that is there before
+    weighed: bool = True  # whether peak memory is measured; not of sampled rows, nor with an allocated result
 
 
 # ------------------------------------------------------------------------------------------------------------ hessext
 
 
 def hessian(problem: Problem) -> Hessian:
-    """hessext's object of a problem."""
+    """The Hessian object of a problem."""
     import hessext
 
     weights, loss = list(problem.weights.values()), problem.case.loss
@@ -47,7 +47,7 @@ def hessian(problem: Problem) -> Hessian:
 
 
 def asked(problem: Problem) -> Hessian | BlockMatrix:
-    """The part that the case is about."""
+    """The part that the case asks for."""
     h, part = hessian(problem), problem.case.part
     if part == "all":
         return h
@@ -55,7 +55,7 @@ def asked(problem: Problem) -> Hessian | BlockMatrix:
 
 
 def hessext_result(problem: Problem, out: Tensor | None = None) -> Tensor:
-    """Ask hessext for what the case is about."""
+    """Compute the quantity of the case with hessext."""
     case, h = problem.case, asked(problem)
     match case.quantity:
         case "dense":
@@ -86,7 +86,7 @@ def _hessext_out(problem: Problem) -> Method:
 
 @contextmanager
 def threads_set(threads: int):
-    """Give torch and hessext that many threads; 0 leaves them."""
+    """Use that many threads in torch and hessext; 0 changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -169,8 +169,8 @@ def missing() -> dict[str, str]:
 def reference(problem: Problem) -> Tensor:
     """Return the closed form in float64 on the same inputs, or double backward for products.
 
-    It is `careful` where there is one, because `plain` takes long for many hidden units. The table proves it: `plain`
-    and the peers share none of its assembly and are compared with it.
+    It is `careful` where that applies, as `plain` is slow for many hidden units. `plain` and the peers share none of
+    its assembly, so that their errors against it in the table confirm it.
     """
     wide = problem.to(torch.float64)
     if problem.case.quantity == "product":
@@ -179,12 +179,12 @@ def reference(problem: Problem) -> Tensor:
 
 
 def relative_error(result: Tensor, truth: Tensor, rows: Tensor | None = None, chunk: int = 1024) -> float:
-    """Return ||result - truth||_F / ||truth||_F, summed in float64; `rows` are those of the truth to use.
+    """Return ||result - truth||_F / ||truth||_F, summed in float64; `rows` are the rows of the truth to compare with.
 
-    Of a ratio's two numbers, which differ by orders of magnitude, the larger of their relative errors.
+    The two numbers of a ratio differ by orders of magnitude: for these it is the larger of their relative errors.
     """
     if rows is not None:
-        truth = truth.flatten(0, -2)[rows.to(truth.device)]  # those of blocks one after another
+        truth = truth.flatten(0, -2)[rows.to(truth.device)]  # rows of blocks are numbered through all blocks
     if result.shape != truth.shape:
         return math.inf
     if len(truth) == 2 and truth.ndim == 1:

@@ -1,7 +1,7 @@
-"""What people use instead of closed forms: automatic differentiation, and scikit-learn for linear models.
+"""Alternatives to closed forms: automatic differentiation, and scikit-learn for linear models.
 
-Automatic differentiation gives rows of the Hessian, each a Hessian-vector product. Where the whole would take minutes
-a seeded sample of rows is timed and extrapolated; what is prepared once for all rows stays outside the clock.
+Automatic differentiation gives rows of the Hessian, each as a Hessian-vector product. Where all rows would take
+minutes, a seeded sample of them is timed and extrapolated. Work that is done once for all rows is not timed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch.nn.functional import cross_entropy
 from .cases import Case, Problem
 from .method import Method
 
-WHOLE = 256  # up to this many rows they are all computed
+WHOLE = 256  # up to this many rows, all of them are computed
 
-Products = Callable[[Tensor], Tensor]  # rows v (k, P) -> rows H v (k, P)
-Prepare = Callable[[], Products]  # the work that all products share
+Products = Callable[[Tensor], Tensor]  # from rows v (k, P) to rows H v (k, P)
+Prepare = Callable[[], Products]  # does the work that all products share
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another way to the same numbers. `install` is what to say where `module` is not there."""
+    """Another way to compute the same numbers. `install` tells how to install a missing `module`."""
 
     make: Callable[[Problem], Method]
     applies: Callable[[Case, str], bool]  # to a case on a device
@@ -37,7 +37,7 @@ class Peer:
 
     @property
     def missing(self) -> str:
-        """Why it cannot run, or nothing."""
+        """Why it cannot run, or an empty text."""
         return "" if find_spec(self.module) else f"{self.module} is not installed: {self.install}"
 
 
@@ -71,7 +71,7 @@ class _Flat:
 
 
 def _torch_func(problem: Problem) -> Prepare:
-    """Forward over reverse, what torch.func.hessian does, with its rows in chunks."""
+    """Forward over reverse mode, as in torch.func.hessian, with rows in chunks."""
     flat = _Flat(problem)
 
     def product(v: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def _torch_func(problem: Problem) -> Prepare:
 
 
 def _double_backward(problem: Problem) -> Prepare:
-    """The gradient once, with its graph, then one backward pass per row."""
+    """The gradient with its graph once, then one backward pass per row."""
     flat = _Flat(problem)
 
     def prepare() -> Products:
@@ -103,7 +103,7 @@ def _curvlinops(problem: Problem) -> Prepare:
         layers[name].weight.data = weight
     *hidden, output = layers.values()
     model = nn.Sequential(*(step for layer in hidden for step in (layer, nn.ReLU())), output)
-    loss, scale = (nn.MSELoss(), case.sizes.C) if case.loss == "mse" else (nn.CrossEntropyLoss(), 1)  # mean over C too
+    loss, scale = (nn.MSELoss(), case.sizes.C) if case.loss == "mse" else (nn.CrossEntropyLoss(), 1)  # mean over C, too
     parameters = [layer.weight for name, layer in layers.items() if case.part in ("all", "cross", name)]
 
     def prepare() -> Products:
@@ -115,7 +115,7 @@ def _curvlinops(problem: Problem) -> Prepare:
 
 
 def _jax(problem: Problem) -> Prepare:
-    """Forward over reverse, compiled: what jax.hessian does, with its rows in chunks."""
+    """Forward over reverse mode, compiled, as in jax.hessian, with rows in chunks."""
     import jax
     from jax import numpy as jnp
 
@@ -159,7 +159,7 @@ def _jax(problem: Problem) -> Prepare:
 
 
 def _rows(prepare: Callable[[Problem], Prepare], sampled: int, problem: Problem) -> Method:
-    """A method from Hessian-vector products: H @ v, all rows (of diagonal blocks), or `sampled` of them."""
+    """A method from Hessian-vector products: H @ v, or all rows of the result, or `sampled` of them."""
     case, ready = problem.case, prepare(problem)
     if case.quantity == "product":
         return Method(lambda: ready()(problem.vector[None])[0])
@@ -188,7 +188,7 @@ def _rows(prepare: Callable[[Problem], Prepare], sampled: int, problem: Problem)
 
 
 def _sklearn(problem: Problem) -> Method:
-    """The Hessian of LogisticRegression(solver="newton-cholesky"), whose order is feature by feature."""
+    """The Hessian of LogisticRegression(solver="newton-cholesky"), in the order of features, then classes."""
     from sklearn._loss import HalfMultinomialLoss
     from sklearn.linear_model._linear_loss import LinearModelLoss
 
@@ -216,7 +216,7 @@ def _linear_cpu(case: Case, device: str) -> bool:
 def _jax_there(case: Case, device: str) -> bool:
     if not find_spec("jax") or not _any_rows(case, device):
         return _any_rows(case, device)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU is not its alone
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the GPU, too
     import jax
 
     return device in ("cpu", "cuda") and any(d.platform == {"cuda": "gpu"}.get(device, device) for d in jax.devices())

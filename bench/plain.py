@@ -1,7 +1,7 @@
-"""The closed forms as a torch user writes them first: form the Khatri-Rao factors, multiply.
+"""The closed forms as a torch user writes them first: form the Khatri-Rao factors, and multiply.
 
-No symmetry, no sparsity. Shapes: x [n, d], W [m, d], V [c, m], a = relu(x W^T) and on = relu'(x W^T) [n, m],
-f = a V^T, p = softmax(f) and y [n, c]; biases left out. Results are in torch's parameter order.
+Neither symmetry nor sparsity is used. Shapes: x [n, d], W [m, d], V [c, m], a = relu(x W^T) and on = relu'(x W^T)
+[n, m], f = a V^T, p = softmax(f) and y [n, c]. There are no biases. Results are in torch's parameter order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .plain_deep import plain_deep
 
 
 class Network(NamedTuple):
-    """What the parts of one problem share."""
+    """Tensors that the parts of one problem share."""
 
     x: Tensor
     v: Tensor
@@ -35,7 +35,7 @@ def forward(problem: Problem) -> Network:
 
 
 def plain(problem: Problem) -> Tensor:
-    """Return what the case asks for. Dense equations: (3), (5), (8), (9), (11), (14), (15), (18)."""
+    """Return the quantity of the case. The dense equations are (3), (5), (8), (9), (11), (14), (15), (18)."""
     case = problem.case
     if case.deep:
         return plain_deep(problem)
@@ -146,7 +146,7 @@ def cross_entropy_residual(p: Tensor, y: Tensor) -> Tensor:
 
 
 def plain_blocks(problem: Problem) -> Tensor:
-    """Blocks X^T diag(q_ij) X of a list of pairs of a linear model, or of all (i, i), one at a time."""
+    """Blocks X^T diag(q_ij) X of a linear model, for a list of pairs or for all (i, i), one at a time."""
     x, case = problem.x, problem.case
     p = (x @ problem.output_weight.T).softmax(1)
     blocks = x.new_empty(case.result_shape)
@@ -158,7 +158,7 @@ def plain_blocks(problem: Problem) -> Tensor:
 
 
 def plain_norms(problem: Problem) -> Tensor:
-    """Norms of all blocks of (5) or (14), from one row of blocks at a time."""
+    """Norms of all blocks of (5) or (14), one row of blocks at a time."""
     x, v, c = problem.x, problem.output_weight, problem.case.sizes.C
     n, d = x.shape
     norms = x.new_empty(problem.case.result_shape)
@@ -180,7 +180,7 @@ def plain_norms(problem: Problem) -> Tensor:
 
 
 def plain_ratio(problem: Problem) -> Tensor:
-    """Mean ||H_ii||_F^2 and mean ||H_ij||_F^2 of (5): sums over pairs of samples."""
+    """Mean ||H_ii||_F^2 and mean ||H_ij||_F^2 of (5), from sums over pairs of samples."""
     diagonal, off, weight, c = *_pairs(problem), len(problem.output_weight)
     on = (weight * diagonal).sum(dtype=torch.float64)
     off = (weight * off).sum(dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The closed form of ReLU networks of any depth as a torch user writes it first: every S_n formed, then multiplied.
+"""The closed form of ReLU networks of any depth as a torch user writes it first: form every S_n, and multiply.
 
 Per sample, with on_l = relu'(z_l), D_l = diag on_l, J_kl = d z_k / d z_l, g_l = d loss / d z_l:
 
@@ -19,7 +19,7 @@ from .cases import Problem
 
 
 class _Passes(NamedTuple):
-    """What the forward and the backward pass give for each layer."""
+    """Results of the forward and the backward pass, for each layer."""
 
     features: list[Tensor]  # [n, inputs]
     on: list[Tensor]  # [n, units], 1 where the unit is active; of all layers but the last
@@ -28,7 +28,7 @@ class _Passes(NamedTuple):
 
 
 def plain_deep(problem: Problem) -> Tensor:
-    """Return what the case asks for: the whole Hessian, or a layer's diagonal blocks or ratio."""
+    """Return the quantity of the case: the whole Hessian, or a layer's diagonal blocks or ratio."""
     case = problem.case
     if case.quantity == "diagonal blocks":
         return _diagonal_blocks(problem)
@@ -57,7 +57,7 @@ def _passes(problem: Problem, first: int) -> _Passes:
 
 
 def _diagonal_blocks(problem: Problem) -> Tensor:
-    """Blocks X^T diag(S[i, i]) X of the layer, one at a time; of S only the diagonal."""
+    """Blocks X^T diag(S[i, i]) X of the layer, one at a time. Only the diagonal of S is formed."""
     number, weights = int(problem.case.part), list(problem.weights.values())
     passes, weight = _passes(problem, number + 1), weights[number + 1]
     entries = ((passes.curvature[0] @ weight) * weight).sum(1).mul_(passes.on[number])  # [n, units]
@@ -69,7 +69,7 @@ def _diagonal_blocks(problem: Problem) -> Tensor:
 
 
 def _ratio(x: Tensor, S: Tensor) -> Tensor:
-    """Mean ||H_ii||_F^2 and mean ||H_ij||_F^2: sums over n, n' of <S_n, S_n'> (x_n . x_n')^2."""
+    """Mean ||H_ii||_F^2 and mean ||H_ij||_F^2, from sums over n, n' of S_n[i, j] S_n'[i, j] (x_n . x_n')^2."""
     units = S.shape[1]
     weight, diagonal = (x @ x.T).square_(), S.diagonal(dim1=1, dim2=2).contiguous()
     S.diagonal(dim1=1, dim2=2).zero_()

@@ -1,10 +1,10 @@
-"""`ratio()` of a head over two ranks of one thread beside one process of two threads: time and memory, interleaved.
+"""`ratio()` of a head over two ranks of one thread, against one process of two threads: time and memory, interleaved.
 
     python -m bench.ranks [--classes 32000 --samples 4096 --features 1024 --repeats 5]
 
-Samples split, then classes split. All processes live from the start and take turns; printed are medians of times and of
-a thread's time on a core, which other work on the machine changes less, their ratios turn by turn, and the peak of
-memory beyond what each process had with its inputs.
+The samples are split, and then the classes. All processes run from the start and take turns. The table has medians of
+wall times and of processor times per thread, which other work on the machine affects less, the medians of their ratios
+within a turn, and the peak memory beyond that of the inputs.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ RANKS = 2
 
 
 def inputs(sizes: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """A head and states, the same in all processes."""
+    """Return a head and its inputs, the same in all processes."""
     g = torch.Generator().manual_seed(0)
     head = torch.randn(sizes.classes, sizes.features, generator=g).div_(sizes.features**0.5)
     return head, torch.randn(sizes.samples, sizes.features, generator=g)
 
 
 def memory(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most so far."""
+    """Bytes of this process: VmRSS at present, VmHWM at the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) << 10
 
@@ -54,7 +54,7 @@ def serve(kind: str, rank: int, store: str, sizes: argparse.Namespace, turns: Co
         half = len(head) // RANKS
         head = (head[rank * half : (rank + 1) * half].clone(), rank * half, dist.group.WORLD)
     while turns.recv():
-        # what was most before does not count: the inputs of all were made here
+        # the earlier peak does not count, as the inputs of all ranks were made here
         Path("/proc/self/clear_refs").write_text("5")
         before, start, worked = memory("VmRSS"), time.perf_counter(), time.process_time()
         ratio = hessext.linear(head, x, **options)["output"].ratio()
@@ -89,7 +89,7 @@ def main() -> None:
             for end in team:
                 end.send(True)
             results = [end.recv() for end in team]
-            if turn:  # the first one warms up
+            if turn:  # the first one is a warm-up
                 found[kind].append(tuple(max(values) for values in zip(*results, strict=True)))
     one = found["one process"]
     for kind, turns in found.items():

@@ -1,4 +1,4 @@
-"""A report as text: tables for terminal, Markdown and documentation, and the comparison with an older one."""
+"""A report as text: tables for the terminal, Markdown and documentation, and the comparison with an older report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .run import Report
 OURS, REUSED = "hessext", "hessext out="
 TORCH = ("careful", "plain")
 AUTODIFF = ("torch.func.hessian", "double backward", "curvlinops", "jax.hessian")
-AHEAD = 1.1  # another method that takes less than this times hessext's seconds is as good
-SLOWER = 1.05  # a regression is at least this, and beyond the quartiles
+AHEAD = 1.1  # hessext is not ahead of a method that takes less than this times its seconds
+SLOWER = 1.05  # least factor of a regression, which must also lie beyond the quartiles
 BEGIN, END = "<!-- bench: {} -->", "<!-- bench end -->"
 
 
 def seconds_text(seconds: float) -> str:
-    """Three digits, in s, ms or us."""
+    """The time with three digits, in s, ms or us."""
     if seconds >= 999.5:
         return f"{float(f'{seconds:.3g}'):,.0f} s"
     scale, name = (1.0, "s") if seconds >= 1 else (1e-3, "ms") if seconds >= 1e-3 else (1e-6, "us")
@@ -29,7 +29,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def factor_text(factor: float) -> str:
-    """Two digits, or three above 100, without an exponent."""
+    """The factor with two digits, or three above 100, without an exponent."""
     return f"{factor:.2g}" if factor < 99.5 else f"{float(f'{factor:.3g}'):,.0f}"
 
 
@@ -42,19 +42,19 @@ def by_case(report: Report) -> dict[str, dict[str, dict]]:
 
 
 def sizes_text(row: dict) -> str:
-    """N, d, C and m."""
+    """The sizes N, d, C and m."""
     return str(Sizes(*(row["params"][letter] for letter in Sizes._fields)))
 
 
 def roofline(report: Report, row: dict) -> float:
-    """The seconds that flops and bytes must take on this machine, over the median."""
+    """The least seconds of the flops and bytes on this machine, over the median."""
     extra = row["extra_info"]
     peaks = Peaks(**report["peaks"][str(extra["threads"])])
     return peaks.floor(extra["flops"], extra["bytes"]) / row["stats"]["median"]
 
 
 def times(row: dict, ours: dict) -> float:
-    """How many times longer a method takes than ours: median over the rounds of the ratio within a round."""
+    """How many times as long as ours a method takes: the median of the ratios within a round."""
     return measure.ratio(row["stats"]["data"], ours["stats"]["data"])
 
 
@@ -62,7 +62,7 @@ def times(row: dict, ours: dict) -> float:
 
 
 def aligned(cells: list[list[str]]) -> str:
-    """Columns of text, the first and the last to the left."""
+    """The cells in columns of text, the first and the last one aligned left."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for line in cells:
@@ -73,7 +73,7 @@ def aligned(cells: list[list[str]]) -> str:
 
 
 def markdown_table(cells: list[list[str]]) -> str:
-    """The same cells in Markdown."""
+    """The cells as a table in Markdown."""
     head, *rows = cells
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *rows])
 
@@ -136,14 +136,14 @@ def _notes(report: Report) -> list[str]:
 
 
 def text(report: Report) -> str:
-    """Everything, for a terminal."""
+    """The whole report for a terminal."""
     tables = [f"{title}\n{aligned(case_cells(report, rows))}" for title, rows in _titles(report)]
     last = "\n".join([*growth.lines(report), *_notes(report)])
     return "\n\n".join(filter(None, ["\n".join(heading(report)), LEGEND, *tables, last])) + "\n"
 
 
 def markdown(report: Report, picture: str | None = None) -> str:
-    """Everything, in Markdown."""
+    """The whole report in Markdown."""
     parts = ["\n".join(f"{line}.  " for line in heading(report)), LEGEND, summary(report)]
     parts += [f"![Time against N, d, C, m]({picture})"] if picture else []
     parts += [f"**{title}**\n\n{markdown_table(case_cells(report, rows))}" for title, rows in _titles(report)]
@@ -155,7 +155,7 @@ def markdown(report: Report, picture: str | None = None) -> str:
 
 
 def _other(rows: dict[str, dict], names: Iterable[str], named: bool = False) -> str:
-    """The quickest of these methods, and how many times hessext's time that is."""
+    """The time of the quickest of these methods, and its ratio to hessext's."""
     there = [rows[name] for name in names if name in rows]
     if not there or OURS not in rows:
         return ""
@@ -166,7 +166,7 @@ def _other(rows: dict[str, dict], names: Iterable[str], named: bool = False) -> 
 
 
 def summary(report: Report) -> str:
-    """The table of all cases but the growth curves, then where autodiff and others stand, and growth."""
+    """The table of all cases but the growth curves, then sentences on autodiff, on other methods, and on growth."""
     cells = [["case", "hessext", "`out=`", "careful", "plain", "quickest autodiff", "of roofline"]]
     short = {"cross_entropy": "CE", "mse": "MSE"}
     for rows in by_case(report).values():
@@ -210,7 +210,7 @@ def _not_ahead(report: Report) -> str:
 
 
 def docs_block(report: Report, name: str) -> str:
-    """What stands in docs/performance.md between the markers, for the report in bench/results/`name`.json."""
+    """The text between the markers of docs/performance.md, for the report in bench/results/`name`.json."""
     parts = [
         BEGIN.format(name),
         ".\n".join(heading(report)) + ".",
@@ -223,7 +223,7 @@ def docs_block(report: Report, name: str) -> str:
 
 
 def command(report: Report) -> str:
-    """The command that makes such a report."""
+    """The command that makes this report."""
     settings = report["settings"]
     options = [] if settings["device"] == "cpu" else [f"--device {settings['device']}"]
     options += [] if settings["dtype"] == "float32" else [f"--dtype {settings['dtype']}"]
@@ -233,7 +233,7 @@ def command(report: Report) -> str:
 
 
 def write_docs(page: Path, report: Report, name: str) -> str:
-    """The page's text with the block of this report; raises ValueError where it has no markers for it."""
+    """The page's text with the block of this report. Raises ValueError if the page has no markers for it."""
     before, begin, rest = page.read_text().partition(BEGIN.format(name))
     _, end, after = rest.partition(END + "\n")
     if not begin or not end:
@@ -247,8 +247,8 @@ def write_docs(page: Path, report: Report, name: str) -> str:
 def compare(old: Report, new: Report) -> tuple[list[str], bool]:
     """Lines on what changed beyond noise, and whether hessext became slower.
 
-    Changes are divided by the median change of the methods that hessext cannot affect: what remains is not the
-    machine's. Noise is what the quartiles of both runs leave room for, and 5%.
+    Changes are divided by the median change of the methods that are not hessext, which corrects for the machine. A
+    change is beyond noise if the quartiles of both runs are apart, and if it exceeds 5%.
     """
     before = {row["fullname"]: row for row in old["benchmarks"]}
     common = [(before[row["fullname"]], row) for row in new["benchmarks"] if row["fullname"] in before]

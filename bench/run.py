@@ -1,9 +1,9 @@
 """One run: check every method on every case, then time, then weigh.
 
-A report is a dictionary, as it stands in JSON. Its origin is in `datetime`, `machine_info`, `commit_info` and
-`settings`. `benchmarks` has one entry per case (`group`) and method (`name`), with `params`, `stats` and `extra_info`.
-`peaks` are by thread count, `missing` says which methods are not installed, and `failed` which ones stopped or
-disagreed with float64.
+A report is a dictionary, as in its JSON file. `datetime`, `machine_info`, `commit_info` and `settings` are its origin.
+`benchmarks` has one entry per case (`group`) and method (`name`), with `params`, `stats` and `extra_info`. `peaks` are
+by thread count. `missing` has the methods that are not installed, and `failed` those that stopped or disagreed with
+float64.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 
 from . import cases, machine, measure, methods
 
-# A method farther than this from float64 is wrong and is not timed; the tests hold hessext to tighter bounds.
+# A method farther than this from float64 is wrong, and is not timed. The tests hold hessext to tighter bounds.
 AGREES = {"float32": 1e-5, "float64": 1e-11}
 REPEATS, QUICK_REPEATS, BUDGET, QUICK_BUDGET = 5, 3, 10.0, 0.5
 Report = dict
-Tick = Callable[[str], None]  # says what comes next
+Tick = Callable[[str], None]  # is told what comes next
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run; `threads` beyond the first are for hessext alone."""
+    """What to run. Thread counts after the first are for hessext alone."""
 
     cases: tuple[str, ...]
     methods: tuple[str, ...]
@@ -42,7 +42,7 @@ class Settings:
     memory: bool = True
 
     def entries(self) -> dict[str, methods.Entry]:
-        """The methods that were asked for."""
+        """The methods to run, by name."""
         known = methods.known(self.device, self.threads[1:], self.isas)
         return {name: entry for name, entry in known.items() if name in self.methods}
 
@@ -50,7 +50,7 @@ class Settings:
 def run(
     settings: Settings, tick: Tick = lambda what: None, save: Callable[[Report], None] = lambda report: None
 ) -> Report:
-    """Run everything; `save` is called with the report so far after every case."""
+    """Run all cases, and return the report; `save` is called with it after every case."""
     torch.set_num_threads(settings.threads[0])
     if torch.device(settings.device).index is not None:
         torch.cuda.set_device(settings.device)  # events and memory are the current device's
@@ -70,7 +70,7 @@ def run(
         run_case(case.quick() if settings.quick else case, settings, report, tick)
         gc.collect()
         save(report)
-    _probe(report, settings, tick)  # the better of both, so that no method stands above the machine
+    _probe(report, settings, tick)  # the better of both probes, so that no method exceeds the roofline
     save(report)
     return report
 
@@ -85,7 +85,7 @@ def _probe(report: Report, settings: Settings, tick: Tick) -> None:
 
 
 def _commit() -> dict[str, object]:
-    """Of the clone, as far as git knows it."""
+    """The commit of the clone, and whether sources differ from it; None without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -98,7 +98,7 @@ def _commit() -> dict[str, object]:
 
 
 def run_case(case: cases.Case, settings: Settings, report: Report, tick: Tick) -> None:
-    """Check, then time, then weigh the methods on one case; adds to the report."""
+    """Check, time and weigh the methods on one case, and add them to the report."""
     problem = cases.make(case, getattr(torch, settings.dtype), settings.device)
     entries = {
         name: entry
@@ -113,7 +113,7 @@ def run_case(case: cases.Case, settings: Settings, report: Report, tick: Tick) -
         try:
             method = entry.make(problem)
             errors[name] = methods.relative_error(method.in_order(method.call()), truth, method.rows)
-        except Exception as error:  # of a peer, or too little memory: the others go on
+        except Exception as error:  # of a peer, or for lack of memory; the other methods are run
             _failed(report, case, name, f"{type(error).__name__}: {error}".splitlines()[0])
             continue
         if errors[name] <= AGREES[settings.dtype]:
@@ -159,7 +159,7 @@ def run_case(case: cases.Case, settings: Settings, report: Report, tick: Tick) -
 
 
 def _memory(case: str, name: str, method: methods.Method, settings: Settings) -> int | None:
-    """Peak bytes beyond the result; on a CPU in a process of its own, whose allocator holds nothing yet."""
+    """Peak bytes beyond the result; on a CPU in a process of its own, whose allocator is still empty."""
     if torch.device(settings.device).type == "cuda":
         return measure.peak_memory(method.call, settings.device)
     order = (case, name, settings.dtype, settings.device, settings.threads[0], settings.quick)
@@ -171,6 +171,6 @@ def _failed(report: Report, case: cases.Case, name: str, reason: str) -> None:
 
 
 def stats(seconds: list[float]) -> dict[str, object]:
-    """Median and quartiles of the rounds, how many there were, and all of them."""
+    """Median and quartiles of the rounds, their number, and the data."""
     first, median, third = measure.quartiles(seconds)
     return {"median": median, "q1": first, "q3": third, "rounds": len(seconds), "data": seconds}

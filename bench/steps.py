@@ -1,8 +1,8 @@
-"""Steps of cost where something switches with size: python -m bench.steps [NAME ...].
+"""Steps of cost where the way of computing switches with size: python -m bench.steps [NAME ...].
 
-Of each pair of neighbouring sizes in `walks`, both are timed in turn. What costs more than 1.3 times its smaller
-neighbour is reported, and so is what costs less than 1 / 1.3 of it. Cost is the processor time of all threads:
-other work on the machine then matters little.
+Each pair of neighbouring sizes in `walks` is timed in turn. A pair is reported as a step if the larger size costs more
+than 1.3 times, or less than 1 / 1.3 times, as much as the smaller one. The cost is the processor time of all threads,
+which other work on the machine affects little.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .methods import asked
 from .walks import Walk, walks
 
 STEP = 1.3
-ROUNDS, MORE = 5, 25  # of timing a pair of sizes; of a pair that seems to be a step
+ROUNDS, MORE = 5, 25  # rounds of timing a pair of sizes, and of repeating it if it seems to be a step
 
 
 def clock(call: Call, inner: int = 1) -> float:
@@ -33,7 +33,7 @@ def clock(call: Call, inner: int = 1) -> float:
 
 
 def ratio_of_costs(walk: Walk, below: int, above: int, rounds: int) -> float:
-    """Least time at the larger size over that at the smaller one, both timed in turn, objects made anew."""
+    """Least time at the larger size over that at the smaller one, timed in turn, each call with a new object."""
     calls = [partial(_call, walk, make(walk.case(size))) for size in (below, above)]
     inner = max(1, int(SHORTEST / max(clock(call) for call in calls)))
     best = [math.inf] * 2
@@ -47,7 +47,7 @@ def _call(walk: Walk, problem: Problem) -> object:
 
 
 def report(names: list[str]) -> list[str]:
-    """Walk, print each pair of sizes, and return the lines of those that are steps."""
+    """Print each pair of sizes of the walks, and return the lines of those that are steps."""
     found, table = [], walks()
     for name in names or table:
         walk = table[name]
@@ -63,7 +63,7 @@ def report(names: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 where there is a step."""
+    """Run the walks. Returns the exit status, 1 if there is a step."""
     parser = argparse.ArgumentParser(prog="python -m bench.steps", description=__doc__)
     parser.add_argument("names", nargs="*", help="some of the walks (all): " + ", ".join(walks()))
     parser.add_argument("--threads", type=int, default=2)

@@ -1,7 +1,7 @@
-"""What switches with size, as walks: which sizes, what is asked for, and what decides.
+"""Walks over the sizes at which the way of computing switches: which sizes, what is computed, and what decides.
 
-A walk varies one of N, d, C, m (K is one of them). Where what decides changes its mind between two sizes, these are a
-pair. A walk without such a decision takes sizes of 5% more each. `crossed` and PIECES name every constant.
+A walk varies one of N, d, C, m. Two neighbouring sizes between which the decision changes are a pair. A walk without a
+decision takes sizes in steps of 5%. `crossed` and PIECES together name every constant.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FINER = 1.05
 
 @dataclass(frozen=True)
 class Walk:
-    """What is asked for, and along which sizes."""
+    """What is computed, and at which sizes."""
 
     about: str  # names of constants as in CONSTANTS, and of functions that decide
     sizes: Sizes
@@ -35,7 +35,7 @@ class Walk:
     decides: Callable[[Sizes], Hashable] | None = None
 
     def at(self, size: int) -> Sizes:
-        """The sizes with the varied one."""
+        """All sizes, the varied one being `size`."""
         return self.sizes._replace(**{self.varied: size})
 
     def case(self, size: int) -> Case:
@@ -43,11 +43,11 @@ class Walk:
         return replace(CASES["linear"], sizes=self.at(size), part=self.part, loss=self.loss)
 
     def part_of(self, sizes: Sizes):
-        """The part that a decision looks at: what is asked for, at sizes."""
+        """The part on which a decision depends, at these sizes."""
         return asked(make(replace(self.case(1), sizes=sizes)))._part
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """Neighbouring sizes."""
+        """Yield the pairs of neighbouring sizes."""
         low, high = self.ends
         if self.decides is None:
             while low < high:
@@ -260,7 +260,7 @@ def walks() -> dict[str, Walk]:
     return dict(_walks())
 
 
-# Sizes at which work is only cut into further pieces, each as large as those before, or that no call comes to often.
+# Constants without a walk: they only cut work into more pieces of equal size, or calls rarely reach them.
 PIECES = {
     "memory of what is in hand": """_memory._ALWAYS_FREE _memory._BESIDE _memory._HUGE matrix/assemble._PIECE
         matrix/block_diagonal._PIECE matrix/curvature._ENTRIES matrix/feature_gram._TILE matrix/feature_products._TILE
@@ -293,7 +293,7 @@ def crossed() -> set[str]:
 
 
 def named() -> set[str]:
-    """Names of the package's constants that are numbers, as far as sizes may be compared with them."""
+    """Names of the package's numeric constants with which sizes may be compared."""
     found = set()
     for folder in (".", "matrix", "data", "model"):
         for file in sorted((ROOT / "hessext" / folder).glob("*.py")):
