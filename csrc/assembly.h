@@ -1,5 +1,5 @@
-// What one assembly runs over, the same on every device: outer pairs, their weights, and the addresses of the entries
-// of a tile.
+// The index ranges of one assembly, the same on every device: its outer pairs, their weights, and the addresses of the
+// entries of a tile.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,8 @@
 
 namespace hessext {
 
-// What the outer pair runs over; the tile runs over the rest of H[i, a; j, b] = sum_n Q_n[i, j] phi_n[a] psi_n[b].
+// The indices of the outer pair. The tile runs over the other indices of H[i, a; j, b] = sum_n Q_n[i, j] phi_n[a]
+// psi_n[b].
 enum class Outer {
     blocks,    // pair (i, j), weight Q_n[i, j]; tile over features (a, b)
     features,  // output kind: pair (a, b), weight -c_n phi_n[a] phi_n[b]; tile over classes (i, j) of p_n p_n^T
@@ -19,7 +20,7 @@ struct Pair {
     i64 first, second;
 };
 
-// Pairs of rows x cols, or those first <= second of a square, numbered row by row.
+// The pairs of rows x cols, or with `triangle` those with first <= second of a square, numbered row by row.
 struct Grid {
     i64 rows, cols;
     bool triangle;
@@ -39,8 +40,8 @@ struct Grid {
     }
 };
 
-// Whether a tile over features needs entries a <= b only: the others are theirs in the same block, or in that of the
-// mirrored pair.
+// Whether a tile over features needs only entries a <= b. The others are equal to these, in the same block or in that
+// of the mirrored pair.
 template <class T>
 HESSEXT_HOST_DEVICE inline bool inner_triangle(const Assembly<T>& r) {
     return r.same_features && (r.curvature.symmetric || !r.dense.out);
@@ -50,10 +51,10 @@ template <class T>
 struct Outline {
     Assembly<T> r;
     Outer outer;
-    // Without softmax all output blocks (i, i) are one and the same and the others are zero; the caller writes those.
+    // Without softmax all output blocks (i, i) are equal, and the others are zero, which the caller writes.
     bool replicated;
-    bool extra;      // the residual between neighbouring layers is added
-    Dense<T> dense;  // blocks are small dense matrices of their own
+    bool extra;      // whether the residual between neighbouring layers is added
+    Dense<T> dense;  // the destination; blocks of a list are small dense matrices
 
     Outline(const Assembly<T>& request, Outer outer)
         : r(request),
@@ -78,8 +79,8 @@ struct Outline {
         return r.pairs ? Pair{r.pairs[2 * t], r.pairs[2 * t + 1]} : grid().at(t);
     }
 
-    // Calls f once with a function n -> weight of pair `t` in sample n. The hidden kind alone asks for covariance(n),
-    // which `hidden_curvature` takes.
+    // Calls f once with a function n -> weight of pair `t` in sample n. Only the hidden kind calls covariance(n), which
+    // `hidden_curvature` takes.
     template <class Covariance, class F>
     HESSEXT_HOST_DEVICE void with_weight(i64 t, Pair p, const Covariance& covariance, const F& f) const {
         const Curvature<T>& q = r.curvature;
@@ -102,8 +103,8 @@ struct Outline {
         }
     }
 
-    // What the residual r_n[j] act'_n[i] x_n e_i^T adds: for a pair (i, b) act'_n[i] where b = i, for (i, j) both
-    // factors.
+    // The weight of the residual term r_n[j] act'_n[i] x_n e_i^T: for a pair (i, j) both factors, and for a pair (i, b)
+    // act'_n[i] if b = i.
     HESSEXT_HOST_DEVICE T residual_weight(i64 n, Pair p) const {
         const Curvature<T>& q = r.curvature;
         const T slope = q.slope[n * q.rows + p.first];
@@ -118,7 +119,7 @@ struct Outline {
         return r.blocks ? dense.out + t * r.left.size() * r.right.size() : dense.out;
     }
 
-    // The blocks that a pair's tile is written to: (i, j) and, where it stands for both, (j, i); or all replicas.
+    // The blocks to which a pair's tile is written: (i, j) and, if the pair stands for both, (j, i); or all replicas.
     HESSEXT_HOST_DEVICE i64 copies(Pair p) const {
         return replicated ? r.curvature.rows : r.dense.out && outer_triangle() && p.first != p.second ? 2 : 1;
     }
@@ -126,7 +127,7 @@ struct Outline {
         return replicated ? Pair{k, k} : k ? Pair{p.second, p.first} : p;
     }
 
-    // Whether the tile's rows (or columns) are features of one block, and not one feature of several blocks.
+    // Whether the tile's rows (or columns) are the features of one block, rather than one feature of several blocks.
     HESSEXT_HOST_DEVICE bool tile_is_features(bool row) const {
         return outer == Outer::blocks || (outer == Outer::mixed && row);
     }
@@ -144,12 +145,13 @@ struct Outline {
     }
 };
 
-// Where the entries of one side of a tile are among the rows or columns of the result, times their distance in memory.
+// Addresses of the entries of one side of a tile: their rows or columns in the result, times the distance of these.
 class Line {
     i64 first_, step_, bias_, stored_;  // stored_ is the entry of the bias
 
   public:
-    // features: entries count features from `from` on, and of_pair says which block; else the other way round.
+    // With `features` the entries are features from `from` on of the block of_pair. Otherwise they are the feature
+    // of_pair of the blocks from `from` on.
     HESSEXT_HOST_DEVICE Line(const Axis& axis, bool features, i64 of_pair, i64 from, i64 distance) {
         const i64 step = features ? axis.inner : axis.stride(of_pair);
         const i64 start = features ? axis.start + of_pair * axis.step : axis.first(of_pair);

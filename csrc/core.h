@@ -1,5 +1,5 @@
-// The interface of the core: what its operations take, and the operations of both devices. Raw pointers, int64 sizes,
-// no Python and no torch.
+// The interface of the core: the arguments of its operations, and the operations of both devices. It has raw pointers
+// and int64 sizes, no Python and no torch.
 //
 // Every part of the Hessian is H = sum_n Q_n (x) phi_n psi_n^T, entry (i, a; j, b) = sum_n Q_n[i, j] phi_n[a] psi_n[b].
 // All normalization (1/N, class weights) is inside Q_n.
@@ -16,12 +16,12 @@
 #define HESSEXT_HOST_DEVICE
 #endif
 
-// Inside a struct: its fields, which Python passes by name.
+// Inside a struct: lists its fields, which Python passes by name.
 #define HESSEXT_FIELDS(...)                            \
     static constexpr const char* names = #__VA_ARGS__; \
     auto fields() { return std::tie(__VA_ARGS__); }
 
-// After the definition of an operation: both element types of it.
+// After the definition of an operation: instantiates it for both element types.
 #define HESSEXT_INSTANTIATE(name)               \
     template decltype(name<float>) name<float>; \
     template decltype(name<double>) name<double>;
@@ -49,15 +49,15 @@ enum class Kind {
     given,   // Q_n = entries                                 any features
 };
 
-// Q_n, and what its closed forms are made of. The curvature of the outputs is B_n = c_n (diag p_n - p_n p_n^T), or c_n
-// I where probs is null; D = diag act'(z_n).
+// Q_n, and the tensors of its closed forms. The curvature at the outputs is B_n = c_n (diag p_n - p_n p_n^T), or c_n I
+// if probs is null. D = diag act'(z_n).
 template <class T>
 struct Curvature {
     Kind kind;
     i64 rows, cols;     // of Q_n; with V, rows = m hidden units
-    bool symmetric;     // Q_n is: pairs i <= j stand for both
+    bool symmetric;     // whether Q_n is; pairs i <= j then stand for both
     i64 classes;        // C
-    bool gauss_newton;  // include the Gauss-Newton term
+    bool gauss_newton;  // whether the Gauss-Newton term is included
     const T* scale;     // c_n                                   [N]
     const T* probs;     // p_n                                   [N, C] or null
     const i64* top;     // argmax_c p_n[c]                       [N]    or null
@@ -75,8 +75,8 @@ struct Curvature {
                    slope, bend, residual, entries)
 };
 
-// Where the parameters of a layer are in a dense matrix: parameter a of block i is row (or column)
-// start + i * step + a * inner; the bias, if there is one, start_bias + i * step_bias.
+// The rows (or columns) of a layer's parameters in a dense matrix. Parameter a of block i is row
+// start + i * step + a * inner. The bias, if there is one, is row start_bias + i * step_bias.
 struct Axis {
     i64 start, step, start_bias, step_bias;
     i64 cols;  // stored features; the bias is feature number cols
@@ -94,7 +94,7 @@ struct Dense {
     i64 ld;
     Axis rows, cols;
     bool direct;  // write out[row * ld + col]
-    bool mirror;  // write out[col * ld + row]; needed where Q_n is symmetric and left = right
+    bool mirror;  // write out[col * ld + row]; needed if Q_n is symmetric and left = right
     HESSEXT_FIELDS(out, ld, rows, cols, direct, mirror)
 };
 
@@ -108,7 +108,7 @@ struct Assembly {
     Curvature<T> curvature;
     const i64* pairs;  // block pairs (i, j) [P, 2], i <= j for dense with a symmetric Q_n; null: all (dense only)
     i64 pair_count;    // P
-    Dense<T> dense;    // only the places of listed pairs are written
+    Dense<T> dense;    // only the entries of listed pairs are written
     T* blocks;         // [P, s, t], or [P, t, s] if transposed
     bool transposed;
     double* norms;  // squared Frobenius norms [P]
@@ -116,7 +116,7 @@ struct Assembly {
 };
 
 // Sums over pairs of samples (n, n'): ||sum_n q_n phi_n phi_n^T||_F^2 = sum W[n, n'] q_n q_n' with the weights
-// W[n, n'] = (phi_n . phi_n')^2, times c_n c_n' where the scales are not in q.
+// W[n, n'] = (phi_n . phi_n')^2, times c_n c_n' if q does not include the scales.
 template <class T>
 struct Gram {
     i64 depth, rows, cols;
@@ -127,20 +127,20 @@ struct Gram {
     const T* weight;   // W [rows, cols]; null: no sums
     bool triangle;     // left = right, W symmetric: n < n' are counted twice, n > n' left out
     double* products;  // [rows, cols], its upper triangle with `triangle`; or null
-    double* on;        // what W weighs [rows, cols], its upper triangle with `triangle`, is added here: of sums[0],
-    double* off;       // and of sums[1], where there is one; or null
-    // With products, left and right are divided by these powers of two: small probabilities do not underflow.
+    double* on;        // the summands of sums[0] without W are added here [rows, cols], the upper triangle with
+    double* off;       // `triangle`, and those of sums[1], if there is one, here; or null
+    // With products, left and right are divided by these powers of two, so that small probabilities do not underflow.
     const double* left_power;   // [rows]
     const double* right_power;  // [cols]
-    // Small terms may be rounded to TF32; their sums, as they are in sums[0] and sums[1], are added here [2]: gram.cu.
-    // null: none is. It holds where there are sums of a softmax, and neither on nor off.
+    // Small terms may be rounded to TF32, and their parts of sums[0] and sums[1] are added here [2]; see gram.cu. This
+    // applies to the sums of a softmax, without on and off. Null: no term is rounded.
     double* rounded;
     HESSEXT_FIELDS(depth, rows, cols, left, left_ld, right, right_ld, weight, triangle, products, on, off, left_power,
                    right_power, rounded)
 };
 
 // The most probable class of each sample n of one side: p = p_n[top], rest = 1 - p. at_other has the probabilities of
-// that class at the samples n' of the other side, divided by the powers of those.
+// this class at the samples n' of the other side, divided by the powers of these.
 template <class T>
 struct Tops {
     const i64* top;      // [n]
@@ -185,15 +185,16 @@ using By = Threads;
 template <class T>
 void product(const Factor<T>& left, const Factor<T>& right, i64 depth, T* out, i64 ld, const By& by);
 
-// Long calls ask every 50 ms or so, in the calling thread, whether to give up (in Python: whether a signal has come).
-// They then throw Interrupted, and what they were to write is undefined. Null: never. Process-wide.
+// Sets the function that long calls ask about every 50 ms, in the calling thread, whether to stop (in Python: whether a
+// signal has come). They then throw Interrupted, and their results are undefined. Null: they never ask. Process-wide.
 struct Interrupted {};
 void set_interrupted(bool (*asked)());
 
-// Asks for huge pages under fresh memory that is about to be written, where the system has them: each is one fault.
+// Asks for huge pages under fresh memory that is about to be written, if the system has them, for fewer page faults.
 void advise_huge_pages(void* data, i64 bytes);
 
-// Instruction sets built in and usable here, best first; the one in use; choosing one (for tests). Process-wide.
+// The instruction sets that are built in and usable here, best first; the one in use; choosing one, for tests.
+// Process-wide.
 const char* const* isas(int* count);
 const char* isa();
 bool set_isa(const char* name);
@@ -205,13 +206,13 @@ namespace cuda {
 using By = Stream;
 #include "operations.h"
 
-// Here alone: class-major logits out[c, n] = weight_c . features_n + bias_c on tensor cores, row stride ld. Those of
-// many classes are formed tile by tile and more than once, and torch's product in float32 does without tensor cores.
+// On a GPU alone: class-major logits out[c, n] = weight_c . features_n + bias_c on tensor cores, row stride ld. Logits
+// of many classes are formed in tiles and more than once, and torch's float32 product does not use tensor cores.
 void logits(const Features<float>& weight, const float* bias, const Features<float>& features, i64 classes, i64 samples,
             float* out, i64 ld, const Stream& stream);
 
 bool built();  // whether this build has CUDA kernels
-// For tests, process-wide: products without tensor cores, and work in small pieces (0: as usual), see Limits.
+// For tests, process-wide: products without tensor cores, and work in small pieces (0: as usual; see Limits).
 void set_tensor_cores(bool allowed);
 void set_limits(i64 span, i64 workspace, i64 blocks);
 // Whether products of a type of so many bytes run on tensor cores.

@@ -10,7 +10,7 @@ HESSEXT_HOST_DEVICE inline T feature(const Features<T>& f, i64 n, i64 a) {
     return a < f.cols ? f.data[n * f.ld + a] : T(1);
 }
 
-// 1 - p_n[j]; of the top class as a sum of the others
+// 1 - p_n[j], for the top class as the sum of the other probabilities
 template <class T>
 HESSEXT_HOST_DEVICE inline T complement(const Curvature<T>& q, i64 n, i64 j) {
     return q.top[n] == j ? q.rest[n] : T(1) - q.probs[n * q.classes + j];
@@ -25,15 +25,14 @@ HESSEXT_HOST_DEVICE inline T output_curvature(const Curvature<T>& q, i64 n, i64 
 }
 
 // Equations (8), (14): act'_i act'_l (V^T B_n V)[i, l] from c_n, the slopes act' and inner = (V^T B_n V)[i, l] / c_n.
-// An inactive unit has no curvature, even where that of the outputs overflows.
+// An inactive unit has no curvature, even if that of the outputs overflows.
 template <class T>
 HESSEXT_HOST_DEVICE inline T hidden_gauss_newton(T scale, T slope_i, T slope_l, T inner) {
     const T factor = scale * slope_i * slope_l, product = factor * inner;
     return factor == T(0) ? T(0) : product;
 }
 
-// The same with the residual term delta_il bend_n[i]. The covariance (V^T B_n V)[i, l] / c_n is used where there is a
-// softmax.
+// The same with the residual term delta_il bend_n[i]. The covariance (V^T B_n V)[i, l] / c_n is used with a softmax.
 template <class T>
 HESSEXT_HOST_DEVICE inline T hidden_curvature(const Curvature<T>& q, i64 n, i64 i, i64 l, T covariance) {
     const T* slope = q.slope + n * q.rows;
@@ -53,7 +52,7 @@ HESSEXT_HOST_DEVICE inline T cross_curvature(const Curvature<T>& q, i64 n, i64 i
     return slope * (q.scale[n] * q.probs[n * q.classes + j] * centred);
 }
 
-// What the top classes of samples n and m add to the sums of `gram_tops`; down and across are the powers of n and m.
+// The terms of the top classes of samples n and m in the sums of `gram_tops`; down and across are the powers of n, m.
 struct TopSums {
     double on, off;
 };

@@ -1,11 +1,11 @@
 // The operations of the core, each declared once. core.h includes this file in `namespace cpu`, where By is a number of
-// threads, and in `namespace cuda`, where it is a stream: the last argument says who computes. HESSEXT_BODY is empty;
-// cuda/stub.cpp, for builds without CUDA, includes the file once more with a body that throws. Operations on the CPU
-// throw std::bad_alloc, those on a GPU std::runtime_error where a launch fails.
+// threads, and in `namespace cuda`, where it is a stream. HESSEXT_BODY is empty there; cuda/stub.cpp, for builds
+// without CUDA, includes the file with a body that throws. Operations on a CPU throw std::bad_alloc, and those on a GPU
+// throw std::runtime_error if a launch fails.
 
 // Assembles blocks, a dense matrix or squared norms. float32 products are summed in float32 within spans of samples
-// (9216 on the CPU, at most 8192 on a GPU) and in float64 across them. On the CPU the workspace is 24 MiB for the
-// pairs in hand, and tiles of less than 4 MiB per thread.
+// (9216 on a CPU, at most 8192 on a GPU) and in float64 across them. On a CPU the workspace is 24 MiB for a batch of
+// pairs, and tiles of less than 4 MiB per thread.
 template <class T>
 void assemble(const Assembly<T>& request, const By& by) HESSEXT_BODY;
 
@@ -35,7 +35,8 @@ void softmax_shift(const T* probs, const i64* top, const T* weight, i64 samples,
                    const By& by) HESSEXT_BODY;
 
 // Class-major logits [classes, samples], class `first` in row 0: merges these classes into the largest logit of each
-// sample, its class, and the sum of e^(l - largest) over all other classes. Begin with first = 0.       state [samples]
+// sample, its class, and the sum of e^(l - largest) over all other classes. The first call has first = 0.
+//                                                                                                       state [samples]
 template <class T>
 void softmax_scan(const T* logits, i64 classes, i64 samples, i64 first, T* largest, i64* top, double* others,
                   const By& by) HESSEXT_BODY;
@@ -46,16 +47,17 @@ template <class T>
 void softmax_others(T* logits, i64 classes, i64 samples, i64 first, const T* largest, const i64* top,
                     const double* others, const double* power, const By& by) HESSEXT_BODY;
 
-// In T within a span of rows of left and right, in float64 across them.
 // sums[0] += sum W left^T right; or, with products (left and right are probabilities p <= 1/2, class-major):
-// products += p p'^T, sums[0] += sum W s s'^T with s = p (1 - p), sums[1] += sum W q q'^T with q = p^2. on and off get
-// left^T right, or s s'^T and -q q'^T.
+// products += p p'^T, sums[0] += sum W s s'^T with s = p (1 - p), sums[1] += sum W q q'^T with q = p^2. Added to on and
+// off are left^T right, or s s'^T and -q q'^T. Sums are in T within a span of rows of left and right, and in float64
+// across spans.
 template <class T>
 void gram_sums(const Gram<T>& request, double* sums, const By& by) HESSEXT_BODY;
 
 // The terms of the top classes in the sums sum W sum_j s_nj s_n'j (added to sums[0]) and
-// sum W sum_{j != k} p_nj p_n'j p_nk p_n'k (added to sums[1]). gram_sums has those of the other classes: its first sum,
-// and minus its second. `products` is what it has added there. The same terms without W are added to on and off.
+// sum W sum_{j != k} p_nj p_n'j p_nk p_n'k (added to sums[1]). The terms of the other classes are the first sum of
+// gram_sums, and minus its second; `products` are those that it has added up. The same terms without W are added to on
+// and off.
 template <class T>
 void gram_tops(const Gram<T>& request, const Tops<T>& left, const Tops<T>& right, double* sums,
                const By& by) HESSEXT_BODY;

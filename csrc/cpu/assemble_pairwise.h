@@ -15,12 +15,12 @@ class PairwiseAssembly : PairBatches<T> {
 
     const Mainloop<T> mainloop{*this, k, interrupt};
     const Epilogue<T> epilogue{*this, mainloop.flipped};
-    i64 tall = tile_rows, wide = tile_cols;  // tiles in use
+    i64 tall = tile_rows, wide = tile_cols;  // size of a tile
 
   public:
     PairwiseAssembly(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
         : Base(request, kernel, plan, threads) {
-        const auto too_large = [&] {  // to keep every thread busy, or for the workspace
+        const auto too_large = [&] {  // tiles are too few to keep every thread busy, or too large for the workspace
             return this->pair_count() * jobs() < 6 * threads || threads * tall * wide * i64(sizeof(T)) > batch_bytes;
         };
         while (wide > slab && too_large()) tall /= 2, wide /= 2;
@@ -37,7 +37,7 @@ class PairwiseAssembly : PairBatches<T> {
 
         Buffer<T> weights(limit * r.samples), extras(extra ? limit * r.samples : 0);
         Buffer<i64> lists(limit * r.samples), counts(limit);
-        std::vector<i64> order(limit);  // pairs with the most samples first: no thread is left with a long one
+        std::vector<i64> order(limit);  // pairs with the most samples first, so that no long one comes last
         Buffer<T> panels(threads * (rows + packed_cols) * depth);
         const bool long_sums = r.samples > span && sizeof(T) < sizeof(double);
         Buffer<T> values(threads * rows * tile_ld);
@@ -102,7 +102,7 @@ class PairwiseAssembly : PairBatches<T> {
             i64 count = 0, *list = lists + t * r.samples;
             T *w = view.data + t * r.samples, *e = view.extra ? view.extra + t * r.samples : nullptr;
             for (i64 n = 0; n < r.samples; ++n) {
-                const bool active = (w[n] != T(0)) | (e && e[n] != T(0));  // no branch: activity is not foreseeable
+                const bool active = (w[n] != T(0)) | (e && e[n] != T(0));  // no branch: activity is unpredictable
                 list[count] = n;
                 w[count] = w[n];
                 if (e) e[count] = e[n];

@@ -1,5 +1,5 @@
-// Method `together`: rows are feature pairs (a, b), columns block pairs (i, j), and T[(a, b), (i, j)] =
-// sum_n (phi_n[a] psi_n[b]) Q_n[i, j] is one product with both symmetries and hardly any padding.
+// Method `together`: with feature pairs (a, b) as rows and block pairs (i, j) as columns, T[(a, b), (i, j)] =
+// sum_n (phi_n[a] psi_n[b]) Q_n[i, j] is one product that uses both symmetries and has little padding.
 #pragma once
 
 #include "epilogue.h"
@@ -18,9 +18,9 @@ class TogetherAssembly : PairBatches<T> {
 
     const bool triangle = inner_triangle(r);  // feature pairs a <= b are enough
     std::vector<std::int32_t> first, second;  // the feature pairs
-    std::vector<std::int32_t> runs;           // pairs from here on that differ in consecutive second features only
+    std::vector<std::int32_t> runs;           // number of pairs from this one on whose second features are consecutive
 
-    // Where the entries of a row tile go: entry item[e] to out[start[e] + i * row_step[e] + j * col_step[e]].
+    // Addresses of the entries of a row tile: item[e] is written to out[start[e] + i * row_step[e] + j * col_step[e]].
     struct Places {
         i64 item[item_rows], start[item_rows], row_step[item_rows], col_step[item_rows];
     };
@@ -40,7 +40,7 @@ class TogetherAssembly : PairBatches<T> {
         }
     }
 
-    // The entries of a row tile for a block (i, j), `column` of the tile.
+    // Writes the entries of a row tile for one block (i, j), which is `column` of the tile.
     static void scatter(const T* column, i64 count, const Places& to, Pair block, T* out) {
         for (i64 e = 0; e < count; ++e)
             out[to.start[e] + block.first * to.row_step[e] + block.second * to.col_step[e]] =
@@ -68,7 +68,7 @@ class TogetherAssembly : PairBatches<T> {
   public:
     TogetherAssembly(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
         : Base(request, kernel, plan, threads) {
-        // In patches of about a tile, so that what a job writes shares cache lines, mirrored or not.
+        // In patches of about a tile, so that the entries that a job writes share cache lines, mirrored or not.
         const i64 rows = r.left.size(), cols = r.right.size();
         for (i64 a0 = 0; a0 < rows; a0 += patch_rows)
             for (i64 b0 = 0; b0 < cols; b0 += patch_cols)
@@ -144,7 +144,8 @@ class TogetherAssembly : PairBatches<T> {
     }
 
   private:
-    // Adds the view's samples of a row tile from r0 times the block pairs t0 .. t0+pairs-1, whose weights are packed.
+    // Multiplies the row tile from r0 on with the block pairs t0 .. t0+pairs-1, whose weights are packed, over the
+    // samples of the view, and adds.
     void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* left, T* values, double* total,
                   i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows, end = view.first + view.samples;

@@ -1,5 +1,5 @@
-// What becomes of a finished tile: its entries go to a block or a dense matrix, with all their mirrored places, or
-// their squares are summed.
+// The end of a tile: its entries are written to a block or a dense matrix with all mirrored places, or their squares
+// are summed.
 #pragma once
 
 #include <omp.h>
@@ -61,7 +61,7 @@ double sum_of_squares(const Tile<T>& tile) {
     return sum;
 }
 
-// Squared norms of `count` pairs from those of their jobs [count, jobs], always in the same order.
+// Squared norms of `count` pairs from those of their jobs [count, jobs], added in a fixed order.
 inline void add_squares(const std::vector<double>& partial, i64 jobs, i64 count, double* norms) {
     for (i64 t = 0; t < count; ++t) {
         double sum = 0;
@@ -70,7 +70,7 @@ inline void add_squares(const std::vector<double>& partial, i64 jobs, i64 count,
     }
 }
 
-// Writes the tiles of an assembly that takes pair by pair.
+// Writes the tiles of a pairwise assembly.
 template <class T>
 class Epilogue {
     const Outline<T>& outline_;
@@ -82,7 +82,7 @@ class Epilogue {
   public:
     Epilogue(const Outline<T>& outline, bool flipped) : outline_(outline), flipped(flipped) {}
 
-    // All places of a tile, in each block that it is written to, and their mirror images. x and y are scratch.
+    // Writes a tile to all blocks that have its entries, and to their mirror images. x and y are scratch.
     void write(const Tile<T>& tile, i64 t, Pair pair, i64 r0, i64 c0, i64* x, i64* y) const {
         T* out = outline_.base(t);
         for (i64 k = 0; k < outline_.copies(pair); ++k) {
@@ -100,7 +100,7 @@ class Epilogue {
         }
     }
 
-    // At the end of the assembly: rows that were written feature by feature are put in order.
+    // At the end of the assembly: puts rows in order that were written feature by feature.
     void interleave(int threads, Interrupt& interrupt) const {
         if (!feature_major()) return;
         if (dense.direct) interleave(dense.rows, q.rows, r.left.size(), dense.cols, threads, interrupt);
@@ -109,7 +109,7 @@ class Epilogue {
     }
 
   private:
-    // Numbers of `count` tile items from e0 on, on the side of the rows or of the columns of H.
+    // The rows or columns of H to which `count` items of the tile from e0 on belong.
     void number(Pair block, i64 e0, i64 count, bool row, bool by_feature, i64* to) const {
         const Axis plain = row ? dense.rows : dense.cols;
         const bool features = outline_.tile_is_features(row);
@@ -118,8 +118,8 @@ class Epilogue {
         for (i64 e = 0; e < count; ++e) to[e] = line(e);
     }
 
-    // Where classes fill the tile, neighbours in it lie a block apart in a row of the matrix, and every cache line
-    // would be visited once per feature. Rows are therefore written feature by feature, and put in order at the end.
+    // If classes fill the tile, neighbours in it are a block apart in a row of the matrix, and every cache line would
+    // be visited once per feature. Rows are therefore written feature by feature, and put in order at the end.
     bool feature_major() const { return outline_.outer != Outer::blocks; }
     Axis class_runs(const Axis& a) const {
         const bool inside = a.step > a.cols;  // the bias is the last parameter of its block

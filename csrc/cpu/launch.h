@@ -1,5 +1,5 @@
-// How work is put on threads, and how a long call is given up: the calling thread asks now and then, and the threads of
-// its team skip what is left.
+// How work is put on threads, and how a long call is interrupted: the calling thread asks now and then, and all threads
+// of its team then skip the remaining work.
 #pragma once
 
 #include <omp.h>
@@ -16,10 +16,11 @@
 
 namespace hessext::cpu {
 
-// Threads worth starting for a number of multiply-adds.
+// The number of threads that is worth starting for a number of multiply-adds.
 inline int team(int threads, double cost) { return int(std::max(1.0, std::min(double(threads), cost / 2e5))); }
 
-// Products of probabilities underflow; denormal arithmetic is slow and its results do not matter. Per thread.
+// Flushes denormal numbers to zero, per thread: products of probabilities underflow, denormal arithmetic is slow, and
+// its results do not matter.
 class FlushDenormals {
 #if defined(__SSE2__)
     unsigned saved = _mm_getcsr();
@@ -36,7 +37,7 @@ class FlushDenormals {
     FlushDenormals& operator=(const FlushDenormals&) = delete;
 };
 
-bool interrupted();  // asks what set_interrupted was given
+bool interrupted();  // calls the function that set_interrupted was given
 
 class Interrupt {
     using Clock = std::chrono::steady_clock;

@@ -20,7 +20,7 @@ struct Operand {
     i64 size;
     i64 unit = -1;
     bool weighted = false;
-    i64 patch = -1;  // column that `extra` is added to
+    i64 patch = -1;  // the column to which `extra` is added
 };
 
 // The samples of one outer pair that have a nonzero weight.
@@ -31,7 +31,7 @@ struct SampleList {
     const T *weight, *extra;
 };
 
-// Memory of one thread for a tile: panels, sums, and the numbers of its rows and columns.
+// Memory of one thread for a tile: panels, sums, and the indices of its rows and columns in the result.
 template <class T>
 struct TileWorkspace {
     T *left, *right, *values;
@@ -49,9 +49,9 @@ class Mainloop {
     std::vector<T> columns_;  // V^T [m, C], for the cross kind
 
   public:
-    const bool triangle = inner_triangle(r);  // tile entries (r, c) with r <= c are enough
+    const bool triangle = inner_triangle(r);  // only tile entries (r, c) with r <= c are computed
     Operand<T> left{&r.left, r.left.size()}, right{&r.right, r.right.size()};
-    bool flipped;  // left and right have changed places: less padding
+    bool flipped;  // left and right are exchanged, for less padding
 
     Mainloop(const Outline<T>& outline, const Kernels<T>& kernel, Interrupt& interrupt)
         : outline_(outline), k(kernel), interrupt(interrupt) {
@@ -66,7 +66,7 @@ class Mainloop {
         if (flipped) std::swap(left, right);
     }
 
-    // The tile from (r0, c0) on of an outer pair.
+    // Computes the tile of an outer pair from (r0, c0) on.
     void run(Pair pair, const SampleList<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
              const TileWorkspace<T>& work) const {
         Operand<T> a = left, b = right;
@@ -102,7 +102,8 @@ class Mainloop {
         sum.finish();
     }
 
-    // Without softmax B_n V = c_n V is the same for all samples: the tile is sum_n weight_n x_n times a column of V.
+    // Without softmax B_n V = c_n V is the same for all samples, so that the tile is sum_n weight_n x_n times a column
+    // of V.
     void outer_product(i64 unit, const SampleList<T>& s, i64 r0, i64 c0, const Tile<T>& tile,
                        const TileWorkspace<T>& work) const {
         const i64 first = flipped ? c0 : r0, count = flipped ? tile.cols : tile.rows;

@@ -1,5 +1,5 @@
-// Which index pair runs outside and which fills the tile: a cost model in multiply-adds; padding, sparsity, weights
-// and packing included.
+// Which index pair runs outside and which fills the tile. A cost model in multiply-adds decides; it includes padding,
+// sparsity, weights and packing.
 #pragma once
 
 #include <algorithm>
@@ -10,17 +10,17 @@
 
 namespace hessext::cpu {
 
-inline constexpr i64 batch_bytes = i64(24) << 20;  // workspace for the weights and lists of the pairs in hand
+inline constexpr i64 batch_bytes = i64(24) << 20;  // workspace for the weights and lists of a batch of pairs
 
-// Of `together`: samples whose weights are held at a time, and most feature pairs, whose sums are kept meanwhile where
-// there are more samples.
+// `together` holds the weights of at most `slice` samples at a time. With more samples it keeps the sums of all feature
+// pairs meanwhile, so these must be fewer.
 inline constexpr i64 slice = 5 * span;
 inline constexpr i64 most_feature_pairs = 1 << 18;
 inline constexpr i64 most_sliced_pairs = 1 << 12;
 
 enum class Method {
     pairwise,  // one product per outer pair, over the samples of nonzero weight
-    together,  // feature pairs x block pairs: one product with both symmetries and no padding, for small s and large K
+    together,  // one product, feature pairs x block pairs, with both symmetries and no padding: small s and large K
 };
 
 struct Plan {
@@ -31,13 +31,13 @@ struct Plan {
 
 inline i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 
-// Size of the pieces, multiples of `of`, when `total` is cut evenly into pieces of at most `most`.
+// Size of the pieces, a multiple of `of`, when `total` is cut evenly into pieces of at most `most`.
 inline i64 even(i64 total, i64 most, i64 of) {
     const i64 pieces = (total + most - 1) / most;
     return round_up((total + pieces - 1) / pieces, of);
 }
 
-// Register-tile area of an a x b tile; of its upper triangle (a == b) where triangle.
+// Entries of an a x b tile, padded to whole register tiles; with `triangle` those of its upper triangle (a == b).
 template <class T>
 double padded_area(const Kernels<T>& k, i64 a, i64 b, bool triangle) {
     if (!triangle)
@@ -72,9 +72,9 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const double feature_pairs = inner_triangle(r) ? s * (s + 1) / 2 : s * t;
     const double active = density(q.slope, q.rows, r.samples, q.rows);
 
-    // Of outer pairs whose tile is rows x cols: weights are formed and listed for all samples, rows gathered into
-    // panels for those of nonzero weight. In cycles of one vector of multiply-adds, which scripts/calibrate
-    // measures: 12 a weight, 40 a sample, 0.75 an item of its row.
+    // Cost of outer pairs with tiles of `area`. Weights are formed and listed for all samples; rows are gathered into
+    // panels for samples of nonzero weight. In cycles of one vector of multiply-adds this takes 12 for a weight, 40 for
+    // a sample and 0.75 for an item of its row, as scripts/calibrate measures.
     const auto pairwise = [&](double pairs, double share, double area, double items) {
         return pairs * n * double(k.lanes) * (12 + share * (area / double(k.lanes) + 40 + 0.75 * items));
     };
@@ -87,7 +87,7 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
-    // Products of features are formed once for the block pairs of a batch, at 3 cycles each.
+    // Products of features are formed once for each batch of block pairs, at 3 cycles each.
     const i64 held = std::min(r.samples, slice);
     const double most = double(r.samples > slice ? most_sliced_pairs : most_feature_pairs);
     if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= most) {

@@ -7,7 +7,8 @@
 
 namespace hessext::cpu {
 
-// A computed tile: value(r, c) for r < rows, c < cols; with `triangle` only c + first_col >= r + first_row counts.
+// A computed tile: value(r, c) for r < rows, c < cols. With `triangle` only entries on and above the diagonal of the
+// whole product count, c + first_col >= r + first_row.
 template <class T>
 struct Tile {
     T* values;  // [rows, tile_ld]
@@ -15,17 +16,18 @@ struct Tile {
     i64 offset;  // first_row - first_col
     bool triangle;
 
-    i64 begin(i64 r) const {  // first column that counts in row r
+    i64 begin(i64 r) const {  // the first column that counts in row r
         const i64 c = r + offset;
         return triangle && c > 0 ? (c < cols ? c : cols) : 0;
     }
-    i64 end(i64 c) const {  // rows that count in column c
+    i64 end(i64 c) const {  // the number of rows that count in column c
         const i64 r = c - offset + 1;
         return triangle && r < rows ? (r > 0 ? r : 0) : rows;
     }
 };
 
-// Sums of more than `span` samples: values are moved into `total` (same shape) after each span, and back at the end.
+// Sums over more than `span` samples: values are added to `total` (same shape) after each span, and copied back at the
+// end.
 template <class T>
 struct LongSum {
     T* values;      // [rows, tile_ld], of which `cols` are in use

@@ -1,4 +1,4 @@
-// Weights of the outer pairs: what multiplies left[n, .] right[n, .] in each sample n. Pairs are worked on in batches.
+// Weights of the outer pairs, the factors of left[n, .] right[n, .] in each sample n. Pairs are processed in batches.
 #pragma once
 
 #include <omp.h>
@@ -42,13 +42,13 @@ std::vector<T> transposed(const T* weight, i64 classes, i64 units) {
 template <class T>
 struct WeightScratch {
     std::vector<T> centred, covariance;
-    std::vector<T> slopes;  // of the units in hand [units, lanes], and a row of weights
+    std::vector<T> slopes;  // of the batch's units [units, lanes], and a row of weights
     std::vector<double> sums;
 };
 
-// A batch of outer pairs, with the units that the hidden part needs.
+// A batch of outer pairs, and for the hidden part the units that occur in it.
 struct PairBatch {
-    i64 first = 0;           // number of the first pair
+    i64 first = 0;           // index of the first pair
     std::vector<i64> pairs;  // [count, 2]
     std::vector<i64> units;
     std::vector<std::int32_t> slots;  // [count, 2], positions in units
@@ -74,8 +74,8 @@ void reserve_scratch(const Kernels<T>& kernel, const Curvature<T>& q, const Pair
     s.sums.resize(batch.count() * kernel.lanes);
 }
 
-// Hidden part: Q_n[i, l] = act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i], for at most `lanes` samples, which are
-// side by side in all inner loops.
+// Fills the weights of the hidden part, Q_n[i, l] = act'_i act'_l (V^T B_n V)[i, l] + delta_il bend_n[i], for at most
+// `lanes` samples, over which all inner loops run.
 template <class T>
 void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatch& batch, i64 n0, i64 count,
                  WeightScratch<T>& scratch, const WeightView<T>& view) {
@@ -118,7 +118,7 @@ void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const Pai
     }
     for (i64 t = 0; t < batch.count(); ++t) {
         T* to = view.data + view.at(t, n0);
-        const auto covariance = [](i64) { return T(0); };  // never asked for: the hidden kind has returned above
+        const auto covariance = [](i64) { return T(0); };  // never called: the hidden kind has returned above
         outline.with_weight(batch.first + t, batch.pair(t), covariance, [&](const auto& weight) {
             for (i64 s = 0; s < count; ++s) to[s * stride] = weight(n0 + s);
         });
@@ -128,7 +128,7 @@ void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const Pai
     }
 }
 
-// The outer pairs of an assembly, batch by batch with their weights: what both methods share.
+// The outer pairs of an assembly, batch by batch with their weights; the common base of both methods.
 template <class T>
 class PairBatches : protected Outline<T> {
     i64 next_pair_ = 0;
@@ -144,7 +144,7 @@ class PairBatches : protected Outline<T> {
     PairBatches(const Assembly<T>& request, const Kernels<T>& kernel, const Plan& plan, int threads)
         : Outline<T>(request, plan.outer), k(kernel), plan(plan), threads(threads) {}
 
-    // Pairs in a batch whose workspace is `bytes` a pair, a multiple of `of`.
+    // The number of pairs in a batch, a multiple of `of`, if the workspace is `bytes` per pair.
     i64 batch_limit(i64 bytes, i64 of) const {
         bytes += 6 * i64(sizeof(i64));  // the pair itself, its units and slots
         if (q.kind == Kind::hidden) bytes += threads * k.lanes * i64(sizeof(T) + sizeof(double));

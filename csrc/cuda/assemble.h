@@ -1,4 +1,4 @@
-// The launches of one assembly, batch by batch. Memory comes from outside; nothing waits for the GPU.
+// The launches of one assembly, batch by batch. The caller provides the memory, and nothing waits for the GPU.
 #pragma once
 
 #include "epilogue.h"
@@ -11,13 +11,13 @@ namespace hessext::cuda {
 template <class T, class S>
 using AssemblyMemory = TileMemory<T, S, 3>;
 
-// Blocks that the compiler is to leave registers for: one of 256 threads takes all of a multiprocessor; else its
-// choice.
+// Blocks per multiprocessor for which the compiler must leave registers: one of 256 threads may use them all. 0 leaves
+// the choice to the compiler.
 template <class S>
 constexpr int least_blocks = S::threads > 128 ? 1 : 0;
 
-// One block per tile and split. Without `split_sums` its samples fit one span and nothing is split: entries go out at
-// once.
+// One block per tile and split. Without `split_sums` the samples fit one span and nothing is split, so that entries are
+// written at once.
 template <class T, class S, class Right, bool tensor>
 __global__ void __launch_bounds__(S::threads, least_blocks<S>) multiply_tiles(Params<T> params) {
     AssemblyMemory<T, S>& memory = shared<AssemblyMemory<T, S>>();

@@ -1,18 +1,18 @@
-// Copies from global to shared memory that run while the thread goes on.
+// Asynchronous copies from global to shared memory.
 #pragma once
 
 #include "launch.h"
 
 namespace hessext::cuda {
 
-// What one instruction copies at most: 16 aligned bytes.
+// The most that one instruction copies: 16 aligned bytes.
 template <class T>
 struct alignas(16) Piece {
     static constexpr int size = 16 / sizeof(T);
     T value[size];
 };
 
-// Begins to copy `size` entries, of 4, 8 or 16 bytes in all. Before sm_80 it is done at once.
+// Begins to copy `size` entries, of 4, 8 or 16 bytes in all. Before sm_80 the copy is synchronous.
 template <int size, class T>
 __device__ __forceinline__ void copy_async(T* to, const T* from) {
 #if __CUDA_ARCH__ >= 800
@@ -26,14 +26,14 @@ __device__ __forceinline__ void copy_async(T* to, const T* from) {
 #endif
 }
 
-// Makes a group of the copies that this thread has begun since the last one.
+// Makes a group of the copies that this thread has begun since its last group.
 __device__ __forceinline__ void commit_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;");
 #endif
 }
 
-// Waits for this thread's groups, except the last `going_on`. Other threads see what was copied after a barrier.
+// Waits for all groups of this thread but the last `going_on`. Other threads see the copies after a barrier.
 template <int going_on>
 __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800

@@ -1,5 +1,5 @@
-// What becomes of a finished tile: its entries go to a dense matrix, with all their mirrored places, or to one block,
-// or their squares are added up.
+// The end of a tile: its entries are written to one block or to a dense matrix with all mirrored places, or their
+// squares are summed.
 #pragma once
 
 #include <climits>
@@ -10,7 +10,7 @@
 
 namespace hessext::cuda {
 
-// Which entries of a tile exist: rows, columns, and of a triangle those with r - c <= diagonal.
+// The entries of a tile that exist: the number of its rows and columns, and in a triangle those with r - c <= diagonal.
 struct Bounds {
     int rows, cols, diagonal;
 
@@ -23,7 +23,7 @@ struct Bounds {
     __device__ __forceinline__ bool contain(int r, int c) const { return r < rows && c < cols && r - c <= diagonal; }
 };
 
-// Where a tile of pair t goes in block (i, j) = pair of the result, in rows as they are or, mirrored, in columns.
+// The place of a tile of pair t in block (i, j) = pair of the result, or with `mirror` the place of its transpose.
 template <class T>
 class Destination {
     T* const out_;
@@ -44,7 +44,7 @@ class Destination {
     }
 };
 
-// f(pair) for the blocks of the result that a pair's tile is written to.
+// Calls f(pair) for each block of the result to which a pair's tile is written.
 template <class T, class F>
 __device__ __forceinline__ void each_copy(const Outline<T>& o, Pair pair, const F& f) {
     const i64 copies = o.copies(pair);
@@ -52,7 +52,7 @@ __device__ __forceinline__ void each_copy(const Outline<T>& o, Pair pair, const 
     for (i64 k = 0; k < copies; ++k) f(o.copy(pair, k));
 }
 
-// Writes the entries of a finished tile, or adds up their squares.
+// Writes the entries of a finished tile, or sums their squares.
 template <class T, class S, int stages>
 __device__ __forceinline__ void epilogue(const Params<T>& params, const Place& at, Sums<T, S>& sums,
                                          TileMemory<T, S, stages>& memory) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ void epilogue(const Params<T>& params, const Place& a
     });
 }
 
-// One block per tile: adds the sums of its splits, in order.
+// One block per tile: adds the sums of its splits in a fixed order.
 template <class T, class S>
 __global__ void __launch_bounds__(S::threads) add_splits(Params<T> params) {
     const double* split_sums = params.split_sums + i64(blockIdx.x) * params.splits * S::side * S::side;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(S::threads) add_splits(Params<T> params) {
     epilogue(params, params.place(blockIdx.x, S::side), sums, shared<TileMemory<T, S>>());
 }
 
-// One thread per pair: its squared norm from those of its tiles, in order.
+// One thread per pair: adds the squared norms of its tiles in a fixed order.
 template <class T>
 __global__ void add_squares(Params<T> params) {
     const i64 t = i64(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -106,8 +106,8 @@ __global__ void add_squares(Params<T> params) {
 
 constexpr int diagonal_warps = 16;
 
-// Where classes fill the tile, entries (j, j) of p p^T become p_j (1 - p_j). A block has 32 classes of one pair, and
-// its warps share the samples.
+// If classes fill the tile, entries (j, j) of p p^T become p_j (1 - p_j). A thread block has 32 classes of one pair,
+// and its warps share the samples.
 template <class T>
 __global__ void __launch_bounds__(warp_size* diagonal_warps) softmax_diagonals(Params<T> params) {
     const Curvature<T>& q = params.outline.r.curvature;

@@ -1,4 +1,4 @@
-// Tiles of sums over pairs of samples: what a block reads, and what it does with its products.
+// Tiles of sums over pairs of samples: the operands of a block, and the sums over its products.
 #pragma once
 
 #include "mainloop.h"
@@ -9,7 +9,7 @@ namespace hessext::cuda {
 template <class T>
 using GramShape = Shape<T, sizeof(T) == 4 ? 64 : 32, 2, 2>;
 
-// Both sides of a tile: classes are the depth, samples the columns. Stages are those of a list, or all.
+// Both sides of a tile. Classes are the depth, and samples the columns. The stages are those of a list, or all.
 template <class T, class S>
 class ClassMajorOperands {
     const T *left_, *right_;  // of this lane's first sample, at class `begin`
@@ -56,35 +56,35 @@ class ClassMajorOperands {
     }
 };
 
-// The power of two that sample n is divided by; 1 without any.
+// The power of two by which sample n is divided, or 1.
 __device__ __forceinline__ double power(const double* powers, i64 n) { return powers ? powers[n] : 1; }
 
-// How often an entry of the square of samples counts: in a triangle only n <= n' is there, and n < n' twice.
+// How often a pair of samples counts. In a triangle pairs n < n' count twice, and pairs n > n' are absent.
 template <class T>
 __device__ __forceinline__ double times(const Gram<T>& g, i64 n, i64 m) {
     if (n >= g.rows || m >= g.cols || (g.triangle && n > m)) return 0;
     return g.triangle && n < m ? 2 : 1;
 }
 
-// A summand W value, and the value added to its place in a matrix, of what is there.
+// Returns the summand W value, and adds the value to its place in a matrix, each if it is not null.
 template <class T>
 __device__ __forceinline__ double summand(const Gram<T>& g, double* matrix, i64 n, i64 m, double value) {
     if (matrix) matrix[n * g.cols + m] += value;
     return g.weight ? double(g.weight[n * g.cols + m]) * value : 0;
 }
 
-// Tiles of the square of samples.
+// The tiles of the matrix over pairs of samples.
 template <class T>
 HESSEXT_HOST_DEVICE inline Grid tiles_of(const Gram<T>& g, i64 side) {
     return {ceil_div(g.rows, side), ceil_div(g.cols, side), g.triangle};
 }
 
-// The sums of each block of a launch: both of the result, and what rounded products have added to them.
+// The sums of each block of a launch: both sums of the result, and the parts of them that are rounded products.
 struct Partial {
     static constexpr int sums = 4;
 
     template <class... V>
-    static __device__ __forceinline__ void put(double* partial, V... sum) {  // the last ones only where they are read
+    static __device__ __forceinline__ void put(double* partial, V... sum) {  // the last ones only if they are read
         double* mine = partial + sums * i64(blockIdx.x);
         ((*mine++ = sum), ...);
     }
@@ -95,7 +95,7 @@ struct Partial {
     }
 };
 
-// One block per tile: sum of W left^T right.
+// One block per tile: the sum of W left^T right.
 template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, double* partial) {
     TileMemory<T, S>& memory = shared<TileMemory<T, S>>();
@@ -125,8 +125,8 @@ struct ListedMemory {
     StageList list;
 };
 
-// The same for a softmax: products += p p'^T, sum of W s s'^T with s = p (1 - p), sum of W q q'^T with q = p^2; without
-// the small stages.
+// The same for a softmax, without the small stages: products += p p'^T, the sum of W s s'^T with s = p (1 - p), and the
+// sum of W q q'^T with q = p^2.
 template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads)
     softmax_gram_tiles(Gram<T> g, SmallStages small, i64 span, double* partial) {
@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(S::threads)
     if (threadIdx.x == 0) Partial::put(partial, on, squares, 0., 0.);
 }
 
-// Adds the product of a small stage: p p' as it is, q p', p q' and q q' once, of rounded numbers, summed by tensor
-// cores.
+// Adds the products of a small stage: p p' in full precision, and q p', p q' and q q' each as one product of rounded
+// numbers on tensor cores.
 template <class S>
 __device__ __forceinline__ void add_small(const typename S::Stage& stage, Sums<float, S>& p, Sums<float, S>& left,
                                           Sums<float, S>& right, Sums<float, S>& both) {
@@ -222,7 +222,7 @@ __device__ __forceinline__ void add_small(const typename S::Stage& stage, Sums<f
     }
 }
 
-// The same in the small stages, with s s' = p p' - q p' - p q' + q q'.
+// The sums of `softmax_gram_tiles` over the small stages, with s s' = p p' - q p' - p q' + q q'.
 template <class S>
 __global__ void __launch_bounds__(S::threads)
     softmax_gram_small_tiles(Gram<float> g, SmallStages small, i64 span, double* partial) {
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(S::threads)
         mainloop(rows, stages, memory.stages,
                  [&](const typename S::Stage& stage) { add_small<S>(stage, p, left, right, both); });
         double on = 0, rounded_on = 0, rounded_off = 0;
-        // f(W c times a sum, the samples' powers), c how often the entry counts
+        // Calls f(W c times a sum, the samples' powers) for each entry, where c is how often it counts.
         const auto each = [&](Sums<float, S>& sums, const auto& f) {
             sums.template each_coalesced<false>(memory.staging, [&](float v, int r, int c) {
                 const i64 n = row0 + r, m = col0 + c;
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(S::threads)
         each(right, [&](double v, double, double across) { rounded_on += across * v; });
         each(both,
              [&](double v, double down, double across) { on += down * across * v, rounded_off += down * across * v; });
-        // Added here: sums that live on would take registers of the main loop.
+        // Added here, as sums that outlive the span would take registers from the main loop.
         rounded_on = block_sum(rounded_on, memory.block_sum);
         rounded_off = block_sum(rounded_off, memory.block_sum);
         on = block_sum(on, memory.block_sum) - rounded_on;

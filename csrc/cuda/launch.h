@@ -14,7 +14,7 @@ namespace hessext::cuda {
 
 constexpr int warp_size = 32;
 constexpr unsigned all_lanes = 0xFFFFFFFFu;
-constexpr std::size_t most_shared = 64 << 10;  // bytes that a block gets where it asks, from sm_75 on
+constexpr std::size_t most_shared = 64 << 10;  // bytes of shared memory that a block may request, from sm_75 on
 
 HESSEXT_HOST_DEVICE inline i64 ceil_div(i64 n, i64 by) { return (n + by - 1) / by; }
 
@@ -23,7 +23,7 @@ __device__ __forceinline__ T least(T a, T b) {
     return b < a ? b : a;
 }
 
-// The block's dynamic shared memory as an S; the launch says how large it is.
+// The block's dynamic shared memory as an S. The launch states its size.
 template <class S>
 __device__ __forceinline__ S& shared() {
 #ifdef __CUDACC__
@@ -34,7 +34,7 @@ __device__ __forceinline__ S& shared() {
     return *reinterpret_cast<S*>(memory);
 }
 
-std::string driver_hint();  // which driver there is, and which one this build needs
+std::string driver_hint();  // names the installed driver, and the one that this build needs
 
 inline void check(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
@@ -45,7 +45,7 @@ inline void check(cudaError_t error, const char* what) {
     throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error) + hint);
 }
 
-// All kernels that are launched somewhere in this build.
+// All kernels that this build launches.
 std::vector<const void*>& kernels();
 template <auto kernel>
 struct Listed {
@@ -73,12 +73,12 @@ void launch(i64 blocks, int threads, std::size_t shared, const Stream& stream, A
     check(error == cudaSuccess ? last : error, name.c_str());
 }
 
-// Makes the stream's device the current one; the caller restores it. All kernels are loaded there the first time: CUDA
-// would load each at its first launch, which it refuses while a graph is captured.
+// Makes the stream's device the current one; the caller restores it. The first time, all kernels are loaded there. CUDA
+// would load each at its first launch, which fails while a graph is captured.
 void use_device(const Stream& stream);
 int multiprocessors(const Stream& stream);
 
-// Blocks of a kernel that a multiprocessor holds at a time.
+// The number of blocks of a kernel that a multiprocessor holds at a time.
 template <class Kernel>
 int resident_blocks(Kernel kernel, int threads, std::size_t shared) {
     int blocks = 0;
@@ -86,15 +86,15 @@ int resident_blocks(Kernel kernel, int threads, std::size_t shared) {
     return blocks;
 }
 
-// Sizes of the pieces that work is done in; small ones for tests.
+// Sizes of the pieces into which work is cut; tests make them small.
 struct Limits {
-    i64 span = 8192;                 // samples (or classes) summed in float32; in float64 beyond
+    i64 span = 8192;                 // samples (or classes) summed in float32; sums of several spans are in float64
     i64 workspace = i64(256) << 20;  // bytes for the samples of pairs, and as many for sums in float64
     i64 blocks = i64(1) << 30;       // of a launch
 };
 const Limits& limits();
 
-// Tensor cores add eight terms at a time, other sums one after the other, which loses more.
+// Tensor cores add eight terms at a time. Other sums add one term after the other, which loses more: spans are shorter.
 inline i64 span(bool tensor) { return tensor ? limits().span : (limits().span + 3) / 4; }
 
 }  // namespace hessext::cuda

@@ -1,4 +1,4 @@
-// The main loop of one product over its samples: operands on their way to shared memory, and from there to the sums.
+// The main loop of one product over its samples: operands are brought to shared memory, and multiplied there.
 #pragma once
 
 #include "copy.h"
@@ -6,8 +6,8 @@
 
 namespace hessext::cuda {
 
-// Takes the operands of one product through two stages of shared memory: while one is multiplied, the next is on its
-// way. Of the operands,
+// Takes the operands of one product through two stages of shared memory: while one is multiplied, the next is loaded.
+// The operands have these methods:
 //   prepare(s)      reads what stage s needs to be addressed (indices, weights),
 //   fetch()         starts its loads into registers,
 //   store(stage)    writes them to shared memory.
@@ -31,13 +31,13 @@ __device__ __forceinline__ void mainloop(Operands& operands, int count, Stage* s
     }
 }
 
-// The same through three stages that are copied asynchronously: while one is multiplied, two are on their way. Of the
-// operands, each from stage to stage,
+// The same through three stages that are copied asynchronously: while one is multiplied, two are loaded. The operands
+// have these methods, which advance from stage to stage:
 //   find()          reads which rows the next stage has,
 //   copy(stage)     begins to copy these,
-//   prepare()       reads what is done to the next stage,
-//   finish(stage)   does it to what this thread has copied,
-//   fill(stage)     writes what is not copied, once.
+//   prepare()       reads the weights of the next stage,
+//   finish(stage)   applies them to the entries that this thread has copied,
+//   fill(stage)     writes the entries that are not copied, once.
 template <class Stage, class Operands, class Multiply>
 __device__ __forceinline__ void asynchronous_mainloop(Operands& operands, int count, Stage* stages,
                                                       const Multiply& multiply) {

@@ -1,8 +1,8 @@
-// Matrix instructions: products of 16 x 8 x 8 by one warp on tensor cores, float64 as it is, float32 from three
-// products of TF32 parts.
+// Matrix instructions: 16 x 8 x 8 products by one warp on tensor cores. float64 products are native; a float32 product
+// is made of three products of TF32 parts.
 //
-// Lane l = 4 g + t holds of the left 16 x 8 (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), of the right 8 x 8 (t, g),
-// (t + 4, g), and of the sums 16 x 8 (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1): the same for both types.
+// For both types lane l = 4 g + t holds (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4) of the left 16 x 8, (t, g),
+// (t + 4, g) of the right 8 x 8, and (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) of the 16 x 8 sums.
 #pragma once
 
 #include "launch.h"
@@ -59,15 +59,15 @@ using emulator::multiply_16x8x8;
 
 #endif
 
-// high + low = v, high rounded to what TF32 keeps; tensor cores ignore the 13 lowest bits of `low`. A GPU's own NaN,
-// 0x7FFFFFFF, carries into the sign of `high`, and stays one in `low`. The largest v, from 2^128 - 2^116 on, become
+// high + low = v, where high is v rounded to TF32. Tensor cores ignore the 13 lowest bits of `low`. A GPU's own NaN,
+// 0x7FFFFFFF, carries into the sign of `high`, and stays NaN in `low`. The largest v, from 2^128 - 2^116 on, become
 // NaN.
 __device__ __forceinline__ void split(float v, float& high, float& low) {
     high = __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xFFFFE000u);
     low = v - high;
 }
 
-// An operand as `multiply_add` reads it: prepared once, used for several products.
+// An operand of `multiply_add`, prepared once and used in several products.
 template <class T, int n>
 struct Fragment {
     T value[n];
@@ -89,11 +89,11 @@ struct Fragment<float, n> {
     }
 };
 
-// sum[j] += the products left[k] right[k][j] of all k. Tensor cores truncate float32 sums, so these products start from
-// zero, small ones first, and are added by a rounded addition: with 16 samples in one the bias is 7e-8 of a sum of
-// positive terms, with 8 of them 4e-8 and twice the additions. Left out are low times low and the last bit of each
-// `low`, at most 2^-22 of a term each: of random sign because `high` is rounded, not truncated. What belongs to one j
-// waits for each other, so all j are in hand at once.
+// sum[j] += left[k] right[k][j] for all k. Tensor cores truncate float32 sums. The products therefore start from zero,
+// the small ones first, and are added to sum[j] by a rounded addition. With 16 samples in one product the bias is 7e-8
+// of a sum of positive terms; with 8 it is 4e-8, and there are twice as many additions. The product low times low and
+// the last bit of each `low` are left out, at most 2^-22 of a term each, and of random sign because `high` is rounded,
+// not truncated. Instructions of one j depend on each other, so that all j are interleaved.
 template <int steps, int n>
 __device__ __forceinline__ void multiply_add(float sum[n][4], const Fragment<float, 4> left[steps],
                                              const Fragment<float, 2> right[steps][n]) {

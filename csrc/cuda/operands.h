@@ -7,8 +7,8 @@
 
 namespace hessext::cuda {
 
-// What one thread copies of each side of a stage, and finishes: `rows` rows, every `down`th, and of each of them 16
-// bytes of neighbours, or, where rows are not aligned, as many single entries, `across` columns apart.
+// The part of each side of a stage that one thread copies and finishes: every `down`th row, `rows` in all. Of each row
+// it has 16 contiguous bytes or, if rows are not aligned, as many single entries that are `across` columns apart.
 template <class T, class S>
 struct Share {
     static constexpr int size = Piece<T>::size, across = S::side / size, down = S::threads / across;
@@ -25,11 +25,11 @@ class Columns {
     using Side = typename Mine::Side;
 
     const bool pieces_;
-    const int first_;      // column of the tile
-    const T* const data_;  // from this column on
-    const unsigned ld_;    // bytes
-    int count_;            // columns in memory
-    int bias_;             // the column of the bias, or -1
+    const int first_;      // the first of them in the tile
+    const T* const data_;  // the matrix from this column on
+    const unsigned ld_;    // distance of rows in bytes
+    int count_;            // how many are in memory
+    int bias_;             // the column of the bias in the tile, or -1
 
     static __device__ __forceinline__ T* row(Side side, int i) {
         return &side[Mine::first_row()][0] + i * Mine::down * S::ld;
@@ -53,10 +53,10 @@ class Columns {
         }
     }
 
-    // Of the tile.
+    // This thread's column number e in the tile.
     __device__ __forceinline__ int column(int e) const { return first_ + e * (pieces_ ? 1 : Mine::across); }
 
-    // Fills a stage with what is not copied to it.
+    // Writes the entries of a stage that are not copied to it.
     __device__ __forceinline__ void fill(Side side) const {
         for (int i = 0; i < Mine::rows; ++i)
             for (int e = count_; e < Mine::size; ++e) row(side, i)[column(e)] = T(column(e) == bias_ ? 1 : 0);
@@ -76,7 +76,7 @@ class Columns {
                 for (int i = 0; i < Mine::rows; ++i)
                     copy_async<1>(row(side, i) + first_ + e * Mine::across, from(n[i]) + e * Mine::across);
     }
-    // f(value, i, e) for entries e of the rows i of a stage.
+    // Calls f(value, i, e) for entry e of each row i of a stage.
     template <class F>
     __device__ __forceinline__ void each(Side side, const F& f) const {
         if (pieces_) {
@@ -95,12 +95,12 @@ class Columns {
 #pragma unroll
             for (int e = 0; e < Mine::size; ++e) f(row(side, i)[first_ + e * Mine::across], i, e);
     }
-    // f(value, i) for the entries of the bias.
+    // Calls f(value, i) for the entries of the bias.
     template <class F>
     __device__ __forceinline__ void each_bias(Side side, const F& f) const {
         each_of(bias_, side, f);
     }
-    // The same for a column of this thread, or -1.
+    // The same for a column of this thread; none if it is -1.
     template <class F>
     static __device__ __forceinline__ void each_of(int column, Side side, const F& f) {
         if (column < 0) return;
@@ -109,15 +109,15 @@ class Columns {
     }
 };
 
-// Right side w_n psi_n[b]; the residual adds extra_n to column `patch`.
+// The right side w_n psi_n[b]. The residual adds extra_n to column `patch`.
 template <class T, class S>
 class WeightedFeatures {
     using Mine = Share<T, S>;
 
     const Columns<T, S> columns_;
     const T *weight_, *extra_;             // of this thread's first row of a stage
-    int patch_;                            // if it is one of this thread's columns, else -1
-    T w_[Mine::rows], added_[Mine::rows];  // of the stage that is finished next
+    int patch_;                            // -1 if it is not one of this thread's columns
+    T w_[Mine::rows], added_[Mine::rows];  // of the next stage to be finished
 
   public:
     __device__ __forceinline__ WeightedFeatures(const Params<T>& params, i64 list, Pair pair, i64 col0)
@@ -146,8 +146,8 @@ class WeightedFeatures {
     }
 };
 
-// Right side w_n (B_n V)[j, i] / c_n, w_n p_n[j] (V[j, i] - E_p V[., i]) or w_n V[j, i], plus extra_n r_n[j]. Unit i is
-// the pair's first.
+// The right side w_n (B_n V)[j, i] / c_n, which is w_n p_n[j] (V[j, i] - E_p V[., i]) or w_n V[j, i], plus
+// extra_n r_n[j]. Unit i is the first index of the pair.
 template <class T, class S>
 class CurvatureColumn {
     using Mine = Share<T, S>;
@@ -156,15 +156,15 @@ class CurvatureColumn {
     const SampleLists<T>& lists_;
     const bool softmax_, residual_;
     const i64 col0_;
-    const Columns<T, S> probs_;  // without a softmax there are none, and nothing is copied
+    const Columns<T, S> probs_;  // empty without a softmax: nothing is copied
     i64 k_;                      // this thread's first row of the next stage in the lists
     T v_[Mine::size];
-    T w_[Mine::rows], at_top_[Mine::rows], shift_[Mine::rows];  // of the stage that is finished next
+    T w_[Mine::rows], at_top_[Mine::rows], shift_[Mine::rows];  // of the next stage to be finished
     int left_;                                                  // samples from its first row on
 
     __device__ __forceinline__ i64 class_at(int e) const { return col0_ + probs_.column(e); }
 
-    // Of few pairs, and not worth registers: what it reads is waited for.
+    // It is for few pairs and not worth registers, so that it waits for its loads.
     __device__ __forceinline__ void add_residual(typename Mine::Side side) const {
         const i64 k = k_ - S::depth;
 #pragma unroll 1
@@ -221,9 +221,9 @@ class Operands {
     const Columns<T, S> left_;
     Right right_;
     const bool listed_;
-    const int* index_;        // of the list, from this thread's first row of a stage on
-    int n_;                   // its sample where there is no list
-    int to_find_, to_weigh_;  // samples from this row on
+    const int* index_;        // the list, from this thread's first row of the next stage on
+    int n_;                   // the sample of that row, if there is no list
+    int to_find_, to_weigh_;  // samples from that row on, for `find` and for `prepare`
     int next_[Mine::rows];
 
   public:

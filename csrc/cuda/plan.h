@@ -1,4 +1,4 @@
-// The plan of an assembly: which pair runs outside, the size of a tile, and how many pairs and tiles are in hand.
+// The plan of an assembly: which pair runs outside, the size of a tile, and the pairs of a batch and tiles of a launch.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace hessext::cuda {
 
-constexpr i64 least_split = 512;  // samples of a split, where several blocks share a tile
+constexpr i64 least_split = 512;  // fewest samples of a split, if several blocks share a tile
 
 // Entries of all tiles of a matrix, padding included.
 inline double padded_area(i64 rows, i64 cols, i64 side, bool triangle) {
@@ -16,7 +16,8 @@ inline double padded_area(i64 rows, i64 cols, i64 side, bool triangle) {
     return double(tiles.count()) * double(side) * double(side);
 }
 
-// Which index pair runs outside: the one with less padding. What is outside is sparse where ReLU units are.
+// The index pair that runs outside is the one with less padding. Its samples are listed, which makes use of inactive
+// ReLU units.
 template <class T>
 Outer choose_outer(const Assembly<T>& r) {
     const Curvature<T>& q = r.curvature;
@@ -57,8 +58,8 @@ bool aligned(const Features<T>& f) {
     return reinterpret_cast<std::uintptr_t>(f.data) % 16 == 0 && f.ld % size == 0 && f.cols % size == 0;
 }
 
-// Pair t of an assembly. Of a triangle the pairs (i, i) come first: of ReLU units they have twice the samples of
-// others, and what takes longest should not begin last.
+// Pair t of an assembly. In a triangle the pairs (i, i) come first: for ReLU units they have twice as many samples as
+// others, and the longest work should not begin last.
 template <class T>
 HESSEXT_HOST_DEVICE inline Pair pair_at(const Outline<T>& o, i64 t) {
     if (o.r.pairs || !o.outer_triangle()) return o.pair(t);
@@ -68,7 +69,7 @@ HESSEXT_HOST_DEVICE inline Pair pair_at(const Outline<T>& o, i64 t) {
     return {above.first, above.second + 1};
 }
 
-constexpr i64 least_listed = 64;  // given pairs whose samples are listed
+constexpr i64 least_listed = 64;  // fewest given pairs for which samples are listed
 
 template <class T>
 struct Plan {
@@ -76,17 +77,17 @@ struct Plan {
     i64 samples;                       // N
     bool tensor;                       // on tensor cores
     bool covariance;                   // the weights contain (V^T B_n V)[i, l]
-    bool sparse;                       // weights may be zero, as of inactive units: samples are listed
-    Features<T> left, right;           // sides of a tile; the right one is unused where it is a column of B_n V
+    bool sparse;                       // weights may be zero, as for inactive units, so that samples are listed
+    Features<T> left, right;           // sides of a tile; the right one is unused if it is a column of B_n V
     bool left_aligned, right_aligned;  // whether a side's rows, or those of p_n, consist of aligned 16 bytes
     bool triangle;                     // only entries r <= c are computed
     bool curvature_column;             // the right side is w_n (B_n V)[j, i] / c_n + extra_n r_n[j], i the pair's first
     i64 side;
     Grid tiles;              // of one pair's product
-    i64 batch;               // pairs whose samples are in memory
+    i64 batch;               // pairs whose weights are in memory at a time
     i64 span;                // samples summed in T
     i64 splits = 1;          // blocks that share a tile, each a part of its samples
-    bool long_sums = false;  // sums are kept in float64, between spans or for several splits
+    bool long_sums = false;  // sums are stored in float64, between spans or for several splits
     i64 launch_tiles = 1;    // tiles of a launch
 
     Plan(const Assembly<T>& request, bool tensor_cores) : outline(request, choose_outer(request)) {
@@ -99,7 +100,7 @@ struct Plan {
         samples = o.r.samples;
         tensor = tensor_cores;
         covariance = q.kind == Kind::hidden && q.gauss_newton && q.probs;
-        // A list is made by one block for each pair, which takes long where few pairs have many samples.
+        // One block makes the list of each pair, which takes long if few pairs have many samples.
         const bool few_given = q.kind == Kind::given && o.pair_count() < least_listed;
         sparse = (q.kind != Kind::output && !few_given) || o.outer == Outer::features;
         const Features<T> classes{q.probs, q.classes, q.classes, false};
@@ -119,7 +120,7 @@ struct Plan {
         span = cuda::span(tensor);
     }
 
-    // Few tiles are shared by several blocks, until there are two rounds of what the GPU holds.
+    // If tiles are few, several blocks share each of them, until there are twice as many as the GPU holds at a time.
     void split(i64 resident) {
         const i64 all = batch * tiles.count();
         splits = std::max<i64>(1, std::min(2 * resident / all, samples / least_split));

@@ -1,4 +1,4 @@
-// Sums over the threads of a block, always in the same order.
+// Sums over the threads of a block, in a fixed order.
 #pragma once
 
 #include "launch.h"
@@ -30,7 +30,7 @@ struct LaneSum {
     double of_thread[threads];
 };
 
-// Sum over the warps of a block of what the same lane has in each; complete in the first warp.
+// Sum over the warps of a block, for each lane. The result is complete in the first warp.
 template <int threads>
 __device__ __forceinline__ double lane_sum(double value, LaneSum<threads>& memory) {
     memory.of_thread[threadIdx.x] = value;

@@ -5,8 +5,8 @@
 
 namespace hessext::cuda {
 
-// Stages of 16 classes whose probabilities are all this small at both sides of a tile, and not NaN: beside p p' what s
-// s' lacks and q q' are small there, and need no more than one product of rounded numbers.
+// Stages of 16 classes whose probabilities are all at most `most` on both sides of a tile, and not NaN. There q q' and
+// the difference of s s' from p p' are small beside p p', so that one product of rounded numbers is enough for them.
 struct SmallStages {
     static constexpr int classes = 16, samples = 64;
     static constexpr float most = 1.f / 2048;
@@ -16,20 +16,20 @@ struct SmallStages {
     const unsigned *left, *right;  // a bit for each stage, 1: small [tile rows, words], [tile columns, words]; or null
     i64 words;
 
-    // Those of 32 stages.
+    // The bits of 32 stages.
     __device__ __forceinline__ unsigned at(const Pair& place, i64 word) const {
         return left ? left[place.first * words + word] & right[place.second * words + word] : 0;
     }
 };
 
-// The stages of a span that are small, or those that are not, in order.
+// The stages of a span that are small, or those that are not, in ascending order.
 struct StageList {
     static constexpr int most = 1024;
     int count;
     unsigned small[most / SmallStages::bits + 1];
     int stage[most];
 
-    // By the block's first warp; returns how many there are.
+    // Makes the list, by the block's first warp. Returns its length.
     __device__ __forceinline__ int fill(const SmallStages& all, const Pair& place, i64 first, int stages, bool wanted) {
         constexpr int bits = SmallStages::bits;
         const int offset = int(first % bits);

@@ -6,16 +6,16 @@
 
 namespace hessext::cuda {
 
-// side x side entries, shared by `rows x cols` warps; a stage is `depth` deep. Rows of a stage are padded so that
+// side x side entries, shared by `warp_rows x warp_cols` warps. A stage is `depth` deep. Its rows are padded so that
 // fragments are read without bank conflicts.
 template <class T, int side_, int warp_rows, int warp_cols>
 struct Shape {
     static constexpr int side = side_, depth = 16;
     static constexpr int warps = warp_rows * warp_cols, threads = warps * warp_size;
     static constexpr int ld = side + (sizeof(T) == 4 ? 8 : 4);
-    static constexpr int rows = side / warp_rows, cols = side / warp_cols;  // of a warp
+    static constexpr int rows = side / warp_rows, cols = side / warp_cols;  // entries of a warp
     static constexpr int mma_rows = rows / 16, mma_cols = cols / 8;         // matrix instructions of a warp
-    static constexpr int stage_rows = depth / warps;  // of a stage that one warp loads, with `lane_cols` columns a lane
+    static constexpr int stage_rows = depth / warps;  // rows of a stage that a warp loads, `lane_cols` columns a lane
     static constexpr int lane_cols = side / warp_size;
 
     struct Stage {
@@ -23,16 +23,16 @@ struct Shape {
         T left[depth][ld], right[depth][ld];
     };
 
-    // What the calling thread loads of a stage: row i of its warp's, which are whole ones, from its lane's column on.
+    // The calling thread loads row i of its warp, from its lane's column on.
     static __device__ __forceinline__ int stage_row(int i) { return int(threadIdx.x) / warp_size + i * warps; }
     static __device__ __forceinline__ int stage_col() { return int(threadIdx.x) % warp_size; }
 
-    // Of the calling warp's part of the tile.
+    // First row and column of the calling warp's part of the tile.
     static __device__ __forceinline__ int first_row() { return int(threadIdx.x) / warp_size / warp_cols * rows; }
     static __device__ __forceinline__ int first_col() { return int(threadIdx.x) / warp_size % warp_cols * cols; }
 };
 
-// The same for operands whose depth runs along their rows: a stage has `depth` neighbours of each row.
+// The same for operands whose depth runs along their rows: a stage has `depth` consecutive entries of each row.
 template <class T, int side, int warp_rows, int warp_cols>
 struct RowShape : Shape<T, side, warp_rows, warp_cols> {
     static constexpr int ld = RowShape::depth + 4;
@@ -43,7 +43,7 @@ struct RowShape : Shape<T, side, warp_rows, warp_cols> {
     };
 };
 
-// The entries that a thread holds: those of the warp instructions, also without tensor cores.
+// The entries that a thread holds. They are those of the matrix instructions, also without tensor cores.
 template <class T, class S>
 struct Sums {
     T value[S::mma_rows][S::mma_cols][4];
@@ -53,18 +53,18 @@ struct Sums {
         each([](T& v, int, int) { v = 0; });
     }
 
-    // A warp's 16 x cols entries on their way through shared memory, padded for two accesses to a bank at most.
+    // Shared memory for 16 x cols entries of a warp, padded so that at most two accesses meet in a bank.
     using Staging = T[16][S::cols + (sizeof(T) == 4 ? 4 : 1)];
 
-    // f(value, row, column) for this thread's entries, in any order.
+    // Calls f(value, row, column) for this thread's entries, in any order.
     template <class F>
     __device__ __forceinline__ void each(const F& f) {
 #pragma unroll
         for (int i = 0; i < S::mma_rows; ++i)
             each_of(i, [&](T& v, int r, int c) { f(v, S::first_row() + 16 * i + r, S::first_col() + c); });
     }
-    // The same for all entries of the warp through shared memory: neighbouring lanes have neighbours in a row, or in a
-    // column. The loop stays a loop, so that what f does with addresses takes few registers.
+    // The same for all entries of the warp, through shared memory, so that neighbouring lanes have neighbours in a row,
+    // or in a column. The loop is not unrolled, so that addresses in f take few registers.
     template <bool columns, class F>
     __device__ __forceinline__ void each_coalesced(Staging* of_warps, const F& f) {
         const int lane = int(threadIdx.x) % warp_size;
@@ -73,7 +73,7 @@ struct Sums {
         for (int i = 0; i < S::mma_rows; ++i) {
             each_of(i, [&](T& v, int r, int c) { staging[r][c] = v; });
             __syncwarp();
-            // what depends on the fixed one of row and column is computed once
+            // row or column is constant in the loop, and its part of an address is computed once
             if constexpr (columns) {
                 const int r = lane % 16;
 #pragma unroll 1
@@ -90,8 +90,8 @@ struct Sums {
         }
     }
 
-    // Adds the product of one stage, of its values as they are, or of left_of(value, e) and right_of(value, e): e
-    // numbers this thread's rows and columns, those of `row_of` and `col_of`.
+    // Adds the product of one stage: of its values, or of left_of(value, e) and right_of(value, e), where e numbers
+    // this thread's rows and columns as `row_of` and `col_of` do.
     template <bool tensor, int steps = 1>
     __device__ __forceinline__ void add(const typename S::Stage& stage) {
         const auto same = [](T v, int) { return v; };
@@ -110,7 +110,7 @@ struct Sums {
     }
     static constexpr int thread_rows = 2 * S::mma_rows;
     static __device__ __forceinline__ int row_of(int e) { return S::first_row() + Lane().g + 8 * e; }
-    // Tensor cores are handed other columns than those whose sums they return.
+    // The columns that a thread passes to tensor cores are not those whose sums it receives.
     template <bool tensor>
     static constexpr int thread_cols = tensor ? S::mma_cols : 2 * S::mma_cols;
     template <bool tensor>
@@ -119,7 +119,7 @@ struct Sums {
     }
 
   private:
-    // Of part i of the rows; row and column are those in the warp's 16 x cols entries.
+    // Calls f for part i of the rows, with row and column in the warp's 16 x cols entries.
     template <class F>
     __device__ __forceinline__ void each_of(int i, const F& f) {
         const Lane lane;

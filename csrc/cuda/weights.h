@@ -1,4 +1,4 @@
-// The weights of each outer pair: one for every sample, or a list of the samples whose weight is not zero.
+// The weights of each outer pair, for every sample, or in a list of the samples of nonzero weight.
 #pragma once
 
 #include "workspace.h"
@@ -11,7 +11,7 @@ constexpr int covariance_threads = 128;
 constexpr int transpose_threads = 256;
 
 // (V^T (diag p_n - p_n p_n^T) V)[i, l] = sum_c p_n[c] u[c, i] u[c, l], u[c, i] = V[c, i] - E_p V[., i], centred at the
-// top class first. In T within 256 classes and in float64 across them.
+// top class first. The sum is in T within 256 classes, and in float64 across them.
 template <class T>
 __device__ T covariance(const Curvature<T>& q, i64 n, i64 i, i64 l) {
     const T* p = q.probs + n * q.classes;
@@ -29,7 +29,7 @@ __device__ T covariance(const Curvature<T>& q, i64 n, i64 i, i64 l) {
     return T(total);
 }
 
-// out[t, n] of `count` pairs from `first` on. Neighbouring threads have neighbouring pairs: they share the
+// Covariances out[t, n] of `count` pairs from `first` on. Neighbouring threads have neighbouring pairs, which share the
 // probabilities and often a unit.
 template <class T>
 __global__ void covariances(Outline<T> outline, i64 first, i64 count, T* out) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ T pair_weight(const Outline<T>& o, i64 n, i64 t, Pair
     return result;
 }
 
-// Weights out[t, n] of the pairs from `first` on, where all samples are taken; covariance [pairs, N] may be out itself.
+// Weights out[t, n] of the pairs from `first` on, for all samples. covariance [pairs, N] may be out itself.
 template <class T>
 __global__ void weigh_pairs(Outline<T> outline, i64 first, i64 count, const T* covariance, T* out) {
     const i64 e = i64(blockIdx.x) * weight_threads + threadIdx.x, samples = outline.r.samples;
@@ -57,12 +57,12 @@ __global__ void weigh_pairs(Outline<T> outline, i64 first, i64 count, const T* c
     out[e] = pair_weight(outline, e % samples, t, pair_at(outline, t), covariance ? covariance[e] : T(0));
 }
 
-// Shared memory of `list_samples`: how many samples each warp has found.
+// Shared memory of `list_samples`: the number of samples that each warp has found.
 struct WarpCounts {
     int of_warp[list_threads / warp_size];
 };
 
-// One block per pair; samples in order, so that sums over a list are always in the same order.
+// One block per pair. Samples are listed in order, so that sums over a list have a fixed order.
 template <class T>
 __global__ void __launch_bounds__(list_threads) list_samples(Params<T> params) {
     WarpCounts& counts = shared<WarpCounts>();

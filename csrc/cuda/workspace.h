@@ -1,4 +1,4 @@
-// The memory of one assembly, and what its kernels are passed.
+// The memory of one assembly, and the parameters of its kernels.
 #pragma once
 
 #include "plan.h"
@@ -21,14 +21,14 @@ class Arena {
     i64 used() const { return used_; }
 };
 
-// The samples of nonzero weight of each outer pair of a batch, in order: [pairs, N], entry k of pair t at t * N + k.
-// Null where a part has no use for it.
+// The samples of nonzero weight of each outer pair of a batch, in order. Arrays are [pairs, N], with entry k of pair t
+// at t * N + k, and null if a part does not need them.
 template <class T>
 struct SampleLists {
     int* index;  // sample n
     T* weight;   // w_n: multiplies left_n right_n^T
-    T* extra;    // extra_n: what the residual adds (see `WeightedFeatures`, `CurvatureColumn`)
-    T* at_top;   // V[top_n, i] and shift[n, i] of the pair's unit i, where a column of B_n V is the right side
+    T* extra;    // extra_n: weight of the residual (see `WeightedFeatures`, `CurvatureColumn`)
+    T* at_top;   // V[top_n, i] and shift[n, i] of the pair's unit i, if a column of B_n V is the right side
     T* shift;
     i64* count;  // [pairs]
 };
@@ -41,7 +41,7 @@ struct Workspace {
     double* tile_squares;  // squared norms of the tiles of a batch  [pairs, tiles]                        or null
     double* split_sums;    // sums of the tiles of a launch          [launch tiles, splits, side, side]    or null
 
-    // Bytes that are used, wherever the memory begins.
+    // Lays out the arrays from `memory` on, and returns the bytes used; with null it only counts.
     i64 lay_out(const Plan<T>& plan, void* memory) {
         const Outline<T>& o = plan.outline;
         const Curvature<T>& q = o.r.curvature;
@@ -63,13 +63,13 @@ struct Workspace {
 
 // A tile of a batch of pairs.
 struct Place {
-    i64 tile;  // its number in `tile_squares`
-    i64 t;     // its pair's number in the batch
+    i64 tile;  // its index in `tile_squares`
+    i64 t;     // its pair's index in the batch
     Pair pair;
     int row0, col0;  // its first entry in the pair's product
 };
 
-// What the kernels of an assembly are passed: the plan, the memory, and which pairs and tiles are in hand.
+// The parameters of the kernels of an assembly: the plan, the memory, and the current pairs and tiles.
 template <class T>
 struct Params : Plan<T>, Workspace<T> {
     i64 first_pair = 0, pairs = 0;  // of the batch
@@ -79,8 +79,8 @@ struct Params : Plan<T>, Workspace<T> {
 
     HESSEXT_HOST_DEVICE Pair pair(i64 t) const { return pair_at(this->outline, first_pair + t); }
 
-    // Tile `at` of the launch, whose sides have `side` entries. The pairs of a batch are neighbours, not the tiles of a
-    // pair: they read the same columns and, where classes fill the tile, write the same 32 bytes.
+    // Tile `at` of the launch, whose sides have `side` entries. Consecutive tiles are of consecutive pairs, not of one
+    // pair: these read the same columns and, if classes fill the tile, write to the same 32 bytes.
     __device__ __forceinline__ Place place(i64 at, int side) const {
         const i64 job = first_tile + at, t = job % pairs, tile = job / pairs;
         const Pair position = this->tiles.at(tile);

@@ -22,7 +22,7 @@ void softmax_diagonal(i64 depth, const Curvature<T>& q, const i64* index, const 
     }
 }
 
-// Classes are taken in slices whose centred rows u and p u fit the second-level cache.
+// Classes are processed in slices whose centred rows u and p u fit into the second-level cache.
 constexpr i64 slice_bytes = 1 << 18;
 
 template <class T>
@@ -36,8 +36,8 @@ i64 covariance_scratch(i64 unit_count) {
     return covariance_slice<T>(unit_count) * (2 * unit_count + 1) * lanes<T>;
 }
 
-// Lanes are samples. Slice by slice of classes: u[e, c] = V[c, unit e] - mean and p u are formed once per unit, then
-// every pair (i, l) adds sum_c (p u_i)[c] u_l[c]; four consecutive pairs of one i share its load.
+// Lanes are samples. For each slice of classes, u[e, c] = V[c, unit e] - mean and p u are formed once per unit. Then
+// every pair (i, l) adds sum_c (p u_i)[c] u_l[c], where four consecutive pairs of one i share its load.
 template <class T>
 void covariance(const Curvature<T>& q, i64 n, i64 count, const i64* units, i64 unit_count, const std::int32_t* slots,
                 i64 pair_count, T* out, i64 ld, T* scratch, double* sums) {
@@ -90,7 +90,7 @@ void covariance(const Curvature<T>& q, i64 n, i64 count, const i64* units, i64 u
         for (i64 s = 0; s < count; ++s) out[t * ld + s] = T(sums[t * L + s]);
 }
 
-// In T within slices of classes and in float64 across them.
+// The sum is in T within slices of classes, and in float64 across them.
 template <class T>
 T shift(const T* probs, const T* column, i64 classes, T at_top) {
     double total = 0;

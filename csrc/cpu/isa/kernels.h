@@ -1,4 +1,4 @@
-// The inner loops, one table per instruction set. isa.cpp is compiled once per set; nothing else depends on the set.
+// The inner loops, in one table per instruction set. Only isa.cpp depends on the set, and it is compiled once for each.
 #pragma once
 
 #include "../../core.h"
@@ -11,9 +11,9 @@ inline constexpr i64 tile_rows = 504;          // a multiple of every kernel's p
 inline constexpr i64 tile_cols = 512;          // a multiple of every kernel's panel width (32, 16, 8, 4)
 inline constexpr i64 tile_ld = tile_cols + 8;  // padded: columns of the tile fall in different cache sets
 inline constexpr i64 slab = 128;
-inline constexpr i64 scan_samples = 512;  // at most, in `softmax_scan`
+inline constexpr i64 scan_samples = 512;  // most samples of a `softmax_scan`
 inline constexpr i64 chunk = 192;
-inline constexpr i64 span = 48 * chunk;            // samples summed in T; beyond, sums of spans are kept in float64
+inline constexpr i64 span = 48 * chunk;            // samples summed in T; sums of several spans are in float64
 inline constexpr i64 below_all = -(i64(1) << 40);  // `offset` of a product without a triangle
 
 // Panels are sample-major: panel q holds items q*width .. q*width+width-1 as [depth][width], zero-padded.
@@ -35,8 +35,8 @@ struct Kernels {
     // panels[k, c] = data[c * ld + k], c < count.
     void (*pack_across)(bool left, i64 depth, const T* data, i64 ld, i64 count, T* panels);
 
-    // panels[k, e] = phi_n[first[e]] psi_n[second[e]], n = start + k, for the left operand; run[e] pairs from e on
-    // differ in consecutive stored second features only.
+    // panels[k, e] = phi_n[first[e]] psi_n[second[e]], n = start + k, for the left operand. The run[e] pairs from e on
+    // have the same first feature and consecutive stored second features.
     void (*pack_products)(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,
                           const std::int32_t* second, const std::int32_t* run, i64 count, T* panels);
 
@@ -55,7 +55,8 @@ struct Kernels {
                        const std::int32_t* slots, i64 pair_count, T* out, i64 ld, T* scratch, double* sums);
     i64 (*covariance_scratch)(i64 unit_count);
 
-    // The logits of one sample become probabilities; the most probable class, and the sum of the others.
+    // In place, the logits of one sample become probabilities. Writes the most probable class and the sum of the
+    // others.
     void (*softmax)(i64 classes, T* logits, i64* top, T* rest);
 
     // sum_c p[c] (column[c] - at_top)
@@ -66,10 +67,11 @@ struct Kernels {
     void (*softmax_scan)(i64 classes, i64 first, const T* logits, i64 ld, i64 count, T* largest, i64* top,
                          double* others);
 
-    // One class: logits become e^(l - largest) inverse.
+    // In place, the logits l of one class become e^(l - largest) inverse.
     void (*softmax_row)(i64 count, T* logits, const T* largest, const T* inverse);
 
-    // Panels of one side: square = p^2, p = p (1 - p inverse), where p inverse <= 1/2. inverse has an entry per item.
+    // On the panels of one side: square = p^2 and p = p (1 - p inverse), for p inverse <= 1/2. inverse has an entry per
+    // item.
     void (*softmax_split)(bool left, i64 depth, i64 panels, const T* inverse, T* p, T* square);
 };
 

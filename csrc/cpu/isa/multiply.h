@@ -9,7 +9,7 @@ namespace {
 // One register tile: panel_rows x panel_cols sums over a chunk, added to the tile.
 template <class T>
 void multiply_registers(i64 depth, const T* left, const T* right, T* tile, i64 ld) {
-    for (int r = 0; r < panel_rows; ++r) {  // wanted at the end
+    for (int r = 0; r < panel_rows; ++r) {  // needed at the end
         __builtin_prefetch(tile + r * ld, 1);
         __builtin_prefetch(tile + r * ld + lanes<T>, 1);
     }

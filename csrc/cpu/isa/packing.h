@@ -6,7 +6,7 @@
 namespace hessext::cpu {
 namespace {
 
-// Items c of one sample into panels of width W; item.at<V>(c) gives V's worth of items from c on.
+// Packs the items c of one sample into panels of width W. item.at<V>(c) returns the items from c on that fill a V.
 template <class T, i64 W, class Item>
 inline void pack_sample(const Item& item, i64 depth, i64 count, T* to) {
     constexpr i64 half = W >= lanes<T> ? lanes<T> : lanes<T> / 2;  // whole vectors, the last one overlapping
@@ -32,11 +32,11 @@ struct ScaledRow {  // w row[c]
 };
 
 template <class T>
-inline void prefetch(const T* row, i64 count) {  // where a hardware prefetcher does not look
+inline void prefetch(const T* row, i64 count) {  // for accesses that a hardware prefetcher does not predict
     for (i64 c = 0; c < count; c += 64 / i64(sizeof(T))) __builtin_prefetch(row + c);
 }
 
-// Some panels at a time: a row is written to as many pages as there are panels.
+// Packs some panels at a time, as a row is written to as many pages as there are panels.
 template <class T, i64 W>
 void pack_width(i64 depth, const T* data, i64 ld, const i64* index, const T* weight, i64 first, i64 count, T* panels) {
     constexpr i64 most = 128 / W * W, page = 4096 / sizeof(T);
@@ -61,7 +61,7 @@ void pack(bool left, i64 depth, const T* data, i64 ld, const i64* index, const T
 }
 
 #if __has_builtin(__builtin_shufflevector)  // GCC 12, Clang
-// Item s of the first half of `n` vectors, then item s of the second half, and so on: log2(n) times it transposes.
+// Interleaves the low or the high halves of two vectors. log2(n) rounds of this transpose n vectors.
 template <class V, int n>
 inline V interleaved(V a, V b, bool high) {
     if constexpr (n == 16)
@@ -102,7 +102,7 @@ inline void transpose(Vector<T> (&rows)[lanes<T>]) {
 }
 #endif
 
-// A square of `lanes` items and depths at a time.
+// Packs squares of `lanes` items x `lanes` depths.
 template <class T, i64 W>
 void pack_across_width(i64 depth, const T* data, i64 ld, i64 count, T* panels) {
     constexpr int n = lanes<T>;

@@ -1,6 +1,6 @@
 // The softmax of a row of logits, where lanes are classes, and of class-major logits [classes, samples], where lanes
-// are samples. The most probable class of each sample is kept apart from the sum of the others, so that 1 - p never has
-// to be formed by a difference.
+// are samples. The most probable class of each sample is kept apart from the sum of the others, so that 1 - p is never
+// formed by subtraction.
 #pragma once
 
 #include "vectors.h"
@@ -28,7 +28,7 @@ struct ExpOf<double> {
 template <class T, i64 n>
 using IntVector __attribute__((vector_size(n * sizeof(T)), may_alias)) = typename ExpOf<T>::Int;
 
-// e^x for x <= 0, 0 below the normal range: e^x = 2^k e^r, |r| <= log(2) / 2, e^r by its series.
+// e^x for x <= 0, and 0 below the normal range. e^x = 2^k e^r with |r| <= log(2) / 2, and e^r is its Taylor series.
 template <class T, i64 n>
 inline Vector<T, n> exp_negative(Vector<T, n> x) {
     using E = ExpOf<T>;
@@ -45,7 +45,7 @@ inline Vector<T, n> exp_negative(Vector<T, n> x) {
     return x < E::least ? Vector<T, n>{} : sum * (Vector<T, n>)power;
 }
 
-// In T within slices of classes and in float64 across them.
+// The sum is in T within slices of classes, and in float64 across them.
 template <class T>
 void softmax(i64 classes, T* row, i64* top, T* rest) {
     Vector<T> most = Vector<T>{} + row[0];
@@ -85,8 +85,8 @@ void softmax(i64 classes, T* row, i64* top, T* rest) {
     *rest = T(others / (1 + others));
 }
 
-// Row by row, as the samples of a class lie side by side: the largest logits of some rows, then the sums over the same
-// rows while they are in the cache, then both are merged into what earlier rows gave.
+// Works row by row, as the samples of a class are contiguous. It finds the largest logits of some rows, sums over the
+// same rows while they are in the cache, and merges both into the results of earlier rows.
 template <class T, i64 n>
 void scan_rows(i64 rows, i64 first, const T* logits, i64 ld, i64 count, T* largest, i64* top, double* others) {
     using V = Vector<T, n>;
@@ -133,7 +133,7 @@ void softmax_scan(i64 classes, i64 first, const T* logits, i64 ld, i64 count, T*
     }
 }
 
-// One class: p = e^(l - largest) / Z in place.
+// p = e^(l - largest) / Z of one class, in place.
 template <class T>
 void softmax_row(i64 count, T* logits, const T* largest, const T* inverse) {
     i64 s = 0;
@@ -147,7 +147,7 @@ void softmax_row(i64 count, T* logits, const T* largest, const T* inverse) {
 
 template <class T, i64 W>
 void split_width(i64 depth, i64 panels, const T* inverse, T* p, T* square) {
-    constexpr i64 period = W * lanes<T>;  // after so many entries vectors and rows of a panel begin together again
+    constexpr i64 period = W * lanes<T>;  // after so many entries a vector and a row of a panel begin together again
     for (i64 q = 0; q < panels; ++q, inverse += W) {
         T repeated[period];
         for (i64 e = 0; e < period; ++e) repeated[e] = inverse[e % W];
