@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What nvcc says of each CUDA kernel: registers of a thread, and bytes that it spills, by architecture.
+"""Registers per thread and spilled bytes of each CUDA kernel, as nvcc reports them, by architecture.
 
     python scripts/registers.py 80 90 120 > bench/results/cuda-registers.txt
 
-Needs nvcc and c++filt; with cuobjdump it also counts the issue slots of main loops on tensor cores (slots.py). Shared
-memory is asked for at the launch (csrc/cuda), so the compiler does not know it.
+Needs nvcc and c++filt. With cuobjdump it also counts the issue slots of main loops on tensor cores (slots.py). Shared
+memory is not reported: it is requested at the launch (csrc/cuda), and the compiler does not know it.
 """
 
 import re
@@ -23,7 +23,7 @@ REPORT = re.compile(
 
 
 def report(source: Path, architecture: str) -> dict[str, tuple[str, str]]:
-    """Kernel -> registers, and what is spilled; issue slots of its main loop, and of a matrix instruction."""
+    """By kernel: registers with spilled bytes; issue slots of the main loop, also per matrix instruction."""
     nvcc = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
     with TemporaryDirectory() as folder:
         done = subprocess.run([*nvcc, "-o", f"{folder}/cubin", str(source)], text=True, capture_output=True)
@@ -51,7 +51,7 @@ def short(name: str) -> str:
 
 
 def main(architectures: list[str]) -> None:
-    """Prints a table, kernels down and architectures across."""
+    """Print a table with a row for each kernel and a column for each architecture."""
     jobs = [(source, a) for a in architectures for source in SOURCES]
     with ThreadPoolExecutor() as pool:
         reports = list(pool.map(lambda job: report(*job), jobs))

@@ -1,8 +1,8 @@
-"""Issue slots of a main loop, from the compiler's own instructions as cuobjdump prints them; for registers.py.
+"""Issue slots of a main loop, from the machine instructions that cuobjdump prints; for registers.py.
 
-What is counted is the shortest way through one round of the loop, a stage of 16 samples, that passes its barrier and
-the widest access to memory of each kind. It is what a full tile of aligned rows takes: branches for edges and for rare
-terms are not on it. A loop in it that has matrix instructions makes two rounds.
+They are counted along the shortest path through one round of the loop, a stage of 16 samples, that passes its barrier
+and the widest memory access of each kind. A full tile of aligned rows takes this path, which has no branches for edges
+and rare terms. An inner loop with matrix instructions counts two rounds.
 """
 
 import heapq
@@ -19,7 +19,7 @@ _BRANCH = re.compile(r"\bBRA\b.*?(0x[0-9a-f]+)")
 
 
 def cuobjdump() -> str | None:
-    """Where it is: on the PATH, or that of the nvidia-cuda-cuobjdump wheel, which needs nvidia-cuda-nvdisasm too."""
+    """Path of cuobjdump: on PATH, or in the nvidia-cuda-cuobjdump wheel, which needs nvidia-cuda-nvdisasm as well."""
     wheels = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump")
     return shutil.which("cuobjdump") or next(map(str, wheels), None)
 
@@ -34,7 +34,7 @@ def functions(program: str, cubin: str) -> dict[str, Code]:
 
 
 def _kind(text: str) -> str:
-    """LDS.128 of an access to memory, MMA of a matrix instruction, BAR of a barrier, else nothing."""
+    """The kind of an instruction: such as LDS.128 for a memory access, MMA, BAR for a barrier, or an empty text."""
     opcode = re.sub(r"^@!?U?P\w+\s+", "", text).split()[0]
     head = opcode.split(".")[0]
     if head in ("HMMA", "DMMA"):
@@ -45,7 +45,7 @@ def _kind(text: str) -> str:
 
 
 def slots(code: Code) -> tuple[int, int] | None:
-    """(issue slots, matrix instructions) of a round of the main loop; None without one."""
+    """(issue slots, matrix instructions) of a round of the main loop, or None without a main loop."""
     at = {address: i for i, (address, _) in enumerate(code)}
     branches = (_BRANCH.search(text) for _, text in code)
     targets = [at.get(int(branch[1], 16)) if branch else None for branch in branches]

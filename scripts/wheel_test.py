@@ -1,4 +1,4 @@
-"""Tests an installed hessext, in an environment of its own and outside of the source tree."""
+"""Test an installed hessext in a fresh environment, outside of the source tree."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import torch  # noqa: E402
 
 runtimes = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
 torchs = str(Path(torch.__file__).with_name("lib") / "libgomp.so.1")
-if Path(torchs).exists():  # older torch has it under a name of its own, and then the system's is taken
+if Path(torchs).exists():  # older torch has its own under another name, and the system's is used
     assert runtimes == {torchs}, f"expected one OpenMP runtime, torch's; got {runtimes}"
 
 for dtype in (torch.float32, torch.float64):
