@@ -1,4 +1,4 @@
-"""Hessians of weights given as tensors and of modules; `_head.py` has that of the last layer of any network."""
+"""Hessians of weights given as tensors, and of modules that are chains; `_layer.py` has layers of any network."""
 
 from __future__ import annotations
 
