@@ -168,6 +168,7 @@ def feed_forward(
     return _hessian(Network(chain(layers)), x, y, loss, memory, group)
 
 
+@_hints.also_named(x="batches")
 @over_ranks
 def hessian(
     model: nn.Module,
@@ -192,7 +193,7 @@ def hessian(
         model: the module; it is read once, and later training does not change the result. Weights above 64 MiB are
             not copied; changing one in place raises RuntimeError.
         x: what the module takes, of its dtype and device; its first linear layer then sees (N, d) or (N, T, d).
-            Or batches (x, y) of it, as in `linear`.
+            Or batches (x, y) of it, as in `linear`; `batches=` is the same.
         y: targets as in `linear`.
         loss: as in `linear`.
         memory: as in `linear`.

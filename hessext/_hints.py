@@ -44,6 +44,11 @@ def also_named(**others: str) -> Callable[[Callable], Callable]:
                     raise TypeError(f"{function.__name__}: {own} and {other} are one argument; got both")
                 if other in kwargs:
                     kwargs[own] = kwargs.pop(other)
+            try:
+                signature(function).bind(*args, **kwargs)
+            except TypeError as error:
+                needed = [p.name for p in signature(function).parameters.values() if p.default is p.empty]
+                raise TypeError(f"{function.__name__}({', '.join(needed)}): {error}") from None
             return function(*args, **kwargs)
 
         return run

@@ -27,8 +27,8 @@ def require(bytes_needed: int, what: str, device: torch.device | str = "cpu") ->
         gib = 1 << 30
         needed = min(bytes_needed, 1 << 1000) / gib  # more is no float
         raise MemoryError(
-            f"{what} needs {bytes_needed} bytes ({needed:.1f} GiB), but {free} bytes "
-            f"({free / gib:.1f} GiB) are free on {device}"
+            f"{what} needs {bytes_needed:,} bytes ({needed:,.1f} GiB), but {free:,} bytes "
+            f"({free / gib:,.1f} GiB) are free on {device}"
         )
 
 

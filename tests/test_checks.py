@@ -266,7 +266,7 @@ def test_bad_pairs(given, error, message):
 def test_memory_names_what_is_needed_and_free(monkeypatch):
     monkeypatch.setattr(_memory, "_free_on_host", lambda: 1 << 30)
     require(1 << 30, "a dense Hessian")
-    message = "a dense Hessian needs 3221225472 bytes (3.0 GiB), but 1073741824 bytes (1.0 GiB) are free on cpu"
+    message = "a dense Hessian needs 3,221,225,472 bytes (3.0 GiB), but 1,073,741,824 bytes (1.0 GiB) are free on cpu"
     refused(MemoryError, message, lambda: require(3 << 30, "a dense Hessian"))
     refused(MemoryError, "a (65536, 65536) result needs 17179869184 bytes", lambda: out(None, (1 << 16, 1 << 16), X))
 
@@ -284,7 +284,7 @@ def test_memory_of_a_gpu(monkeypatch):
     require(200 << 20, "a block", "cuda:1")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (50 << 20, 80 << 30))
     require(250 << 20, "a block", "cuda:1")
-    message = "a block needs 263192576 bytes (0.2 GiB), but 262144000 bytes (0.2 GiB) are free on cuda:1"
+    message = "a block needs 263,192,576 bytes (0.2 GiB), but 262,144,000 bytes (0.2 GiB) are free on cuda:1"
     refused(MemoryError, message, lambda: require(251 << 20, "a block", "cuda:1"))
 
 

@@ -116,7 +116,11 @@ REFUSED = {
         "y: expected None beside batches (x, y); got Tensor",
     ),
     "no pairs": ((Convolutional(), "fc1", [X]), TypeError, "batches: expected pairs (x, y), or forward=, which runs"),
-    "no targets": ((Convolutional(), "fc1", X), ValueError, "batch 0: expected targets: the Hessian of 'fc1' depends"),
+    "no targets": (
+        (Convolutional(), "fc1", X),
+        ValueError,
+        r"y: expected targets, or batches \(x, y\): the Hessian of 'fc1' depends",
+    ),
     "labels": ((Convolutional(), "fc1", X, Y + 4), ValueError, "batch 0: y: expected labels in [0, 4); got 7"),
     "fewer targets": ((Convolutional(), "fc1", X, Y[1:]), ValueError, "batch 0: y: expected shape (5,); got (4,)"),
     "lists": ((Convolutional(), "fc1", [(X, Y.tolist())]), TypeError, "batch 0: y: expected a torch.Tensor; got list"),

@@ -56,16 +56,21 @@ def _check(H: Any, rtol: float | None, max_bytes: int, samples: int, seed: int) 
     if hasattr(H, "each"):  # several layers without the parts between them
         reports = [check(one, rtol=rtol, max_bytes=max_bytes, samples=samples, seed=seed) for one in H.each]
         parts = tuple(part for report in reports for part in report.parts)
-        tolerance = max(report.tolerance for report in reports)
-        return CheckReport(parts, H.dtype, tolerance, all(report.complete for report in reports))
+        loosest, complete = (
+            max(reports, key=lambda report: report.tolerance),
+            all(report.complete for report in reports),
+        )
+        return CheckReport(parts, H.dtype, loosest.tolerance, complete, loosest.largest_logit)
     rtol = None if rtol is None else _checks.real("rtol", rtol, 0)
     max_bytes, samples = _checks.count("max_bytes", max_bytes, 0), _checks.count("samples", samples)
     random = generator("check", seed)
     truth = truth_of(H, None, None, None, torch.float64)
     dtype = H.dtype
+    factor = 1.0
     if rtol is None:
         largest = truth.logits(truth.parameters).abs().max().item()
-        rtol = TOLERANCE[dtype] * max(1.0, *truth.ranks.notes("largest logit", largest))
+        factor = max(1.0, *truth.ranks.notes("largest logit", largest))
+        rtol = TOLERANCE[dtype] * factor
     complete = truth.size * truth.size * 8 <= max_bytes
     compare = _compare_all if complete else _compare_sample
     found = compare(H, truth, max_bytes, samples, random)
@@ -74,7 +79,7 @@ def _check(H: Any, rtol: float | None, max_bytes: int, samples: int, seed: int) 
     for layers, blocks, worst, difference, norm in found:
         scale = norm or whole
         parts.append(PartError(layers, blocks, worst, difference / scale if difference else 0.0))
-    return CheckReport(tuple(parts), dtype, rtol, complete)
+    return CheckReport(tuple(parts), dtype, rtol, complete, factor)
 
 
 def _compare_all(H: Any, truth: Truth, *_: Any) -> list[tuple]:

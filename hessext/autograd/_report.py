@@ -26,6 +26,7 @@ class CheckReport:
     dtype: torch.dtype
     tolerance: float
     complete: bool
+    largest_logit: float = 1.0  # by which the tolerance was multiplied, as rounding grows with it
 
     @property
     def passed(self) -> bool:
@@ -53,7 +54,9 @@ class CheckReport:
         kind = "all blocks" if self.complete else "a sample of rows"
         verdict = "passed" if self.passed else "FAILED"
         dtype = str(self.dtype).removeprefix("torch.")
-        return "\n".join([*lines, f"{verdict}: {dtype}, {kind}, tolerance {self.tolerance:.0e}"])
+        grown = f" ({self.tolerance / self.largest_logit:.0e} times the largest |logit|, {self.largest_logit:.3g})"
+        why = grown if self.largest_logit > 1 else ""
+        return "\n".join([*lines, f"{verdict}: {dtype}, {kind}, tolerance {self.tolerance:.0e}{why}"])
 
 
 def _largest(values: Iterable[float]) -> float:

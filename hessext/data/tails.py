@@ -121,7 +121,9 @@ class Tails:
             y = targets_of(record, k, self.loss)
             if y is None and self.layers:
                 name = self.layers[0].name
-                raise ValueError(f"batch {k}: expected targets: the Hessian of {name!r} depends on them")
+                raise ValueError(
+                    f"y: expected targets, or batches (x, y): the Hessian of {name!r} depends on them; got none"
+                )
             like, self._classes = record.logits.detach().reshape(-1, C), C
             divisor += float(self.loss.divisor(y, like))
             starts = [sum(map(len, some)) for some in features]

@@ -68,7 +68,8 @@ def approximations(
         if groups is not None:
             rows.append(table.groups(groups))
         rows += [table.given(name, *pair) for name, pair in factors.items()]
-    return Approximations(rows, table.norm, part.term, part.row.name, part.grid, part.block_shape)
+    residual = table.pairs.gauss_newton is not table.pairs.curvature
+    return Approximations(rows, table.norm, part.term, part.row.name, part.grid, part.block_shape, residual)
 
 
 class _Table:

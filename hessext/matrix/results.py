@@ -18,6 +18,10 @@ class BlockRatio(NamedTuple):
     off_diagonal: float
     ratio: float
 
+    def __repr__(self) -> str:
+        """Four digits of each."""
+        return f"BlockRatio({', '.join(f'{name}={value:.4g}' for name, value in self._asdict().items())})"
+
     @classmethod
     def of(cls, diagonal: float, off_diagonal: float) -> BlockRatio:
         """Return the two and their ratio; 0 / 0 and inf / inf are nan, and x / 0 is inf."""
@@ -95,7 +99,7 @@ class Approximation(NamedTuple):
 
 
 class Approximations(Sequence):
-    """Rows of a table, which `print` shows; table["K-FAC"] is the row of a name."""
+    """Rows of a table, which `print` shows; table["K-FAC"] is the row of a name, as is table["kfac"]."""
 
     def __init__(
         self,
@@ -105,9 +109,11 @@ class Approximations(Sequence):
         layer: str,
         grid: tuple[int, int],
         block_shape: tuple[int, int],
+        residual: bool,
     ) -> None:
         self.rows, self.norm, self.term, self.layer = tuple(rows), norm, term, layer
         self._size = f"{grid[0]} blocks of {block_shape[0]}"
+        self._residual = residual  # H is not its Gauss-Newton term
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,9 +126,10 @@ class Approximations(Sequence):
     def __getitem__(self, key: int | slice | str) -> Approximation | tuple[Approximation, ...]:
         if not isinstance(key, str):
             return self.rows[key]
-        if key not in self.names:
+        found = [row for row in self.rows if row.name == key] or [row for row in self.rows if _same(row.name, key)]
+        if not found:
             raise KeyError(f"expected one of {', '.join(map(repr, self.names))}; got {key!r}")
-        return self.rows[self.names.index(key)]
+        return found[0]
 
     def __repr__(self) -> str:
         """The table, in text."""
@@ -137,7 +144,19 @@ class Approximations(Sequence):
             shares = (row.captured, row.sampling_error, row.population)
             lines.append((row.name, *(_shown(share, ".4f") for share in shares), *errors, f"{row.numbers:,}"))
         title = f"{self.layer!r}, {self._size}, {self.term.replace('_', '-')}: ||H|| = {self.norm:.4g}"
-        return "\n".join([title, *aligned(lines), *(f"  {', '.join(names)}: {note}" for note, names in notes.items())])
+        said = [f"  {', '.join(names)}: {note}" for note, names in notes.items()]
+        if self._residual:
+            said.append(
+                "  The factors of K-FAC, E-KFAC, Shampoo and one-sided are of the Gauss-Newton term; H here has the"
+            )
+            said.append("  residual, too. H.gauss_newton() compares them with that term alone.")
+        return "\n".join([title, *aligned(lines), *said])
+
+
+def _same(name: str, key: str) -> bool:
+    """Whether they differ in case, hyphens, commas and spaces alone."""
+    one, other = ("".join(filter(str.isalnum, text)).lower() for text in (name, key))
+    return one == other
 
 
 def _shown(value: float, form: str) -> str:

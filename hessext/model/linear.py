@@ -88,11 +88,12 @@ def _not_linear(layer: LinearLayer, modules: dict[str, nn.Module]) -> str:
     name, module = layer
     parent = modules.get(name.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention) and parent is not module:
-        reason = (
-            f"{type(parent).__name__} uses the weight of {name!r} without calling the module; layers are taken where "
-            "attention calls an nn.Linear for each projection and F.scaled_dot_product_attention"
+        return (
+            f"expected a linear layer that the model calls; {type(parent).__name__} uses the weight of {name!r} "
+            "itself, without a call; layers are taken where attention calls an nn.Linear for each projection and "
+            "F.scaled_dot_product_attention"
         )
-    elif isinstance(module, LazyModuleMixin):
+    if isinstance(module, LazyModuleMixin):
         reason = "it has no sizes until model(x) is called"
     elif isinstance(module, nn.Linear):
         reason = "a subclass of nn.Linear may compute anything"

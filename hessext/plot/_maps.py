@@ -149,7 +149,7 @@ def _draw(
 
     if ax is not None:
         _axes("ax", ax)
-    note = f"{what}, {POOLED[pooling]} of {cells.pool} x {cells.pool}" if cells.pool > 1 else what
+    note = f"{what}; a pixel is the {POOLED[pooling]} of {cells.pool} x {cells.pool}" if cells.pool > 1 else what
     note += "; grey: exactly 0" * bool((image == 0).any())
     if ax is None:
         ax = Figure(figsize=(7.5, 6), layout="constrained").subplots()
@@ -171,7 +171,7 @@ def _draw(
 
 
 def _outline(side: Side, line: Callable, axis: Axis, **turned: object) -> None:
-    """Draw lines between layers and between large enough blocks, and name the layers, the largest first."""
+    """Draw lines between layers and large enough blocks, and name the layers: weights first, the largest first."""
     whole, named = side.ends[-1], {}
     shares = np.diff(side.ends) / whole
     for layer, share, borders in zip(side.layers, shares, side.borders, strict=True):
@@ -179,7 +179,8 @@ def _outline(side: Side, line: Callable, axis: Axis, **turned: object) -> None:
             line(position, color="white", linewidth=0.4, alpha=0.7)
     for position, *beside in zip(side.ends[1:-1], shares, shares[1:], strict=False):
         line(position, color="white", linewidth=1.2 if min(beside) >= NAMED_SHARE else 0.5)
-    for k in np.argsort(-shares, kind="stable"):
+    biases = [layer.name.endswith("bias") for layer in side.layers]
+    for k in np.lexsort((-shares, biases)):
         middle = (side.ends[k] + side.ends[k + 1]) / 2
         if all(abs(middle - other) >= NAMED_SHARE * whole for other in named):
             named[middle] = side.layers[k].name

@@ -12,6 +12,7 @@ from helpers.cases import ACTIVATIONS, DTYPES, HIDDEN, LINEAR, PEAKED, SMALL, Ca
 from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
+import hessext
 from hessext import autograd
 from hessext.data.ranks import Ranks
 from hessext.data.samples import Samples
@@ -119,6 +120,16 @@ def test_check_passes_on_the_right_blocks(case, dtype, max_bytes):
         assert report, str(report)
         assert report.passed and report.max_rel <= report.tolerance
         assert report.dtype == dtype
+
+
+def test_tolerance_grows_with_the_logits():
+    x, y = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 4
+    report = autograd.check(hessext.linear(torch.eye(4, 3) * 50, x, y))
+    largest = 50 * x.abs().max().item()
+    assert report.tolerance == pytest.approx(1e-6 * largest) and report.largest_logit == pytest.approx(largest)
+    assert str(report).endswith(f"(1e-06 times the largest |logit|, {largest:.3g})")
+    given = autograd.check(hessext.linear(torch.eye(4, 3) * 50, x, y), rtol=1e-3)
+    assert given.tolerance == 1e-3 and str(given).endswith("tolerance 1e-03")
 
 
 def scale_part(key):

@@ -229,6 +229,13 @@ def test_numbers_and_text():
         ["approximation", "captured", "+-", "population", "error", "scaled", "error", "numbers"]
     )
     assert lines[2].startswith("block-diagonal") and f"{table[0].captured:.4f}" in lines[2] and lines[2].endswith("175")
+    assert table["kfac"] is table["K-FAC"] and table["shampoo squared factors"] is table["Shampoo, squared factors"]
+    with pytest.raises(KeyError, match=r"expected one of 'block-diagonal', .*; got 'fac'"):
+        table["fac"]
+    hidden = make_inputs(Case(33, 5, 7, 3, activation="gelu"), torch.float64).hessian()
+    assert "H here has the\n  residual, too. H.gauss_newton() compares" in str(hidden["hidden"].approximations())
+    assert "gauss_newton" not in str(hidden.gauss_newton()["hidden"].approximations())
+    assert "gauss_newton" not in str(table)
     one = hessext.linear(torch.ones(3, 2), torch.ones(4, 2)).residual()["output"].approximations()
     assert str(one).count("H is 0") == 1
     # what is below the floor is the scaled error alone, where M is three times too large

@@ -76,7 +76,7 @@ def test_pixels_do_not_cross_blocks():
     assert np.array_equal(image(figure), blocks.reshape(4, 5, 4, 4, 5, 4).amax((2, 5)).reshape(20, 20))
     assert lines(figure, 0) == [5, 10, 15]
     ax = figure.axes[0]
-    assert ax.images[0].get_label() == ax.get_xlabel() == "|H|, largest of 4 x 4"
+    assert ax.images[0].get_label() == ax.get_xlabel() == "|H|; a pixel is the largest of 4 x 4"
 
 
 @pytest.mark.parametrize("blocks", [32, 33])
