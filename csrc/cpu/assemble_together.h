@@ -18,7 +18,9 @@ class TogetherAssembly : PairBatches<T> {
 
     const bool triangle = inner_triangle(r);  // feature pairs a <= b are enough
     std::vector<std::int32_t> first, second;  // the feature pairs
-    std::vector<std::int32_t> runs;           // number of pairs from this one on whose second features are consecutive
+    std::vector<std::int32_t>
+        runs;    // number of pairs from this one on with its first feature and consecutive second ones
+    i64 ld = 0;  // distance of the rows of a tile
 
     // Addresses of the entries of a row tile: item[e] is written to out[start[e] + i * row_step[e] + j * col_step[e]].
     struct Places {
@@ -41,10 +43,9 @@ class TogetherAssembly : PairBatches<T> {
     }
 
     // Writes the entries of a row tile for one block (i, j), which is `column` of the tile.
-    static void scatter(const T* column, i64 count, const Places& to, Pair block, T* out) {
+    void scatter(const T* column, i64 count, const Places& to, Pair block, T* out) const {
         for (i64 e = 0; e < count; ++e)
-            out[to.start[e] + block.first * to.row_step[e] + block.second * to.col_step[e]] =
-                column[to.item[e] * tile_ld];
+            out[to.start[e] + block.first * to.row_step[e] + block.second * to.col_step[e]] = column[to.item[e] * ld];
     }
 
     // Writes them to all blocks that the pair stands for.
@@ -59,7 +60,7 @@ class TogetherAssembly : PairBatches<T> {
     double sum_of_squares(const T* column, i64 r0, i64 count) const {
         double sum = 0;
         for (i64 e = 0; e < count; ++e) {
-            const double value = double(column[e * tile_ld]), square = value * value;
+            const double value = double(column[e * ld]), square = value * value;
             sum += triangle && first[r0 + e] != second[r0 + e] ? 2 * square : square;
         }
         return sum;
@@ -83,15 +84,16 @@ class TogetherAssembly : PairBatches<T> {
 
     void run() {
         const i64 items = i64(first.size()), row_tiles = (items + item_rows - 1) / item_rows;
-        const i64 held = std::min(slice, r.samples);
+        const i64 held = samples_held(r.samples, double(items));
         const i64 limit =
             this->batch_limit(held * i64(sizeof(T)) + (r.norms ? row_tiles * i64(sizeof(double)) : 0), k.cols);
         const i64 depth = std::min(chunk, r.samples);
-        const i64 rows = std::min(round_up(items, k.rows), item_rows), tile_size = rows * tile_ld;
         i64 group = even(limit, group_tiles * tile_cols, tile_cols);  // block pairs of one job
         const auto jobs_of = [&](i64 pairs) { return row_tiles * ((pairs + group - 1) / group); };
-        while (group > k.cols && jobs_of(limit) < 2 * threads)  // to keep every thread busy
+        while (group > k.cols && jobs_of(limit) < threads)  // to keep every thread busy; each job packs its rows
             group = even(limit, group / 2, k.cols);
+        ld = std::min(group, tile_cols) + tile_ld - tile_cols;
+        const i64 rows = std::min(round_up(items, k.rows), item_rows), tile_size = rows * ld;
 
         Buffer<T> weights(limit * held), panels(threads * rows * depth);
         const i64 values_size = (group + tile_cols - 1) / tile_cols * tile_size;
@@ -149,8 +151,8 @@ class TogetherAssembly : PairBatches<T> {
     void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* left, T* values, double* total,
                   i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows, end = view.first + view.samples;
-        const LongSum<T> sum{values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / tile_ld),
-                             round_up(std::min(tile_cols, pairs), k.cols)};
+        const LongSum<T> sum{values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / ld),
+                             round_up(std::min(tile_cols, pairs), k.cols), ld};
         if (!view.first) sum.start();
         for (i64 n = view.first; n < end && !interrupt.raised(); n += chunk) {
             if (n && n % span == 0) sum.end_span();
@@ -160,7 +162,7 @@ class TogetherAssembly : PairBatches<T> {
             for (i64 t = 0; t < pairs; t += tile_cols)
                 k.multiply(depth, left, row_panels, view.data + view.at(t0 + t, n), k.cols * view.samples,
                            round_up(std::min(tile_cols, pairs - t), k.cols) / k.cols,
-                           values + t / tile_cols * tile_size, tile_ld, below_all);
+                           values + t / tile_cols * tile_size, ld, below_all);
         }
         if (end == r.samples) sum.finish();
     }

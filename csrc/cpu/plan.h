@@ -12,15 +12,19 @@ namespace hessext::cpu {
 
 inline constexpr i64 batch_bytes = i64(24) << 20;  // workspace for the weights and lists of a batch of pairs
 
-// `together` holds the weights of at most `slice` samples at a time. With more samples it keeps the sums of all feature
-// pairs meanwhile, so these must be fewer.
-inline constexpr i64 slice = 5 * span;
+// `together` takes at most so many feature pairs, and holds the weights of all samples or of a slice at a time. Between
+// slices it keeps the sums of all feature pairs, so these must be fewer.
 inline constexpr i64 most_feature_pairs = 1 << 18;
 inline constexpr i64 most_sliced_pairs = 1 << 12;
+inline constexpr i64 slice = 5 * span;
+
+inline i64 samples_held(i64 samples, double feature_pairs) {
+    return feature_pairs <= double(most_sliced_pairs) ? std::min(samples, slice) : samples;
+}
 
 enum class Method {
     pairwise,  // one product per outer pair, over the samples of nonzero weight
-    together,  // one product, feature pairs x block pairs, with both symmetries and no padding: small s and large K
+    together,  // one product, feature pairs x block pairs, with both symmetries and little padding: small s, large K
 };
 
 struct Plan {
@@ -88,10 +92,9 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
         if (cost < best.cost) best = {method, outer, cost};
     };
     // Products of features are formed once for each batch of block pairs, at 3 cycles each.
-    const i64 held = std::min(r.samples, slice);
-    const double most = double(r.samples > slice ? most_sliced_pairs : most_feature_pairs);
-    if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= most) {
-        const double panel_bytes = double(held * k.cols * i64(sizeof(T)));
+    const double panel_bytes = double(samples_held(r.samples, feature_pairs) * k.cols * i64(sizeof(T)));
+    if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= double(most_feature_pairs) &&
+        panel_bytes <= double(batch_bytes)) {
         const double panels = std::ceil(block_pairs / double(k.cols));
         const double batches = std::ceil(panels / std::floor(batch_bytes / panel_bytes));
         consider(

@@ -30,25 +30,25 @@ struct Tile {
 // end.
 template <class T>
 struct LongSum {
-    T* values;      // [rows, tile_ld], of which `cols` are in use
+    T* values;      // [rows, ld], of which `cols` are in use
     double* total;  // null: the samples fit one span
-    i64 rows, cols;
+    i64 rows, cols, ld;
 
     void start() const {
-        for (i64 r = 0; r < rows; ++r) std::fill_n(values + r * tile_ld, cols, T(0));
-        for (i64 r = 0; total && r < rows; ++r) std::fill_n(total + r * tile_ld, cols, 0.0);
+        for (i64 r = 0; r < rows; ++r) std::fill_n(values + r * ld, cols, T(0));
+        for (i64 r = 0; total && r < rows; ++r) std::fill_n(total + r * ld, cols, 0.0);
     }
     void end_span() const {
         for (i64 r = 0; total && r < rows; ++r) {
-            for (i64 e = r * tile_ld; e < r * tile_ld + cols; ++e) total[e] += double(values[e]);
-            std::fill_n(values + r * tile_ld, cols, T(0));
+            for (i64 e = r * ld; e < r * ld + cols; ++e) total[e] += double(values[e]);
+            std::fill_n(values + r * ld, cols, T(0));
         }
     }
     void finish() const {
         if (!total) return;
         end_span();
         for (i64 r = 0; r < rows; ++r)
-            for (i64 e = r * tile_ld; e < r * tile_ld + cols; ++e) values[e] = T(total[e]);
+            for (i64 e = r * ld; e < r * ld + cols; ++e) values[e] = T(total[e]);
     }
 };
 

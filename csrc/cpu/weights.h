@@ -164,7 +164,7 @@ class PairBatches : protected Outline<T> {
         return batch;
     }
 
-    // Inside a parallel region: its threads fill the weights of a view's samples together, and what pads a last panel.
+    // Inside a parallel region: its threads fill the weights of a view's samples together, and pad a last panel with 0.
     void fill(const PairBatch& batch, const WeightView<T>& view, WeightScratch<T>& scratch) const {
         const i64 padded = round_up(batch.count(), view.stride()), end = view.first + view.samples;
 #pragma omp for schedule(static)

@@ -22,7 +22,7 @@ CASES = [
     Case(20, 150, 3, 4, bias="h"),
 ]
 LONG = Case(20000, 3, 2, 2, bias="o")
-SLICED = Case(47000, 9, 3, 2, bias="o")
+SLICED = [Case(47000, 9, 3, 2, bias="o"), Case(93000, 3, 18)]  # the second one in several batches of pairs
 
 
 def all_pairs(curvature):
@@ -117,8 +117,22 @@ def test_more_samples_than_a_span(dtype, isa):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_more_samples_than_weights_are_held_of(dtype, isa):
-    check(SLICED, dtype, "cpu")
+@pytest.mark.parametrize("case", SLICED, ids=lambda c: c.name)
+def test_more_samples_than_weights_are_held_of(case, dtype, isa):
+    check(case, dtype, "cpu")
+
+
+@pytest.mark.parametrize("count", [2, 3, 17])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_with_any_number_of_threads(dtype, count, set_threads):
+    for case in SLICED:
+        for _, sides, curvature in parts(case, dtype):
+            results = []
+            for number in (1, count):
+                set_threads(number)
+                squares = _ops.block_squares(all_pairs(curvature), *sides, *curvature)
+                results.append((dense(sides, curvature), squares))
+            assert all(map(torch.equal, *results))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
