@@ -21,7 +21,11 @@ def power_of_two(t: Tensor, dim: int | None = None) -> Tensor:
 def squared_lengths(features: Tensor, ones: bool, power: Tensor | float = 1.0) -> Tensor:
     """|phi_n|^2 (N,) over power^2, float64; with `ones` there is one more feature that is always 1."""
     rows = max(1, _TILE // (8 * max(1, features.shape[1])))
-    squares = torch.cat([(some.double() / power).square_().sum(1) for some in features.split(rows)])
+    scaled = features.dtype == torch.float64 and isinstance(power, Tensor)  # squares of float32 do fit float64
+    lengths = torch.cat(
+        [torch.linalg.vector_norm(t / power if scaled else t, dim=1, dtype=torch.float64) for t in features.split(rows)]
+    )
+    squares = lengths.square_() if scaled else lengths.div_(power).square_()
     return squares + power**-2 if ones else squares
 
 
