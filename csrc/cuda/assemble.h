@@ -11,11 +11,6 @@ namespace hessext::cuda {
 template <class T, class S>
 using AssemblyMemory = TileMemory<T, S, 3>;
 
-// Blocks per multiprocessor for which the compiler must leave registers: one of 256 threads may use them all. 0 leaves
-// the choice to the compiler.
-template <class S>
-constexpr int least_blocks = S::threads > 128 ? 1 : 0;
-
 // One block per tile and split. Without `split_sums` the samples fit one span and nothing is split, so that entries are
 // written at once.
 template <class T, class S, class Right, bool tensor>

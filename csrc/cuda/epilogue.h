@@ -65,7 +65,8 @@ __device__ __forceinline__ void epilogue(const Params<T>& params, const Place& a
                 squares += (params.triangle && r - c < bounds.diagonal ? 2 : 1) * double(v) * double(v);
         });
         squares = block_sum(squares, memory.block_sum);
-        if (threadIdx.x == 0) params.tile_squares[at.tile] = squares;
+        const i64 tile = params.tiles.number({at.row0 / S::side, at.col0 / S::side});
+        if (threadIdx.x == 0) params.tile_squares[at.t * params.tiles.count() + tile] = squares;
         return;
     }
     each_copy(o, at.pair, [&](Pair copy) {
@@ -82,7 +83,7 @@ __device__ __forceinline__ void epilogue(const Params<T>& params, const Place& a
 
 // One block per tile: adds the sums of its splits in a fixed order.
 template <class T, class S>
-__global__ void __launch_bounds__(S::threads) add_splits(Params<T> params) {
+__global__ void __launch_bounds__(S::threads, least_blocks<S>) add_splits(Params<T> params) {
     const double* split_sums = params.split_sums + i64(blockIdx.x) * params.splits * S::side * S::side;
     Sums<T, S> sums;
     sums.each([&](T& v, int r, int c) {

@@ -95,9 +95,9 @@ struct Partial {
     }
 };
 
-// One block per tile: the sum of W left^T right.
+// One block per tile: the sum of W left^T right. Registers are left for four blocks: with more of them the compiler spills.
 template <class T, class S, bool tensor>
-__global__ void __launch_bounds__(S::threads) gram_tiles(Gram<T> g, i64 span, double* partial) {
+__global__ void __launch_bounds__(S::threads, 4) gram_tiles(Gram<T> g, i64 span, double* partial) {
     TileMemory<T, S>& memory = shared<TileMemory<T, S>>();
     const Pair place = tiles_of(g, S::side).at(blockIdx.x);
     const i64 row0 = place.first * S::side, col0 = place.second * S::side;

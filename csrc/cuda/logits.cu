@@ -67,7 +67,7 @@ class Rows {
 
 // One block per tile of classes and samples.
 template <class S>
-__global__ void __launch_bounds__(S::threads)
+__global__ void __launch_bounds__(S::threads, least_blocks<S>)
     logit_tiles(Features<float> weight, const float* bias, Features<float> features, Grid tiles, i64 classes,
                 i64 samples, float* out, i64 ld) {
     TileMemory<float, S>& memory = shared<TileMemory<float, S>>();

@@ -43,6 +43,11 @@ struct RowShape : Shape<T, side, warp_rows, warp_cols> {
     };
 };
 
+// Blocks per multiprocessor for which the compiler must leave registers: one of 256 threads may use them all. 0 leaves
+// the choice to the compiler.
+template <class S>
+constexpr int least_blocks = S::threads > 128 ? 1 : 0;
+
 // The entries that a thread holds. They are those of the matrix instructions, also without tensor cores.
 template <class T, class S>
 struct Sums {

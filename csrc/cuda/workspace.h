@@ -63,8 +63,7 @@ struct Workspace {
 
 // A tile of a batch of pairs.
 struct Place {
-    i64 tile;  // its index in `tile_squares`
-    i64 t;     // its pair's index in the batch
+    i64 t;  // its pair's index in the batch
     Pair pair;
     int row0, col0;  // its first entry in the pair's product
 };
@@ -82,9 +81,9 @@ struct Params : Plan<T>, Workspace<T> {
     // Tile `at` of the launch, whose sides have `side` entries. Consecutive tiles are of consecutive pairs, not of one
     // pair: these read the same columns and, if classes fill the tile, write to the same 32 bytes.
     __device__ __forceinline__ Place place(i64 at, int side) const {
-        const i64 job = first_tile + at, t = job % pairs, tile = job / pairs;
-        const Pair position = this->tiles.at(tile);
-        return {t * this->tiles.count() + tile, t, pair(t), int(position.first) * side, int(position.second) * side};
+        const i64 job = first_tile + at, t = job % pairs;
+        const Pair position = this->tiles.at(job / pairs);
+        return {t, pair(t), int(position.first) * side, int(position.second) * side};
     }
 };
 
