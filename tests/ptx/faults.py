@@ -14,11 +14,14 @@ class Faults:
 
     def __init__(self) -> None:
         self.found: Counter[tuple[str, str, str]] = Counter()
+        self.stops = False  # whether any fault ends its launch
         self.kernel = self.instruction = ""  # in hand
 
     def add(self, what: str, times: int = 1) -> None:
-        """A fault of the instruction in hand."""
+        """A fault of the instruction in hand. Raises Stopped where any fault does."""
         self.found[self.kernel, what, self.instruction] += int(times)
+        if self.stops:
+            raise Stopped(f"{self.kernel}: {what}: {self.instruction}")
 
     def stop(self, what: str) -> None:
         """A fault that ends the launch: raises Stopped."""

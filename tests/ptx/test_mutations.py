@@ -60,6 +60,7 @@ def found(operation: str, kernels: dict[str, Kernel]) -> str:
     """What is wrong; empty if nothing."""
     run, limits = OPERATIONS[operation]
     device = Device(built()[0], kernels)
+    device.faults.stops = True
     try:
         with device.in_use(limits=limits):
             run()
