@@ -268,7 +268,7 @@ def test_memory_names_what_is_needed_and_free(monkeypatch):
     require(1 << 30, "a dense Hessian")
     message = "a dense Hessian needs 3,221,225,472 bytes (3.0 GiB), but 1,073,741,824 bytes (1.0 GiB) are free on cpu"
     refused(MemoryError, message, lambda: require(3 << 30, "a dense Hessian"))
-    refused(MemoryError, "a (65536, 65536) result needs 17179869184 bytes", lambda: out(None, (1 << 16, 1 << 16), X))
+    refused(MemoryError, "a (65536, 65536) result needs 17,179,869,184 bytes", lambda: out(None, (1 << 16, 1 << 16), X))
 
 
 def test_small_requests_do_not_ask_the_system(monkeypatch):
@@ -298,7 +298,7 @@ def test_what_only_saves_time_takes_a_quarter_of_what_is_free(monkeypatch):
 
 def test_memory_of_this_machine():
     require(_memory._ALWAYS_FREE + 1, "a block")
-    refused(MemoryError, "everything needs 1152921504606846976 bytes", lambda: require(1 << 60, "everything"))
+    refused(MemoryError, "everything needs 1,152,921,504,606,846,976 bytes", lambda: require(1 << 60, "everything"))
 
 
 @pytest.mark.parametrize(

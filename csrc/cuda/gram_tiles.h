@@ -95,7 +95,8 @@ struct Partial {
     }
 };
 
-// One block per tile: the sum of W left^T right. Registers are left for four blocks: with more of them the compiler spills.
+// One block per tile: the sum of W left^T right. Registers are left for four blocks: with more of them the compiler
+// spills.
 template <class T, class S, bool tensor>
 __global__ void __launch_bounds__(S::threads, 4) gram_tiles(Gram<T> g, i64 span, double* partial) {
     TileMemory<T, S>& memory = shared<TileMemory<T, S>>();

@@ -142,7 +142,7 @@ def test_pooling(pooling):
     figure = plot.heat_map(H["hidden"], pooled=pooled, pooling=pooling, max_pixels=20, limits=(1e-12, 10.0))
     assert np.array_equal(image(figure), pooled)
     label = figure.axes[0].images[0].get_label()
-    assert label == f"|H|, {'largest' if pooling == 'max' else 'mean'} of 4 x 4"
+    assert label == f"|H|; a pixel is the {'largest' if pooling == 'max' else 'mean'} of 4 x 4"
 
 
 @pytest.mark.parametrize("pooling", ["max", "mean"])
