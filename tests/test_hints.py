@@ -155,11 +155,11 @@ MISTAKES = {
     ),
     "attention's out_proj": (
         lambda: hessext.layer(attention(), "attention.out_proj", *SEQUENCES),
-        "name: expected an nn.Linear; got NonDynamicallyQuantizableLinear 'attention.out_proj': Multihead",
+        "name: expected a linear layer that the model calls; MultiheadAttention uses the weight of 'attention.out_proj'",
     ),
     "attention's out_proj as a head": (
         lambda: hessext.head(attention(), "attention.out_proj", *SEQUENCES),
-        "module: expected an nn.Linear; got NonDynamicallyQuantizableLinear 'attention.out_proj': Multihead",
+        "module: expected a linear layer that the model calls; MultiheadAttention uses the weight of 'attention.out_proj'",
     ),
     "old weight norm": (
         lambda: hessext.layer(nn.Sequential(nn.utils.weight_norm(nn.Linear(d, C))), "0", X, Y),

@@ -219,7 +219,7 @@ def test_second_names_of_arguments():
     refused(lambda: hessext.layer(model, "2", x=X, batches=[(X, Y)]), "layer: x and batches are one argument; got both")
     whole = hessext.hessian(model, X, Y).dense()
     torch.testing.assert_close(hessext.hessian(model, batches=[(X, Y)]).dense(), whole)
-    refused(lambda: hessext.head(model, [(X, Y)]), r"head\(model, module, x\): missing a required argument: 'x'")
+    refused(lambda: hessext.head(model, [(X, Y)]), "head(model, module, x): missing a required argument: 'x'")
 
 
 def test_the_loss_has_the_same_place_in_both():

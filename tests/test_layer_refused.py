@@ -119,7 +119,7 @@ REFUSED = {
     "no targets": (
         (Convolutional(), "fc1", X),
         ValueError,
-        r"y: expected targets, or batches \(x, y\): the Hessian of 'fc1' depends",
+        "y: expected targets, or batches (x, y): the Hessian of 'fc1' depends",
     ),
     "labels": ((Convolutional(), "fc1", X, Y + 4), ValueError, "batch 0: y: expected labels in [0, 4); got 7"),
     "fewer targets": ((Convolutional(), "fc1", X, Y[1:]), ValueError, "batch 0: y: expected shape (5,); got (4,)"),
