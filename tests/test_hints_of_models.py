@@ -125,6 +125,67 @@ def test_inputs(function, name):
     refused(lambda: function(mlp(), "2", x, Y), "x: expected what model(x) takes; got " + got)
 
 
+class Failing(nn.Module):
+    """A model with an error of its own in forward."""
+
+    def __init__(self, fail):
+        super().__init__()
+        self.top, self.fail = nn.Linear(d, C), fail
+
+    def forward(self, x):
+        self.fail(self, x)
+        return self.top(x)
+
+
+def raised(error):
+    def fail(model, x):
+        raise error
+
+    return fail
+
+
+FAILURES = {
+    "a typo": (lambda model, x: model.botom(x), AttributeError, "'Failing' object has no attribute 'botom'"),
+    "a file": (raised(RuntimeError("no weights file")), RuntimeError, "no weights file"),
+    "None": (lambda model, x: F.linear(None, model.top.weight), TypeError, "linear(): argument 'input' (position 1) "),
+    "a missing argument": (lambda model, x: mlp(1, 2, 3, key=4), TypeError, "mlp() got an unexpected keyword argument"),
+    "memory": (
+        raised(torch.cuda.OutOfMemoryError("CUDA out of memory. Expected less")),
+        torch.cuda.OutOfMemoryError,
+        "CUDA out of memory",
+    ),
+    "memory of the host": (
+        raised(RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+        RuntimeError,
+        "DefaultCPUAllocator",
+    ),
+    "an assert": (raised(RuntimeError("CUDA error: device-side assert")), RuntimeError, "CUDA error"),
+    "no forward": (lambda model, x: nn.Module()(x), NotImplementedError, "Module [Module] is missing the required"),
+}
+
+
+@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("x", [X, X.double(), {"x": X}], ids=["x", "another dtype", "a dict"])
+@pytest.mark.parametrize("name", FAILURES)
+def test_errors_of_the_models_own_come_as_they_are(function, name, x):
+    fail, kind, message = FAILURES[name]
+    if name == "a file" and isinstance(x, torch.Tensor) and x.dtype == torch.float64:
+        return  # where x does not fit either, that is said
+    with pytest.raises(kind, match="^" + re.escape(message)) as caught:
+        function(Failing(fail), "top", x, Y)
+    assert type(caught.value) is kind
+
+
+def test_a_device_that_does_not_fit_is_said_with_torchs_message_of_cuda():
+    error = RuntimeError(
+        "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! (when checking "
+        "argument for argument mat1 in method wrapper_CUDA_addmm)"
+    )
+    got = "a tensor (20, 6) of torch.float32 on meta, and the model is on cpu (.to moves either): Expected all tensors"
+    for function in BOTH:
+        refused(lambda: function(Failing(raised(error)), "top", X.to("meta"), Y), "x: expected what ", "got " + got)  # noqa: B023
+
+
 @pytest.mark.parametrize("function", BOTH)
 @pytest.mark.parametrize("name", FORWARD)
 def test_functions(function, name):

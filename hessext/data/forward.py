@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from inspect import signature
@@ -14,6 +15,11 @@ from hessext import _hints
 from hessext.model.losses import Loss
 
 _OF_PROBABILITIES = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}  # autograd's names
+_OF_THE_DEVICE = re.compile("CUDA error|out of memory|not enough memory|can't allocate")
+_OF_INPUTS = re.compile(  # what torch says of tensors that do not fit
+    r"\b[Ee]xpected\b|mat1 and mat2|same (dtype|device)|should be the same|not implemented for '|index out of range in "
+    "self|must match the size of tensor|is invalid for input of size|tensors used as indices"
+)
 
 
 def check_function(forward: Any) -> None:
@@ -35,7 +41,10 @@ def check_function(forward: Any) -> None:
 
 
 def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    """Run the model on a pair (x, y). Raises ValueError and TypeError where it is none, or x is not what it takes."""
+    """Run the model on a pair (x, y). Raises ValueError and TypeError where it is none, or x is not what it takes.
+
+    Errors of another cause in the model come as they are.
+    """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise TypeError(
             "batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns logits and "
@@ -45,12 +54,25 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     try:
         return model(x), y
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        cause, hint = str(error).split("\n")[0], _hints.of_model_inputs(x, model)
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA" in cause:  # which x is not to blame for
+        hint = _hints.of_model_inputs(x, model)
+        if not _blames(error, x, model, hint):
             raise
+        cause = str(error).split("\n")[0]
         got = f"{described(x)} of {x.dtype}" if isinstance(x, Tensor) else described(x)
         kind = ValueError if isinstance(x, Tensor) else TypeError
         raise kind(f"x: expected what model(x) takes; got {got}{hint}: {cause}") from error
+
+
+def _blames(error: Exception, x: Any, model: nn.Module, hint: str) -> bool:
+    """Whether an error in model(x) shows that x is not what the model takes; others are the model's own."""
+    text = str(error)
+    if _OF_THE_DEVICE.search(text):
+        return False
+    if _OF_INPUTS.search(text) or text.startswith(f"{type(model).forward.__qualname__}() "):
+        return True
+    if isinstance(x, Tensor):
+        return bool(hint) and type(error) is RuntimeError  # torch's own kind
+    return re.search(rf"\b{type(x).__name__}\b", text) is not None
 
 
 def logits_of(result: Any) -> Tensor:
