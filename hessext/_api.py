@@ -18,7 +18,7 @@ from .data.samples import Samples
 from .data.shared import Shared
 from .matrix.hessian import Hessian
 from .model import loss_arguments, trace
-from .model.activations import resolve
+from .model.activations import is_activation, resolve
 from .model.loss_arguments import LossLike
 from .model.losses import Loss
 from .model.network import Network
@@ -72,7 +72,7 @@ def linear(
     return output_layer("output", weight, bias, x, y, loss, memory=memory, group=group)
 
 
-@_hints.positional(4)
+@_hints.positional(4, activation=is_activation)
 @over_ranks
 def one_hidden(
     hidden_weight: Tensor,
@@ -115,7 +115,7 @@ def one_hidden(
     return _hessian(Network(chain(layers)), x, y, loss, memory, group)
 
 
-@_hints.positional(3)
+@_hints.positional(3, activations=is_activation)
 @over_ranks
 def feed_forward(
     weights: Sequence[Tensor],

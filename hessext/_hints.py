@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 _WEIGHTS = "weights are (outputs, inputs), as nn.Linear has them"
 
 
-def positional(most: int) -> Callable[[Callable], Callable]:
-    """Let a function say what more arguments than these may have been meant for."""
+def positional(most: int, **activation: Callable[[object], bool]) -> Callable[[Callable], Callable]:
+    """Let a function say what more arguments than these may have been meant for: its activation, told so, among them."""
 
     def decorated(function: Callable) -> Callable:
         @wraps(function)
@@ -24,7 +24,7 @@ def positional(most: int) -> Callable[[Callable], Callable]:
                 names = ", ".join(list(signature(function).parameters)[:most])
                 raise TypeError(
                     f"{function.__name__}: expected {names}, and all else by name; got {len(args)} arguments"
-                    f"{_of_more(args, most)}"
+                    f"{_of_more(args, most, activation)}"
                 )
             return function(*args, **kwargs)
 
@@ -37,10 +37,12 @@ def also_named(**others: str) -> Callable[[Callable], Callable]:
     """Let arguments of a function be given by a second name, too, which is the value of the first one here."""
 
     def decorated(function: Callable) -> Callable:
+        names = list(signature(function).parameters)
+
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             for own, other in others.items():
-                if other in kwargs and own in kwargs:
+                if other in kwargs and (own in kwargs or own in names[: len(args)]):
                     raise TypeError(f"{function.__name__}: {own} and {other} are one argument; got both")
                 if other in kwargs:
                     kwargs[own] = kwargs.pop(other)
@@ -56,7 +58,10 @@ def also_named(**others: str) -> Callable[[Callable], Callable]:
     return decorated
 
 
-def _of_more(args: tuple, most: int) -> str:
+def _of_more(args: tuple, most: int, activation: dict[str, Callable[[object], bool]]) -> str:
+    for name, is_activation in activation.items():
+        if is_activation(args[most]):
+            return f" (an activation is passed as {name}=)"
     if isinstance(args[most], str | nn.Module):
         return " (a loss is passed as loss=)"
     weights = args[:-2]
@@ -139,14 +144,21 @@ def of_batch(batch: object) -> str:
 
 
 def of_answer(result: object) -> str:
-    """Where a model returns more than logits: how forward= picks them."""
+    """Where a model returns more than logits: how forward= picks them, if it is plain which they are."""
     if isinstance(result, Mapping):
-        found = [f"[{key!r}]" for key, value in result.items() if _may_be_logits(value)]
+        form, entries = "[{!r}]", result.items()
     elif isinstance(result, tuple | list):
-        found = [f"[{number}]" for number, value in enumerate(result) if _may_be_logits(value)]
+        form, entries = "[{!r}]", enumerate(result)
     else:
-        found = [f".{key}" for key, value in getattr(result, "__dict__", {}).items() if _may_be_logits(value)]
-    return ". forward= picks them: " + forward(f"model(batch[0]){found[0]}", "batch[1]") if found else ""
+        form, entries = ".{}", getattr(result, "__dict__", {}).items()
+    found = [key for key, value in entries if _may_be_logits(value)]
+    if not found:
+        return ""
+    found = next(([key] for key in ("logits", "out") if key in found), found)
+    if len(found) == 1:
+        return ". forward= picks them: " + forward(f"model(batch[0]){form.format(found[0])}", "batch[1]")
+    some = forward(f"model(batch[0]){'.name' if form == '.{}' else '[...]'}", "batch[1]")
+    return f". forward= picks one of {', '.join(map(form.format, found))}: {some}"
 
 
 def forward(logits: str, targets: str) -> str:

@@ -106,7 +106,17 @@ MISTAKES = {
     ),
     "one_hidden(loss)": (
         lambda: hessext.one_hidden(W, V, X, Y, "mse"),
-        "one_hidden: expected hidden_weight, output_weight, x, y, and all else by name; got 5 arguments",
+        "one_hidden: expected hidden_weight, output_weight, x, y, and all else by name; got 5 arguments (a loss is ",
+    ),
+    "one_hidden(activation)": (
+        lambda: hessext.one_hidden(W, V, X, Y, "tanh"),
+        "one_hidden: expected hidden_weight, output_weight, x, y, and all else by name; got 5 arguments (an activation "
+        "is passed as activation=)",
+    ),
+    "feed_forward(activation)": (
+        lambda: hessext.feed_forward([W, V], X, Y, nn.Tanh()),
+        "feed_forward: expected weights, x, y, and all else by name; got 4 arguments (an activation is passed as "
+        "activations=)",
     ),
     "one_hidden(three layers)": (
         lambda: hessext.one_hidden([W, torch.ones(m, m), V], X, Y),

@@ -42,8 +42,15 @@ def mlp(*last):
 ANSWERS = {  # what comes back, and how forward= picks the logits
     "dict": (lambda hidden, logits: {"length": 3, "scores": logits}, "dict of 2", "['scores']"),
     "ordered": (lambda hidden, logits: OrderedDict(scores=logits), "OrderedDict of 1", "['scores']"),
-    "tuple": (lambda hidden, logits: (logits, hidden), "tuple of 2", "[0]"),
+    "tuple": (lambda hidden, logits: (logits, 3), "tuple of 2", "[0]"),
+    "named logits": (lambda hidden, logits: {"hidden": hidden, "logits": logits}, "dict of 2", "['logits']"),
+    "named out": (lambda hidden, logits: {"aux": hidden, "out": logits}, "dict of 2", "['out']"),
     "object": (lambda hidden, logits: types.SimpleNamespace(loss=None, scores=logits), "SimpleNamespace", ".scores"),
+}
+UNCLEAR = {  # what comes back, what may be the logits, and how forward= picks one of these
+    "tuple": (lambda hidden, logits: (hidden, 3, logits), "tuple of 3", "[0], [2]", "[...]"),
+    "dict": (lambda hidden, logits: {"a": hidden, "b": logits}, "dict of 2", "['a'], ['b']", "[...]"),
+    "object": (lambda hidden, logits: types.SimpleNamespace(a=hidden, b=logits), "SimpleNamespace", ".a, .b", ".name"),
 }
 PAIRS = (
     "batches: expected pairs (x, y), or forward=, which runs the model on a batch and returns logits and targets; got "
@@ -108,6 +115,17 @@ def test_answers(function, name):
         lambda: function(Answering(answer), "top", X, Y),
         f"model: expected logits (..., C) of at least two axes; got {got}. forward= picks them: forward=lambda model, "
         f"batch: (model(batch[0]){place}, batch[1])",
+    )
+
+
+@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_answers_with_more_than_one_that_may_be_the_logits(function, name):
+    answer, got, places, place = UNCLEAR[name]
+    refused(
+        lambda: function(Answering(answer), "top", X, Y),
+        f"model: expected logits (..., C) of at least two axes; got {got}. forward= picks one of {places}: "
+        f"forward=lambda model, batch: (model(batch[0]){place}, batch[1])",
     )
 
 
@@ -277,6 +295,9 @@ def test_second_names_of_arguments():
         for data in ("x", "batches"):
             assert torch.equal(hessext.layer(model, **{name: "2", data: [(X, Y)]}).dense(), layer)
             assert torch.equal(hessext.head(model, **{name: model[2], data: [(X, Y)]}).dense(), head)
+    refused(lambda: hessext.layer(model, "2", X, module="0"), "layer: name and module are one argument; got both")
+    refused(lambda: hessext.head(model, "2", X, name="0"), "head: module and name are one argument; got both")
+    refused(lambda: hessext.layer(model, "2", X, batches=X), "layer: x and batches are one argument; got both")
     refused(lambda: hessext.layer(model, "2", x=X, batches=[(X, Y)]), "layer: x and batches are one argument; got both")
     whole = hessext.hessian(model, X, Y).dense()
     torch.testing.assert_close(hessext.hessian(model, batches=[(X, Y)]).dense(), whole)

@@ -169,6 +169,11 @@ def of_call(target: Callable | str, args: tuple, kwargs: dict) -> Activation | N
     return None if make is None else make(*args, **kwargs)
 
 
+def is_activation(value: object) -> bool:
+    """Whether a value is the name of an activation or a torch module of one."""
+    return value in _BY_NAME if isinstance(value, str) else type(value) in _BY_MODULE
+
+
 def resolve(activation: str | nn.Module, name: str = "activation") -> Activation:
     """Return the Activation of a name or of a torch module, whose own parameters then hold.
 
