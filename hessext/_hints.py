@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 _WEIGHTS = "weights are (outputs, inputs), as nn.Linear has them"
+_PROBABILITIES = nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid
 
 
 def positional(most: int, **activation: Callable[[object], bool]) -> Callable[[Callable], Callable]:
-    """Let a function say what more arguments than these may have been meant for: its activation, told so, among them."""
+    """Let a function say what more arguments than these may have been meant for: a loss, weights, its activation."""
 
     def decorated(function: Callable) -> Callable:
         @wraps(function)
@@ -183,6 +184,13 @@ def of_model_inputs(x: object, model: nn.Module) -> str:
         return f" on {x.device}, and the model is on {own.device} (.to moves either)"
     both = x.is_floating_point() and own.is_floating_point()
     return f", and the model has {own.dtype} (.to converts either)" if both and x.dtype != own.dtype else ""
+
+
+def of_probabilities(model: nn.Module) -> str:
+    """Where a model's last step makes probabilities of logits."""
+    last = model[-1] if isinstance(model, nn.Sequential) and len(model) else None
+    how = ", as model[:-1] does" if isinstance(last, _PROBABILITIES) else ""
+    return f"The cross-entropies take logits: leave that step off{how}"
 
 
 def of_calls(calls: int, own: bool) -> str:

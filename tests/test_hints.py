@@ -165,11 +165,11 @@ MISTAKES = {
     ),
     "attention's out_proj": (
         lambda: hessext.layer(attention(), "attention.out_proj", *SEQUENCES),
-        "name: expected a linear layer that the model calls; MultiheadAttention uses the weight of 'attention.out_proj'",
+        "name: expected a linear layer that the model calls; MultiheadAttention uses the weight of 'atten",
     ),
     "attention's out_proj as a head": (
         lambda: hessext.head(attention(), "attention.out_proj", *SEQUENCES),
-        "module: expected a linear layer that the model calls; MultiheadAttention uses the weight of 'attention.out_proj'",
+        "module: expected a linear layer that the model calls; MultiheadAttention uses the weight of 'atten",
     ),
     "old weight norm": (
         lambda: hessext.layer(nn.Sequential(nn.utils.weight_norm(nn.Linear(d, C))), "0", X, Y),

@@ -98,7 +98,8 @@ FORWARD = {
     ),
 }
 HEAD = "module: expected a layer whose outputs are what model(x) returns, the logits; "
-OFF = "The losses take logits: leave the last step off, as model[:-1]"
+OFF = "The cross-entropies take logits: leave that step off, as model[:-1] does; for 'mse' hessext.layer(model, "
+OFF_ELSEWHERE = "The cross-entropies take logits: leave that step off; for 'mse' hessext.layer(model, "
 OTHERS = "Name the last layer, or take this one as hessext.layer(model, "
 
 
@@ -218,10 +219,12 @@ def test_functions(function, name):
         (mlp(nn.Softmax(-1)), "2", ("'2' gives a tensor (20, 3), and model(x) returns their softmax. ", OFF)),
         (mlp(nn.LogSoftmax(-1)), "2", ("model(x) returns their log_softmax. ", OFF)),
         (mlp(nn.Sigmoid()), "2", ("model(x) returns their sigmoid. ", OFF)),
+        (mlp(nn.Sequential(nn.Sigmoid())), "2", ("model(x) returns their sigmoid. ", OFF_ELSEWHERE)),
+        (nn.Sequential(mlp(nn.Sigmoid()), nn.Identity()), "0.2", ("returns their sigmoid. ", OFF_ELSEWHERE)),
         (mlp(nn.ReLU()), "2", ("model(x) returns another one. ", OTHERS)),
         (mlp(nn.ReLU(inplace=True)), "2", ("model(x) returns this one, changed in place. ", OTHERS)),
     ],
-    ids=["middle", "softmax", "log_softmax", "sigmoid", "relu", "in place"],
+    ids=["middle", "softmax", "log_softmax", "sigmoid", "nested", "sigmoid before Identity", "relu", "in place"],
 )
 def test_layers_that_do_not_give_the_logits(model, name, texts):
     refused(lambda: hessext.head(model, name, X, Y), HEAD, *texts)
@@ -282,10 +285,44 @@ def test_proposed_forwards_of_batches_are_taken():
 def test_probabilities_in_place_of_logits(step, loss, made):
     """torch takes the softmax of a softmax without a word."""
     model, y = mlp(step), F.one_hot(Y).float()
-    message = rf"^model: expected logits, of which \w+ makes .* got the outputs of a {made}\. .* model\[:-1\] leaves"
-    with pytest.warns(UserWarning, match=message) if made else contextlib.nullcontext():
+    message = rf"^model: expected logits, of which \w+ makes .* got the outputs of a {made}\. .* as model\[:-1\] does"
+    with pytest.warns(UserWarning, match=message) if made else contextlib.nullcontext() as warned:
         H = hessext.layer(model, "0", X, y, loss)
     assert hessext.autograd.check(H)
+    assert not made or [w.filename for w in warned] == [__file__]  # which points at the caller's line
+
+
+def test_probabilities_of_a_nested_model_are_not_left_off_by_an_index():
+    with pytest.warns(UserWarning, match=r"leave that step off$"):
+        hessext.layer(mlp(nn.Sequential(nn.Softmax(-1))), "0", X, Y)
+
+
+def test_a_softmax_of_many_classes_is_not_any_other():
+    """Whose entries are all small."""
+    model, y = nn.Sequential(nn.Linear(d, 10_000), nn.Softmax(-1), nn.Softmax(-1)), Y
+    refused(lambda: hessext.head(model, "0", X, y), HEAD, "model(x) returns another one. ", OTHERS)
+    refused(lambda: hessext.head(model[:-1], "0", X, y), HEAD, "model(x) returns their softmax. ", OFF)
+
+
+def test_some_places_of_a_language_model():
+    model, tokens = nn.Sequential(nn.Embedding(C, d), nn.Linear(d, C)), Y.view(4, 5)
+    model[0].requires_grad_(False)
+
+    def some(model, batch):
+        return model(batch)[:, :-1], batch[:, 1:]
+
+    def shifted(model, batch):
+        return model(batch), F.pad(batch[:, 1:], (0, 1), value=-100)
+
+    refused(
+        lambda: hessext.head(model, "1", [tokens], forward=some),
+        "module: expected a layer whose outputs are what forward returns, the logits; '1' gives a tensor (4, 5, 3), "
+        "and forward returns a tensor (4, 4, 3). forward= may run the model and return the targets alone, of all ",
+        "hessext.layer(model, '1', ...) takes it as it is",
+    )
+    expected = hessext.layer(model, "1", [tokens], forward=some).dense()
+    for forward in (shifted, lambda *both: shifted(*both)[1]):
+        torch.testing.assert_close(hessext.head(model, "1", [tokens], forward=forward).dense(), expected)
 
 
 def test_second_names_of_arguments():

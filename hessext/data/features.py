@@ -79,7 +79,8 @@ def _run(
                 f"forward: expected a function that returns targets, or logits and targets; got {described(y)}"
             )
         result, y = y
-        _check_logits(logits_of(result), outputs, version(outputs) != before, one)
+        source = "model(x)" if forward is None else "forward"
+        _check_logits(model, logits_of(result), outputs, version(outputs) != before, one, source)
     if y is not None and not isinstance(y, Tensor):
         hint = _hints.of_other_type(y)
         raise TypeError(f"batches: expected targets that are a torch.Tensor; got {type(y).__name__}{hint}")
@@ -88,7 +89,9 @@ def _run(
     return x, y
 
 
-def _check_logits(logits: Tensor, outputs: Tensor, changed: bool, one: LinearLayer) -> None:
+def _check_logits(
+    model: nn.Module, logits: Tensor, outputs: Tensor, changed: bool, one: LinearLayer, source: str
+) -> None:
     """Refuse logits that are not the outputs of the layer, which may have been changed in place."""
     same = logits is outputs or (logits.shape == outputs.shape and torch.equal(logits, outputs.to(logits.dtype)))
     if same and not changed:
@@ -96,16 +99,32 @@ def _check_logits(logits: Tensor, outputs: Tensor, changed: bool, one: LinearLay
     found = (
         "this one, changed in place" if same else described(logits) if logits.shape != outputs.shape else "another one"
     )
-    advice = f"Name the last layer, or take this one as hessext.layer(model, {one.name!r}, ...)"
+    layer = f"hessext.layer(model, {one.name!r}, ...)"
     made = [name for name, make in _LEFT_OFF.items() if not changed and _are(logits, make(outputs))]
     if made:
-        found, advice = f"their {made[0]}", "The losses take logits: leave the last step off, as model[:-1]"
+        found = f"their {made[0]}"
+        advice = f"{_hints.of_probabilities(model)}; for 'mse' {layer} takes it"
+    elif _of_fewer_places(logits, outputs):
+        advice = (
+            "forward= may run the model and return the targets alone, of all places (-100 where there is none), or the "
+            f"logits of all places with these; {layer} takes it as it is"
+        )
+    else:
+        advice = f"Name the last layer, or take this one as {layer}"
     raise ValueError(
-        f"module: expected a layer whose outputs are what model(x) returns, the logits; {one.name!r} gives "
-        f"{described(outputs)}, and model(x) returns {found}. {advice}"
+        f"module: expected a layer whose outputs are what {source} returns, the logits; {one.name!r} gives "
+        f"{described(outputs)}, and {source} returns {found}. {advice}"
     )
 
 
+def _of_fewer_places(logits: Tensor, outputs: Tensor) -> bool:
+    """Whether logits may be those of some of the places (N, T) of a layer's outputs."""
+    (n, *some, c), (samples, *places, classes) = logits.shape, outputs.shape
+    return (n, c) == (samples, classes) and len(some) == len(places) and some != places
+
+
 def _are(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are the same but for rounding."""
-    return found.shape == expected.shape and torch.allclose(found, expected.to(found.dtype), rtol=1e-2, atol=1e-3)
+    """Whether two tensors are the same but for rounding, which is that of the largest entry."""
+    if found.shape != expected.shape or not found.numel():
+        return False
+    return torch.allclose(found, expected.to(found.dtype), rtol=1e-2, atol=1e-3 * float(expected.abs().max()))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hessext import _hints
@@ -85,15 +85,23 @@ def logits_of(result: Any) -> Tensor:
     return logits
 
 
-def warn_of_probabilities(logits: Tensor, loss: Loss) -> None:
+def warn_of_probabilities(model: nn.Module, logits: Tensor, loss: Loss) -> None:
     """Say so where the last step of the model makes probabilities of logits, as the loss does itself."""
     made = None if logits.grad_fn is None else _OF_PROBABILITIES.get(logits.grad_fn.name())
     if made and loss.kind != "mse":
         warnings.warn(
             f"model: expected logits, of which {loss.kind} makes probabilities itself; got the outputs of a {made}. "
-            f"The Hessian is that of both, one after the other; model[:-1] leaves the {made} off",
-            stacklevel=2,
+            f"The Hessian is that of both, one after the other. {_hints.of_probabilities(model)}",
+            stacklevel=_outside(),
         )
+
+
+def _outside() -> int:
+    """The stacklevel, for a function that warns, of the first caller outside of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__.partition(".")[0]:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def described(value: Any) -> str:

@@ -114,7 +114,7 @@ class Tails:
                 record, rows = self._record_first(batch) if k == 0 else self._record_whole(batch)
             C = record.logits.shape[-1]
             if k == 0:
-                warn_of_probabilities(record.logits, self.loss)
+                warn_of_probabilities(self.runner.model, record.logits, self.loss)
                 self.loss = targets.of_any_samples(self.loss, C)
                 self.outputs = Outputs(self.loss, None if self.head is None else self._head_layer())
             features = features or [[] for _ in self.layers]

@@ -174,8 +174,10 @@ def _follow(model: nn.Module) -> Form:
     for node in steps[first:]:
         taken = [changed.get(one, one) for one in node.all_input_nodes]
         if node is steps[-1] and _kind(node, modules) in _PROBABILITIES:
-            without = "model[:-1]" if isinstance(model, nn.Sequential) else "a forward without it"
-            raise _unsupported(f"{_text(node, modules)} at its end", f": the losses take logits, which {without} gives")
+            raise _unsupported(
+                f"{_text(node, modules)} at its end",
+                f". {_hints.of_probabilities(model)}; for 'mse' hessext.layer takes it",
+            )
         if _gates(node, taken, last, form, modules):
             form.steps[-1].activation = activations.resolve("silu")
         elif taken != [last]:

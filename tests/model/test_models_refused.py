@@ -109,12 +109,19 @@ REFUSED = {
     "two activations": (lambda: two(nn.ReLU(), nn.Tanh()), "Tanh '2' after an activation"),
     "softmax": (
         lambda: nn.Sequential(nn.Linear(D, C), nn.Softmax(-1)),
-        "Softmax '1' at its end: the losses take logits, which model[:-1] gives (",
+        "Softmax '1' at its end. The cross-entropies take logits: leave that step off, as model[:-1] does; for ",
     ),
-    "sigmoid": (lambda: two(nn.ReLU()).append(nn.Sigmoid()), "Sigmoid '3' at its end: the losses take logits, which"),
+    "sigmoid": (
+        lambda: two(nn.ReLU()).append(nn.Sigmoid()),
+        "Sigmoid '3' at its end. The cross-entropies take logits: leave that step off, as model[:-1] does; for ",
+    ),
+    "nested sigmoid": (
+        lambda: two(nn.ReLU()).append(nn.Sequential(nn.Sigmoid())),
+        "Sigmoid '3.0' at its end. The cross-entropies take logits: leave that step off; for 'mse' ",
+    ),
     "log_softmax": (
         lambda: Net(lambda net, x: net.fc2(net.fc1(x).relu()).log_softmax(-1)),
-        ".log_softmax() at its end: the losses take logits, which a forward without it gives (",
+        ".log_softmax() at its end. The cross-entropies take logits: leave that step off; for 'mse' ",
     ),
     "softmax in the middle": (lambda: two(nn.Softmax(-1)), "Softmax '1', which is not supported"),
     "activation at the end": (
