@@ -13,6 +13,8 @@ from hessext import _checks, _hints
 from .losses import Loss
 
 _ONE_LOGIT = " (of one logit, 'binary_cross_entropy' takes labels 0 and 1)"
+_BY_LONG = " (y.long() makes labels of it)"
+_OF_NUMBERS = " (labels stand for one-hot targets; numbers to be met are float targets, one for each logit)"
 _ROUNDED = 0.02  # by which the sum of probabilities in half precision, or of two digits each, may differ from 1
 
 
@@ -47,7 +49,7 @@ def checked_targets(
     if misshapen or not (y.is_floating_point() or y.dtype == torch.int64):
         text, error = _checks.shape_text, ValueError if misshapen else TypeError
         wanted = f"int64 labels {text(shape)} or {like.dtype} targets {text((*shape, C))}"
-        got = f" {text(y.shape)}{hint}" if misshapen else " (y.long() makes labels of it)"
+        got = f" {text(y.shape)}{hint}" if misshapen else _OF_NUMBERS if loss.kind == "mse" else _BY_LONG
         raise error(f"y: expected {wanted}; got {y.dtype}{got}")
     if y.is_floating_point():
         if loss.kind == "cross_entropy" and loss.ignore_index >= 0:
@@ -92,7 +94,7 @@ def _check_probabilities(y: Tensor, loss: Loss) -> None:
 
 def _labels_of_one_hot(y: Tensor) -> Tensor:
     """Labels (...) of a one-hot matrix (..., C) of integers or bools."""
-    if not _checks.captured(y) and not (((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all()):
+    if not _checks.captured(y) and not _is_one_hot(y):
         raise ValueError(
             f"y: expected one-hot rows in {y.dtype} {_checks.shape_text(y.shape)}, a single 1 in each; got others. "
             "Several labels of one sample take nn.BCEWithLogitsLoss(), numbers to be met take float targets"
@@ -100,10 +102,17 @@ def _labels_of_one_hot(y: Tensor) -> Tensor:
     return y.long().argmax(-1)
 
 
+def _is_one_hot(y: Tensor) -> bool:
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all())
+
+
 def _shape_hint(y: Tensor, shape: tuple[int, ...], C: int, loss: Loss) -> str:
     """What makes targets of y, where its shape is none of theirs and that is plain."""
     if y.shape == (*shape, C):
-        return ""
+        integers = not (y.is_floating_point() or y.is_complex() or y.dtype in (torch.int64, torch.bool))
+        if not integers or _checks.captured(y) or y.is_meta:
+            return ""
+        return _BY_LONG if _is_one_hot(y) else _OF_NUMBERS if loss.kind == "mse" else ""
     if hint := _hints.of_places(y, shape, C):
         return hint
     if len(shape) > 1 and y.shape == (shape[0], C, *shape[2:]) and not y.is_floating_point():
@@ -114,8 +123,11 @@ def _shape_hint(y: Tensor, shape: tuple[int, ...], C: int, loss: Loss) -> str:
         return _ONE_LOGIT
     if C == 1:
         return " (y[..., None] is of one logit)" if y.shape == shape and y.is_floating_point() else ""
-    if y.is_floating_point() and not (_checks.captured(y) or y.is_meta or (y == y.round()).all()):
+    some = y.is_floating_point() and not (_checks.captured(y) or y.is_meta or (y == y.round()).all())
+    if some or (loss.kind == "mse" and y.is_floating_point()):
         return f" (one number for each sample, which has {C} logits)"
+    if loss.kind == "mse":
+        return _OF_NUMBERS
     column, kind = "" if y.shape == shape else "[..., 0]", "" if y.dtype == torch.int64 else ".long()"
     return f" (y{column}{kind} makes labels of it)"
 
@@ -173,25 +185,27 @@ def _broadcast(name: str, t: Tensor, shape: Sequence[int], like: Tensor) -> None
 def _labels(y: Tensor, C: int, loss: Loss, like: Tensor) -> None:
     if _checks.captured(y):
         return
-    low, high = _checks.bounds(y)
+    kept, (low, high) = y, _checks.bounds(y)
     ignored = loss.ignore_index is not None and low <= loss.ignore_index <= high
     if ignored:
         kept = y[y != loss.ignore_index]
         low, high = _checks.bounds(kept) if len(kept) else (0, 0)
     if low < 0 or high >= C:
         wrong = low if low < 0 else high
-        raise ValueError(f"y: expected labels in [0, {C}); got {wrong}{_label_hint(low, high, C, loss)}")
+        raise ValueError(f"y: expected labels in [0, {C}); got {wrong}{_label_hint(kept, low, high, C, loss)}")
     by_weight = loss.kind == "cross_entropy" and loss.reduction == "mean" and (ignored or loss.weight is not None)
     if by_weight:
         check_divisor(loss.divisor(y, like))
 
 
-def _label_hint(low: int, high: int, C: int, loss: Loss) -> str:
+def _label_hint(y: Tensor, low: int, high: int, C: int, loss: Loss) -> str:
     """What labels outside of [0, C) may have been meant as."""
     if loss.kind == "mse":
-        return " (labels stand for one-hot targets; numbers to be met are float targets, one for each logit)"
+        return _OF_NUMBERS
     if loss.kind == "cross_entropy" and C == 1:
         return _ONE_LOGIT
+    if C == 2 and (low, high) == (-1, 1) and y.all():
+        return " ((y + 1) // 2 makes labels 0 and 1 of -1 and 1)"
     if loss.kind == "cross_entropy" and low < 0:
         return f" (nn.CrossEntropyLoss(ignore_index={low}) leaves it out)"
     return " (y - 1, if they start at 1)" if (low, high) == (1, C) else ""

@@ -124,13 +124,15 @@ def test_other_matrices_of_integers_are_not(way, y):
 
 # --- what would do ------------------------------------------------------------------------------------------------
 
+HOT = F.one_hot(LABELS, C)
+OF_NUMBERS = r"\(labels stand for one-hot targets; numbers to be met are float targets, one for each logit\)$"
 HINTS = {
     "float labels": (LABELS.double(), "cross_entropy", r"got torch\.float64 \(9,\) \(y\.long\(\) makes labels of it\)"),
     "int32": (LABELS.int(), "cross_entropy", r"got torch\.int32 \(y\.long\(\) makes labels of it\)"),
     "column": (LABELS[:, None], "cross_entropy", r"\(9, 1\) \(y\[\.\.\., 0\] makes labels of it\)"),
     "float column": (
         LABELS[:, None].double(),
-        "mse",
+        "cross_entropy",
         r"shape \(9, 3\); got \(9, 1\) \(y\[\.\.\., 0\]\.long\(\) makes labels of it\)",
     ),
     "int32 column": (
@@ -140,13 +142,24 @@ HINTS = {
     ),
     "numbers": (LOGITS[:, 0], "mse", r"\(9,\) \(one number for each sample, which has 3 logits\)$"),
     "column of numbers": (LOGITS[:, :1], "mse", r"\(9, 1\) \(one number for each sample, which has 3 logits\)$"),
+    "whole numbers": (LABELS.double(), "mse", r"\(9,\) \(one number for each sample, which has 3 logits\)$"),
+    "column of whole numbers": (LABELS[:, None].double(), nn.MSELoss(), r"\(9, 1\) \(one number for each sample, "),
+    "counts": (LABELS.int(), "mse", r"got torch\.int32 " + OF_NUMBERS),
+    "column of counts": (LABELS[:, None].int(), "mse", r"\(9, 1\) " + OF_NUMBERS),
+    "counts of each": (LOGITS.int(), "mse", r"got torch\.int32 \(9, 3\) " + OF_NUMBERS),
+    "integers of each": (2 * HOT.int(), "cross_entropy", r"got torch\.int32 \(9, 3\)$"),
+    **{
+        f"one-hot, {dtype}, {loss}": (HOT.to(dtype), loss, rf"{dtype} \(9, 3\) \(y\.long\(\) makes labels of it\)$")
+        for dtype in (torch.int32, torch.uint8)
+        for loss in ("cross_entropy", "mse")
+    },
     "list": (LABELS.tolist(), "cross_entropy", r"a torch\.Tensor; got list \(torch\.tensor makes it one\)"),
     "array": (LABELS.numpy(), "cross_entropy", r"a torch\.Tensor; got ndarray \(torch\.from_numpy makes it one\)"),
     "ignored": (LABELS - 1, "cross_entropy", r"got -1 \(nn\.CrossEntropyLoss\(ignore_index=-1\) leaves it out\)"),
     "of mse": (
         LABELS + 1,
         nn.MSELoss(),
-        r"got 3 \(labels stand for one-hot targets; numbers to be met are float targets,",
+        r"got 3 " + OF_NUMBERS,
     ),
     "a class of each": (
         LABELS,
@@ -162,6 +175,17 @@ HINTS = {
 def test_messages_say_what_to_do(y, loss, message):
     with pytest.raises((ValueError, TypeError), match=r"^y: expected .*?" + message):
         hessext.hessian(model(), X, y, loss)
+
+
+def test_signs_in_place_of_labels():
+    W, signs = torch.ones(2, d).double(), 2 * (LABELS % 2) - 1
+    with pytest.raises(ValueError, match=r"in \[0, 2\); got -1 \(\(y \+ 1\) // 2 makes labels 0 and 1 of -1 and 1\)$"):
+        hessext.linear(W, X, signs)
+    with pytest.raises(ValueError, match=r"got -1 \(\(y \+ 1\) // 2 makes labels"):
+        hessext.linear(W[:1], X, signs, loss="binary_cross_entropy")
+    with pytest.raises(ValueError, match=r"got -1 \(nn\.CrossEntropyLoss\(ignore_index=-1\) leaves it out\)$"):
+        hessext.linear(W, X, LABELS - 1)  # of which some are 0
+    hessext.linear(W, X, (signs + 1) // 2)
 
 
 def test_numbers_of_one_logit():
@@ -187,6 +211,8 @@ def test_what_the_messages_propose_is_taken():
     for y in (LABELS.double().long(), LABELS[:, None][..., 0], LABELS[:, None].double()[..., 0].long()):
         assert torch.equal(hessext.hessian(model(), X, y).dense(), expected)
     hot = F.one_hot(LABELS, C).double()
+    for y in (HOT.int().long(), HOT.to(torch.uint8).long()):
+        assert torch.equal(hessext.hessian(model(), X, y).dense(), expected)
     assert torch.equal(*(hessext.hessian(model(), X, y, nn.MSELoss()).dense() for y in (LABELS, hot)))
     assert hessext.autograd.check(hessext.hessian(model(), X, LABELS - 1, nn.CrossEntropyLoss(ignore_index=-1)))
 
