@@ -211,7 +211,7 @@ def inside_tqdm(items: Iterable[Item]) -> tuple[Iterable[Item], str | None]:
     A bar that is disabled, as on what is no terminal with disable=None, has no name and shows nothing here either.
     """
     check_tqdm(items)
-    if not isinstance(items, tqdm):
+    if not _is_bar(items):
         return items, None
     if items.disable:
         return items.iterable, None
@@ -222,8 +222,13 @@ def inside_tqdm(items: Iterable[Item]) -> tuple[Iterable[Item], str | None]:
 
 def check_tqdm(items: Any) -> None:
     """Refuse tqdm(total=...), which is around nothing."""
-    if isinstance(items, tqdm) and items.iterable is None:
+    if _is_bar(items) and items.iterable is None:
         raise TypeError("x: expected batches, or tqdm around them, tqdm(batches); got a tqdm around nothing")
+
+
+def _is_bar(items: Any) -> bool:
+    """Whether it gives what tqdm gives: a subclass may go through anything."""
+    return isinstance(items, tqdm) and type(items).__iter__.__module__.partition(".")[0] == "tqdm"
 
 
 def shown(wanted: bool) -> bool:

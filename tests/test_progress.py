@@ -329,6 +329,23 @@ def test_a_tqdm_around_nothing(ask, disable):
         ask(tqdm(total=3, disable=disable, file=io.StringIO()))
 
 
+class Own(tqdm):
+    """A bar that goes through what it makes itself."""
+
+    def __iter__(self):
+        x, y = data()
+        for batch in zip(x.split(10), y.split(10), strict=True):
+            yield batch
+            self.update(1)
+
+
+@pytest.mark.parametrize("around", [{"total": 3}, {"iterable": [None]}], ids=str)
+def test_a_tqdm_with_an_iter_of_its_own(around):
+    expected, own = hessext.hessian(chain(), *data()), Own(**around, file=io.StringIO())
+    torch.testing.assert_close(hessext.hessian(chain(), own).dense(), expected.dense())
+    torch.testing.assert_close(hessext.layer(chain(), "0", own).dense(), hessext.layer(chain(), "0", *data()).dense())
+
+
 # ------------------------------------------------------------------------------------------------- the bar itself
 
 
