@@ -242,6 +242,32 @@ def test_global_hooks(register, message):
         handle.remove()
 
 
+class Scale(nn.modules.lazy.LazyModuleMixin, nn.Module):
+    """A lazy module that stays one when it has sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.UninitializedParameter()
+
+    def initialize_parameters(self, x):
+        with torch.no_grad():
+            self.weight.materialize(x.shape[-1:])
+            self.weight.fill_(2)
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_lazy_modules_with_sizes():
+    model, x, y = nn.Sequential(nn.Linear(4, 3), Scale(), nn.Linear(3, 2)), torch.rand(5, 4), torch.arange(5) % 2
+    with pytest.raises(
+        TypeError, match=r"^model: expected layers with sizes, which model\(x\) gives lazy ones; got Scale"
+    ):
+        hessext.hessian(model, x, y)
+    model(x)
+    assert hessext.autograd.check(hessext.layer(model, "0", x, y))
+
+
 @pytest.mark.parametrize("changed", ["weight", "buffer", "batch", "targets"])
 def test_changes_in_place_afterwards(changed):
     model, x, y = Convolutional(), X.clone(), Y.clone()

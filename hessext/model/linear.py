@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from .modules import check_forward, check_unwrapped, is_conv1d
+from .modules import check_forward, check_unwrapped, has_no_sizes, is_conv1d
 from .pruned import bias_first, parameter_of
 
 _NAMED = 12  # names in a message
@@ -93,7 +92,7 @@ def _not_linear(layer: LinearLayer, modules: dict[str, nn.Module]) -> str:
             "itself, without a call; layers are taken where attention calls an nn.Linear for each projection and "
             "F.scaled_dot_product_attention"
         )
-    if isinstance(module, LazyModuleMixin):
+    if has_no_sizes(module):
         reason = "it has no sizes until model(x) is called"
     elif isinstance(module, nn.Linear):
         reason = "a subclass of nn.Linear may compute anything"

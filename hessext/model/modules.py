@@ -46,7 +46,7 @@ def check_forward(argument: str, name: str, module: nn.Module) -> None:
             "which may change what modules compute; remove them first"
         )
     what = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-    if isinstance(module, LazyModuleMixin):
+    if has_no_sizes(module):
         raise TypeError(f"{argument}: expected layers with sizes, which model(x) gives lazy ones; got {what}")
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     others = [hook for hook in hooks if not is_mask(hook)]
@@ -60,6 +60,11 @@ def check_forward(argument: str, name: str, module: nn.Module) -> None:
     caller = next(kind for kind in type(module).__mro__ if "__call__" in vars(kind))
     if "forward" in vars(module) or caller is not nn.Module:
         raise TypeError(f"{argument}: expected modules with their class's forward; got another one on {what}")
+
+
+def has_no_sizes(module: nn.Module) -> bool:
+    """Whether a lazy module has not seen an input yet, on which it depends what its parameters are."""
+    return isinstance(module, LazyModuleMixin) and hasattr(module, "_initialize_hook")
 
 
 def is_conv1d(module: nn.Module) -> bool:
