@@ -195,6 +195,31 @@ def test_errors_of_the_models_own_come_as_they_are(function, name, x):
     assert type(caught.value) is kind
 
 
+@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize(
+    ("first", "x", "cause"),
+    [
+        (nn.Linear(5, d), X, "mat1 and mat2 shapes cannot be multiplied"),
+        (nn.Linear(d, d), Y.view(4, 5), "mat1 and mat2"),
+        (nn.Conv1d(5, d, 1), X[..., None], "Given groups=1, weight of size "),
+        (nn.Conv1d(d, d, 1), X[..., None].double(), "Input type (double) and bias type (float) should be the same"),
+        (nn.LayerNorm(5), X, "Given normalized_shape=[5], expected input"),
+        (nn.BatchNorm1d(5).eval(), X, "running_mean should contain 6 elements not 5"),
+        (nn.Embedding(2, d), X, "Expected tensor for argument #1 'indices'"),
+        (nn.Embedding(2, d), Y, "index out of range in self"),
+        (nn.Softmax(1), Y[:, None], '"softmax'),
+        (nn.Bilinear(d, d, d), X, "Bilinear.forward() missing 1 required positional argument"),
+        (nn.Flatten(), X.tolist(), "'list' object has no attribute 'flatten'"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_inputs_that_do_not_fit(function, first, x, cause):
+    model = first if isinstance(first, nn.Bilinear) else nn.Sequential(OrderedDict(first=first, top=nn.Linear(d, C)))
+    if model is first:
+        model.top = nn.Linear(d, C)
+    refused(lambda: function(model, "top", x, Y), "x: expected what model(x) takes; got ", ": " + cause)
+
+
 def test_a_device_that_does_not_fit_is_said_with_torchs_message_of_cuda():
     error = RuntimeError(
         "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! (when checking "

@@ -17,8 +17,9 @@ from hessext.model.losses import Loss
 _OF_PROBABILITIES = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}  # autograd's names
 _OF_THE_DEVICE = re.compile("CUDA error|out of memory|not enough memory|can't allocate")
 _OF_INPUTS = re.compile(  # what torch says of tensors that do not fit
-    r"\b[Ee]xpected\b|mat1 and mat2|same (dtype|device)|should be the same|not implemented for '|index out of range in "
-    "self|must match the size of tensor|is invalid for input of size|tensors used as indices"
+    r"\b[Ee]xpected\b|mat1 and mat2|size mismatch, got|same (dtype|device)|should be the same|not implemented for '|"
+    "index out of range in self|must match the size of tensor|is invalid for input of size|tensors used as indices|"
+    "running_mean should contain"
 )
 
 

@@ -123,8 +123,8 @@ def _shape_hint(y: Tensor, shape: tuple[int, ...], C: int, loss: Loss) -> str:
         return _ONE_LOGIT
     if C == 1:
         return " (y[..., None] is of one logit)" if y.shape == shape and y.is_floating_point() else ""
-    some = y.is_floating_point() and not (_checks.captured(y) or y.is_meta or (y == y.round()).all())
-    if some or (loss.kind == "mse" and y.is_floating_point()):
+    whole = _checks.captured(y) or y.is_meta or (y == y.round()).all()  # as labels are
+    if y.is_floating_point() and (loss.kind == "mse" or not whole):
         return f" (one number for each sample, which has {C} logits)"
     if loss.kind == "mse":
         return _OF_NUMBERS
