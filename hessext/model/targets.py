@@ -106,6 +106,10 @@ def _is_one_hot(y: Tensor) -> bool:
     return bool(((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all())
 
 
+def _may_be_labels(y: Tensor) -> bool:
+    return _checks.captured(y) or y.is_meta or bool((y == y.round()).all())
+
+
 def _shape_hint(y: Tensor, shape: tuple[int, ...], C: int, loss: Loss) -> str:
     """What makes targets of y, where its shape is none of theirs and that is plain."""
     if y.shape == (*shape, C):
@@ -123,8 +127,7 @@ def _shape_hint(y: Tensor, shape: tuple[int, ...], C: int, loss: Loss) -> str:
         return _ONE_LOGIT
     if C == 1:
         return " (y[..., None] is of one logit)" if y.shape == shape and y.is_floating_point() else ""
-    whole = _checks.captured(y) or y.is_meta or (y == y.round()).all()  # as labels are
-    if y.is_floating_point() and (loss.kind == "mse" or not whole):
+    if y.is_floating_point() and (loss.kind == "mse" or not _may_be_labels(y)):
         return f" (one number for each sample, which has {C} logits)"
     if loss.kind == "mse":
         return _OF_NUMBERS
