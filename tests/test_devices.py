@@ -241,7 +241,7 @@ def test_another_gpu_than_the_current_one():
 @needs_gpu
 def test_memory_and_devices_are_checked():
     W, x = torch.ones(1000, 1000, device="cuda"), torch.ones(2, 1000, device="cuda")
-    with pytest.raises(MemoryError, match=r"needs 4000000000000 bytes .* are free on cuda:0"):
+    with pytest.raises(MemoryError, match=r"needs 4,000,000,000,000 bytes .* are free on cuda:0"):
         hessext.linear(W, x).dense()
     with pytest.raises(ValueError, match="x: expected device cuda:0; got cpu"):
         hessext.linear(W, x.cpu())

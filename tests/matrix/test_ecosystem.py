@@ -312,7 +312,7 @@ def test_only_within_a_layer():
 def test_memory_is_refused_before_it_is_taken(monkeypatch):
     B = hessext.linear(torch.ones(400, 300), torch.ones(2, 300))["output"]
     monkeypatch.setattr(_memory, "_free_on_host", lambda: 100 << 20)
-    with pytest.raises(MemoryError, match="eigenvectors of 400 blocks needs 144480000 bytes"):
+    with pytest.raises(MemoryError, match="eigenvectors of 400 blocks needs 144,480,000 bytes"):
         B.eigh_blocks()
     with pytest.raises(MemoryError, match="diagonal blocks and their factors needs"):
         B.solve_block_diagonal(torch.ones(B.shape[0]))
