@@ -151,8 +151,8 @@ class TogetherAssembly : PairBatches<T> {
     void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* left, T* values, double* total,
                   i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows, end = view.first + view.samples;
-        const LongSum<T> sum{values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / ld),
-                             round_up(std::min(tile_cols, pairs), k.cols), ld};
+        const LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / ld),
+                             round_up(std::min(tile_cols, pairs), k.cols), ld);
         if (!view.first) sum.start();
         for (i64 n = view.first; n < end && !interrupt.raised(); n += chunk) {
             if (n && n % span == 0) sum.end_span();

@@ -29,11 +29,14 @@ struct Tile {
 // Sums over more than `span` samples: values are added to `total` (same shape) after each span, and copied back at the
 // end.
 template <class T>
-struct LongSum {
+class LongSum {
     T* values;      // [rows, ld], of which `cols` are in use
     double* total;  // null: the samples fit one span
     i64 rows, cols, ld;
 
+  public:
+    LongSum(T* values, double* total, i64 rows, i64 cols, i64 ld)
+        : values(values), total(total), rows(rows), cols(cols), ld(ld) {}
     void start() const {
         for (i64 r = 0; r < rows; ++r) std::fill_n(values + r * ld, cols, T(0));
         for (i64 r = 0; total && r < rows; ++r) std::fill_n(total + r * ld, cols, 0.0);
