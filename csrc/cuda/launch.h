@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <climits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -38,6 +39,7 @@ std::string driver_hint();  // names the installed driver, and the one that this
 
 inline void check(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
+    cudaGetLastError();  // cleared, so that no later call reports it
     std::string hint;
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion)
         hint = "; this build has no code for this GPU's architecture (hessext info)";
@@ -57,20 +59,20 @@ template <auto kernel, class... A>
 void launch(i64 blocks, int threads, std::size_t shared, const Stream& stream, A... arguments) {
     [[maybe_unused]] const bool& listed = Listed<kernel>::done;
     if (!blocks) return;
+    if (blocks > INT_MAX) throw std::runtime_error("CUDA: expected a launch of fewer than 2^31 blocks");
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(unsigned(blocks));
     config.blockDim = dim3(unsigned(threads));
     config.dynamicSmemBytes = shared;
     config.stream = static_cast<cudaStream_t>(stream.handle);
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-    const cudaError_t last = cudaGetLastError();  // cleared, so that the next launch does not report it
-    if (error == cudaSuccess && last == cudaSuccess) return;
+    if (error == cudaSuccess) return;
     std::string name = __PRETTY_FUNCTION__;  // "... [with auto kernel = NAME; ..."
     if (const auto from = name.find("kernel = "); from != std::string::npos) {
         name.erase(0, from + 9);
         name.resize(std::min(name.find(';'), name.size()));
     }
-    check(error == cudaSuccess ? last : error, name.c_str());
+    check(error, name.c_str());
 }
 
 // Makes the stream's device the current one; the caller restores it. The first time, all kernels are loaded there. CUDA

@@ -268,6 +268,13 @@ def test_an_old_driver_is_named(emulated):
     _ops.softmax_(torch.zeros(1, 2))
 
 
+def test_more_blocks_than_a_launch_has_are_refused(emulated):
+    """Not launched with the lowest 32 bits of their number."""
+    logits, top, rest = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    with pytest.raises(RuntimeError, match=r"fewer than 2\^31 blocks"):
+        emulated.softmax(False, logits, 2**32, 2, top, rest, emulated.Stream(0, 0, lambda size: 0))
+
+
 def test_every_gpu_has_code():
     """The architectures of the default build: code of the same major version, or PTX of an older one."""
     text = ROOT.joinpath("CMakeLists.txt").read_text()

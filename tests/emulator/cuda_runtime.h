@@ -121,6 +121,11 @@ extern int architecture;  // of the device, and what its code was compiled for: 
 extern int driver;        // the CUDA version that it is for
 extern bool capturing;    // whether a graph is captured
 extern thread_local cudaStreamCaptureMode capture_mode;
+extern thread_local cudaError_t last_error;  // of this thread's calls, until it is asked for
+inline cudaError_t noted(cudaError_t error) {
+    if (error != cudaSuccess) last_error = error;
+    return error;
+}
 void allow_shared(const void* kernel, int bytes);  // more than the 48 KiB that every launch may ask for
 void check_shared(const void* kernel, const std::string& name, std::size_t bytes);
 bool load(const void* kernel);  // whether it is loaded now: not while a graph is captured in the global mode
@@ -137,11 +142,12 @@ struct cudaLaunchConfig_t {
 };
 
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return std::exchange(hessext::emulator::last_error, cudaSuccess); }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = hessext::emulator::driver, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) {
-    return *device = 0, hessext::emulator::driver < 13000 ? cudaErrorInsufficientDriver : cudaSuccess;
+    *device = 0;
+    return hessext::emulator::noted(hessext::emulator::driver < 13000 ? cudaErrorInsufficientDriver : cudaSuccess);
 }
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
     std::swap(*mode, hessext::emulator::capture_mode);
@@ -157,7 +163,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
 }
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
     attributes->ptxVersion = hessext::emulator::architecture;
-    return hessext::emulator::load(kernel) ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+    return hessext::emulator::noted(hessext::emulator::load(kernel) ? cudaSuccess : cudaErrorStreamCaptureUnsupported);
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
     hessext::emulator::allow_shared(kernel, bytes);
@@ -173,7 +179,7 @@ namespace hessext::emulator {
 // The caller is a template with a parameter `kernel`: its name says which one.
 template <class... P, class... A>
 cudaError_t launch(const char* caller, const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
-    if (!load(reinterpret_cast<const void*>(kernel))) return cudaErrorStreamCaptureUnsupported;
+    if (!load(reinterpret_cast<const void*>(kernel))) return noted(cudaErrorStreamCaptureUnsupported);
     const auto bytes = [](const auto& value) {
         return std::string(reinterpret_cast<const char*>(&value), sizeof value);
     };

@@ -24,6 +24,7 @@ namespace hessext::emulator {
 int architecture = 90, driver = 13000;
 bool capturing = false;
 thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+thread_local cudaError_t last_error = cudaSuccess;
 constinit thread_local unsigned char* shared_memory = nullptr;
 
 namespace {
