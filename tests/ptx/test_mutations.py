@@ -89,7 +89,7 @@ def missed(number: int) -> str:
 
 def test_every_mutation_is_found():
     count = len(listed())
-    assert count > 35
+    assert count > 70
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         assert [name for name in pool.map(missed, range(count), chunksize=4) if name] == []
 
