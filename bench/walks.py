@@ -68,9 +68,8 @@ def constant(name: str) -> int:
     file, _, local = name.partition(":")
     if local:
         value = re.search(rf"\b{local} <?= ((?:i64\(\d+\)|\d+)[^;&]*)", (ROOT / "csrc/cpu" / file).read_text())
-        return int(
-            eval(value[1].replace("i64", "int"), {"chunk": 192, "span": 48 * 192})
-        )  # of the project's own source
+        known = {"chunk": 192, "span": 48 * 192}
+        return int(eval(value[1].replace("i64", "int"), known))  # of the project's own source
     module, _, local = name.rpartition(".")
     return getattr(import_module("hessext." + module.replace("/", ".")), local)
 

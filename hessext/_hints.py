@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 _WEIGHTS = "weights are (outputs, inputs), as nn.Linear has them"
-_PROBABILITIES = nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid
+PROBABILITIES = nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid
 
 
 def positional(most: int, **activation: Callable[[object], bool]) -> Callable[[Callable], Callable]:
@@ -38,7 +38,9 @@ def also_named(**others: str) -> Callable[[Callable], Callable]:
     """Let arguments of a function be given by a second name, too, which is the value of the first one here."""
 
     def decorated(function: Callable) -> Callable:
-        names = list(signature(function).parameters)
+        takes = signature(function)
+        names = list(takes.parameters)
+        needed = [p.name for p in takes.parameters.values() if p.default is p.empty]
 
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -48,9 +50,8 @@ def also_named(**others: str) -> Callable[[Callable], Callable]:
                 if other in kwargs:
                     kwargs[own] = kwargs.pop(other)
             try:
-                signature(function).bind(*args, **kwargs)
+                takes.bind(*args, **kwargs)
             except TypeError as error:
-                needed = [p.name for p in signature(function).parameters.values() if p.default is p.empty]
                 raise TypeError(f"{function.__name__}({', '.join(needed)}): {error}") from None
             return function(*args, **kwargs)
 
@@ -189,7 +190,7 @@ def of_model_inputs(x: object, model: nn.Module) -> str:
 def of_probabilities(model: nn.Module) -> str:
     """Where a model's last step makes probabilities of logits."""
     last = model[-1] if isinstance(model, nn.Sequential) and len(model) else None
-    how = ", as model[:-1] does" if isinstance(last, _PROBABILITIES) else ""
+    how = ", as model[:-1] does" if isinstance(last, PROBABILITIES) else ""
     return f"The cross-entropies take logits: leave that step off{how}"
 
 

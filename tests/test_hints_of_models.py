@@ -108,26 +108,26 @@ def refused(call, *texts):
         call()
 
 
+def refused_answer(function, answer, got, picked, place):
+    refused(
+        lambda: function(Answering(answer), "top", X, Y),
+        f"model: expected logits (..., C) of at least two axes; got {got}. forward= picks {picked}: "
+        f"forward=lambda model, batch: (model(batch[0]){place}, batch[1])",
+    )
+
+
 @pytest.mark.parametrize("function", BOTH)
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers(function, name):
     answer, got, place = ANSWERS[name]
-    refused(
-        lambda: function(Answering(answer), "top", X, Y),
-        f"model: expected logits (..., C) of at least two axes; got {got}. forward= picks them: forward=lambda model, "
-        f"batch: (model(batch[0]){place}, batch[1])",
-    )
+    refused_answer(function, answer, got, "them", place)
 
 
 @pytest.mark.parametrize("function", BOTH)
 @pytest.mark.parametrize("name", UNCLEAR)
 def test_answers_with_more_than_one_that_may_be_the_logits(function, name):
     answer, got, places, place = UNCLEAR[name]
-    refused(
-        lambda: function(Answering(answer), "top", X, Y),
-        f"model: expected logits (..., C) of at least two axes; got {got}. forward= picks one of {places}: "
-        f"forward=lambda model, batch: (model(batch[0]){place}, batch[1])",
-    )
+    refused_answer(function, answer, got, f"one of {places}", place)
 
 
 @pytest.mark.parametrize("function", BOTH)

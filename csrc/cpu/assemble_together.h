@@ -18,9 +18,8 @@ class TogetherAssembly : PairBatches<T> {
 
     const bool triangle = inner_triangle(r);  // feature pairs a <= b are enough
     std::vector<std::int32_t> first, second;  // the feature pairs
-    std::vector<std::int32_t>
-        runs;    // number of pairs from this one on with its first feature and consecutive second ones
-    i64 ld = 0;  // distance of the rows of a tile
+    std::vector<std::int32_t> runs;           // pairs from this one on with its first and consecutive second features
+    i64 ld = 0;                               // distance of the rows of a tile
 
     // Addresses of the entries of a row tile: item[e] is written to out[start[e] + i * row_step[e] + j * col_step[e]].
     struct Places {
@@ -152,8 +151,7 @@ class TogetherAssembly : PairBatches<T> {
                   i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows, end = view.first + view.samples;
         const LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / ld),
-                             round_up(std::min(tile_cols, pairs), k.cols), ld);
-        if (!view.first) sum.start();
+                             round_up(std::min(tile_cols, pairs), k.cols), ld, view.first > 0);
         for (i64 n = view.first; n < end && !interrupt.raised(); n += chunk) {
             if (n && n % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, end - n);

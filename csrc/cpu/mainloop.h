@@ -86,7 +86,6 @@ class Mainloop {
                   const TileWorkspace<T>& work) const {
         const i64 rows = round_up(tile.rows, k.rows);
         const LongSum<T> sum(work.values, work.total, rows, round_up(tile.cols, k.cols), tile_ld);
-        sum.start();
         for (i64 k0 = 0; k0 < s.count && !interrupt.raised(); k0 += chunk) {
             if (k0 && k0 % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, s.count - k0);

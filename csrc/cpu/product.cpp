@@ -45,7 +45,6 @@ void product(const Factor<T>& left, const Factor<T>& right, i64 depth, T* out, i
             const i64 rows = std::min(tall, left.items - r0), cols = std::min(wide, right.items - c0);
             const i64 row_panels = round_up(rows, k.rows) / k.rows;
             const LongSum<T> sum(values, total, row_panels * k.rows, round_up(cols, k.cols), tile_ld);
-            sum.start();
             for (i64 k0 = 0; k0 < depth && !interrupt.raised(); k0 += chunk) {
                 if (k0 && k0 % span == 0) sum.end_span();
                 const i64 deep = std::min(chunk, depth - k0);

@@ -35,9 +35,10 @@ class LongSum {
     i64 rows, cols, ld;
 
   public:
-    LongSum(T* values, double* total, i64 rows, i64 cols, i64 ld)
-        : values(values), total(total), rows(rows), cols(cols), ld(ld) {}
-    void start() const {
+    // Begins at zero, or goes on with the sums that are there.
+    LongSum(T* values, double* total, i64 rows, i64 cols, i64 ld, bool goes_on = false)
+        : values(values), total(total), rows(rows), cols(cols), ld(ld) {
+        if (goes_on) return;
         for (i64 r = 0; r < rows; ++r) std::fill_n(values + r * ld, cols, T(0));
         for (i64 r = 0; total && r < rows; ++r) std::fill_n(total + r * ld, cols, 0.0);
     }

@@ -56,10 +56,8 @@ def _check(H: Any, rtol: float | None, max_bytes: int, samples: int, seed: int) 
     if hasattr(H, "each"):  # several layers without the parts between them
         reports = [check(one, rtol=rtol, max_bytes=max_bytes, samples=samples, seed=seed) for one in H.each]
         parts = tuple(part for report in reports for part in report.parts)
-        loosest, complete = (
-            max(reports, key=lambda report: report.tolerance),
-            all(report.complete for report in reports),
-        )
+        complete = all(report.complete for report in reports)
+        loosest = max(reports, key=lambda report: report.tolerance)
         return CheckReport(parts, H.dtype, loosest.tolerance, complete, loosest.largest_logit)
     rtol = None if rtol is None else _checks.real("rtol", rtol, 0)
     max_bytes, samples = _checks.count("max_bytes", max_bytes, 0), _checks.count("samples", samples)

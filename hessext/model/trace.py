@@ -30,7 +30,7 @@ _BEFORE = {  # steps that may come before the first linear layer: of shapes, dty
     *(torch.add, torch.sub, torch.mul, torch.div, "add", "sub", "mul", "div"),
 }
 _PROBABILITIES = {  # what makes them of logits, and what the losses do themselves
-    *(nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid),
+    *_hints.PROBABILITIES,
     *(F.softmax, F.log_softmax, F.sigmoid, F.logsigmoid, torch.softmax, torch.log_softmax, torch.sigmoid),
     *("softmax", "log_softmax", "sigmoid"),
 }
