@@ -91,16 +91,17 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
-    // Products of features are formed once for each batch of block pairs, at 3 cycles each.
-    const double panel_bytes = double(samples_held(r.samples, feature_pairs) * k.cols * i64(sizeof(T)));
-    if (q.kind != Kind::cross && !q.residual && !replicated && feature_pairs <= double(most_feature_pairs) &&
+    // Products of features are formed once for each batch of block pairs, at 2 cycles each.
+    const double views = q.residual ? 2 : 1;  // weights, and those of the residual
+    const double panel_bytes = views * double(samples_held(r.samples, feature_pairs) * k.cols * i64(sizeof(T)));
+    if (!(q.residual && r.norms) && !replicated && feature_pairs <= double(most_feature_pairs) &&
         panel_bytes <= double(batch_bytes)) {
         const double panels = std::ceil(block_pairs / double(k.cols));
         const double batches = std::ceil(panels / std::floor(batch_bytes / panel_bytes));
-        consider(
-            Method::together, Outer::blocks,
-            n * (std::ceil(feature_pairs / k.rows) + 1) * k.rows * (panels * k.cols + batches * 3 * double(k.lanes)) +
-                n * block_pairs * 6 * double(k.lanes));
+        consider(Method::together, Outer::blocks,
+                 n * (std::ceil((feature_pairs + (views - 1) * s) / k.rows) + 1) * k.rows *
+                         (panels * k.cols + batches * 2 * double(k.lanes)) +
+                     n * block_pairs * views * 6 * double(k.lanes));
     }
     if (!r.pairs && r.dense.out && q.kind == Kind::output && q.probs) {
         const double features = density(r.left.data, r.left.ld, r.samples, r.left.cols);

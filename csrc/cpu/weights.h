@@ -46,15 +46,51 @@ struct WeightScratch {
     std::vector<double> sums;
 };
 
+// Makes ColumnPairs of numbers below `numbers`.
+class PairLister {
+    std::vector<std::int32_t> seen_;  // places in the list at hand, or -1
+
+    // Lists number(e), e < count, writes the place of each, and returns the length.
+    template <class Number>
+    i64 list(i64 count, const Number& number, std::int32_t* columns, std::int32_t* places) {
+        i64 length = 0;
+        for (i64 e = 0; e < count; ++e) {
+            std::int32_t& place = seen_[number(e)];
+            if (place < 0) columns[length] = std::int32_t(number(e)), place = std::int32_t(length++);
+            places[e] = place;
+        }
+        for (i64 c = 0; c < length; ++c) seen_[columns[c]] = -1;
+        return length;
+    }
+
+  public:
+    explicit PairLister(i64 numbers) : seen_(numbers, -1) {}
+
+    template <class At>
+    ColumnPairs operator()(i64 count, const At& pair) {
+        ColumnPairs of;
+        of.count = count;
+        of.left_count = list(count, [&](i64 e) { return pair(e).first; }, of.left, of.first);
+        of.right_count = list(count, [&](i64 e) { return pair(e).second; }, of.right, of.second);
+        return of;
+    }
+};
+
 // A batch of outer pairs, and for the hidden part the units that occur in it.
 struct PairBatch {
     i64 first = 0;           // index of the first pair
     std::vector<i64> pairs;  // [count, 2]
     std::vector<i64> units;
-    std::vector<std::int32_t> slots;  // [count, 2], positions in units
+    std::vector<std::int32_t> slots;    // [count, 2], positions in units
+    std::vector<ColumnPairs> products;  // whole panels of the pairs, where weights are products
 
     i64 count() const { return i64(pairs.size()) / 2; }
     Pair pair(i64 t) const { return {pairs[2 * t], pairs[2 * t + 1]}; }
+    void list_products(PairLister& lister, i64 panel) {
+        const i64 most = most_products / panel * panel;
+        for (i64 t = 0; t < count(); t += most)
+            products.push_back(lister(std::min(most, count() - t), [&](i64 e) { return pair(t + e); }));
+    }
     void index_units() {
         units = pairs;
         std::sort(units.begin(), units.end());
@@ -106,6 +142,45 @@ void fill_hidden(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatc
     }
 }
 
+// to[at(t, n)] = weight[n - n0] phi_n[i] psi_n[j] for panels of pairs t = (i, j)
+template <class T>
+void fill_products(const Kernels<T>& kernel, const PairBatch& batch, i64 n0, i64 count, const Features<T>& phi,
+                   const Features<T>& psi, const T* weight, const WeightView<T>& view, T* to) {
+    i64 t = 0;
+    for (const ColumnPairs& some : batch.products) {
+        kernel.pack_products(false, count, phi, psi, weight, n0, some, to + view.at(t, n0), view.panel * view.samples);
+        t += some.count;
+    }
+}
+
+// Whether weights are -c_n p_n[i] p_n[j] for i != j.
+template <class T>
+bool softmax_products(const Curvature<T>& q) {
+    return q.kind == Kind::output && q.probs && q.gauss_newton;
+}
+
+template <class T>
+void fill_softmax(const Kernels<T>& kernel, const Curvature<T>& q, const PairBatch& batch, i64 n0, i64 count,
+                  const WeightView<T>& view) {
+    T minus_scale[weight_step];
+    for (i64 s = 0; s < count; ++s) minus_scale[s] = -q.scale[n0 + s];
+    const Features<T> p{q.probs, q.classes, q.classes, false};
+    fill_products(kernel, batch, n0, count, p, p, minus_scale, view, view.data);
+}
+
+template <class T>
+void fill_residual(const Kernels<T>& kernel, const Outline<T>& outline, const PairBatch& batch, i64 n0, i64 count,
+                   const WeightView<T>& view) {
+    const Curvature<T>& q = outline.r.curvature;
+    if (view.panel) {
+        const Features<T> slope{q.slope, q.rows, q.rows, false}, residual{q.residual, q.cols, q.cols, false};
+        fill_products<T>(kernel, batch, n0, count, slope, residual, nullptr, view, view.extra);
+        return;
+    }
+    for (i64 t = 0; t < batch.count(); ++t)
+        for (i64 s = 0; s < count; ++s) view.extra[view.at(t, n0 + s)] = outline.residual_weight(n0 + s, batch.pair(t));
+}
+
 // Fills the weights of samples n0 .. n0+count-1 for all pairs of the batch.
 template <class T>
 void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const PairBatch& batch, i64 n0, i64 count,
@@ -116,15 +191,24 @@ void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const Pai
             fill_hidden(kernel, outline.r.curvature, batch, n, std::min(kernel.lanes, n0 + count - n), scratch, view);
         return;
     }
+    const Curvature<T>& q = outline.r.curvature;
+    if (view.extra) fill_residual(kernel, outline, batch, n0, count, view);
+    if (view.panel && q.kind == Kind::given) {
+        for (i64 t = 0; t < batch.count(); t += view.panel)
+            kernel.pack_across(false, count, q.entries + (batch.first + t) * outline.r.samples + n0, outline.r.samples,
+                               std::min(view.panel, batch.count() - t), view.data + view.at(t, n0));
+        return;
+    }
+    const bool products = view.panel && softmax_products(q);
+    if (products) fill_softmax(kernel, q, batch, n0, count, view);
     for (i64 t = 0; t < batch.count(); ++t) {
+        const Pair pair = batch.pair(t);
+        if (products && pair.first != pair.second) continue;
         T* to = view.data + view.at(t, n0);
         const auto covariance = [](i64) { return T(0); };  // never called: the hidden kind has returned above
-        outline.with_weight(batch.first + t, batch.pair(t), covariance, [&](const auto& weight) {
+        outline.with_weight(batch.first + t, pair, covariance, [&](const auto& weight) {
             for (i64 s = 0; s < count; ++s) to[s * stride] = weight(n0 + s);
         });
-        if (!view.extra) continue;
-        T* extra = view.extra + view.at(t, n0);
-        for (i64 s = 0; s < count; ++s) extra[s * stride] = outline.residual_weight(n0 + s, batch.pair(t));
     }
 }
 
@@ -132,9 +216,10 @@ void fill_weights(const Kernels<T>& kernel, const Outline<T>& outline, const Pai
 template <class T>
 class PairBatches : protected Outline<T> {
     i64 next_pair_ = 0;
+    PairLister lister_{std::max(this->r.curvature.rows, this->r.curvature.cols)};
 
   protected:
-    using Outline<T>::r;
+    using Outline<T>::extra, Outline<T>::r;
     const Curvature<T>& q = r.curvature;
     const Kernels<T>& k;
     const Plan plan;
@@ -161,6 +246,7 @@ class PairBatches : protected Outline<T> {
             batch.pairs.push_back(pair.second);
         }
         if (q.kind == Kind::hidden) batch.index_units();
+        if (plan.method == Method::together && (extra || softmax_products(q))) batch.list_products(lister_, k.cols);
         return batch;
     }
 
@@ -173,7 +259,10 @@ class PairBatches : protected Outline<T> {
             const i64 count = std::min(weight_step, end - n);
             fill_weights(k, *this, batch, n, count, scratch, view);
             for (i64 t = batch.count(); t < padded; ++t)
-                for (i64 s = 0; s < count; ++s) view.data[view.at(t, n + s)] = 0;
+                for (i64 s = 0; s < count; ++s) {
+                    view.data[view.at(t, n + s)] = 0;
+                    if (view.extra) view.extra[view.at(t, n + s)] = 0;
+                }
         }
     }
 

@@ -16,6 +16,14 @@ inline constexpr i64 chunk = 192;
 inline constexpr i64 span = 48 * chunk;            // samples summed in T; sums of several spans are in float64
 inline constexpr i64 below_all = -(i64(1) << 40);  // `offset` of a product without a triangle
 
+inline constexpr i64 most_products = 252;  // pairs of a ColumnPairs; a multiple of every kernel's panel height
+
+// Pairs (left[first[e]], right[second[e]]) of columns. Every column that occurs in them is listed once.
+struct ColumnPairs {
+    i64 count, left_count, right_count;
+    std::int32_t left[most_products], right[most_products], first[most_products], second[most_products];
+};
+
 // Panels are sample-major: panel q holds items q*width .. q*width+width-1 as [depth][width], zero-padded.
 template <class T>
 struct Kernels {
@@ -35,10 +43,10 @@ struct Kernels {
     // panels[k, c] = data[c * ld + k], c < count.
     void (*pack_across)(bool left, i64 depth, const T* data, i64 ld, i64 count, T* panels);
 
-    // panels[k, e] = phi_n[first[e]] psi_n[second[e]], n = start + k, for the left operand. The run[e] pairs from e on
-    // have the same first feature and consecutive stored second features.
-    void (*pack_products)(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,
-                          const std::int32_t* second, const std::int32_t* run, i64 count, T* panels);
+    // panels[k, e] = weight[k] phi_n[a] psi_n[b], n = start + k, of pair e = (a, b); weight null: 1. Panels lie
+    // panel_stride apart.
+    void (*pack_products)(bool left, i64 depth, const Features<T>& phi, const Features<T>& psi, const T* weight,
+                          i64 start, const ColumnPairs& pairs, T* panels, i64 panel_stride);
 
     // panels[k, c] = weight[k] p_n[j] (V[j, i] - V[top, i] - shift[n, i]) + extra[k] r_n[j],
     // n = index[k], j = first + c: the cross-layer curvature of unit i for the right (or left) operand.

@@ -129,22 +129,58 @@ void pack_across(bool left, i64 depth, const T* data, i64 ld, i64 count, T* pane
     run(depth, data, ld, count, panels);
 }
 
+// to[c * lanes + k] = weight[k] phi_n[columns[c]], n = start + k, k < samples <= lanes
 template <class T>
-void pack_products(i64 depth, const Features<T>& a, const Features<T>& b, i64 start, const std::int32_t* first,
-                   const std::int32_t* second, const std::int32_t* run, i64 count, T* panels) {
-    for (i64 k = 0; k < depth; ++k) {
-        const T *x = a.data + (start + k) * a.ld, *y = b.data + (start + k) * b.ld;
-        T products[tile_rows];
-        for (i64 e = 0; e < count;) {
-            const i64 end = e + run[e] < count ? e + run[e] : count;
-            const T u = first[e] < a.cols ? x[first[e]] : T(1);
-            if (second[e] < b.cols)
-                for (const T* v = y + second[e]; e < end; ++e, ++v) products[e] = u * *v;
-            else
-                products[e++] = u;  // the feature that is always 1
-        }
-        pack_sample<T, panel_rows>(ScaledRow<T>{products, T(1)}, depth, count, panels + k * panel_rows);
+inline void read_columns(const Features<T>& f, const T* weight, i64 start, i64 samples, const std::int32_t* columns,
+                         i64 count, T* to) {
+    for (i64 c = 0; c < count; ++c, to += lanes<T>) {
+        const T* from = f.data + start * f.ld + columns[c];
+        const bool one = columns[c] >= f.cols;
+        i64 k = 0;
+        for (; k < samples; ++k) to[k] = one ? T(1) : from[k * f.ld];
+        for (; k < lanes<T>; ++k) to[k] = T(0);
+        if (weight)
+            for (k = 0; k < samples; ++k) to[k] *= weight[k];
     }
+}
+
+// Packs squares of `lanes` pairs x `lanes` samples.
+template <class T, i64 W>
+void pack_products_width(i64 depth, const Features<T>& a, const Features<T>& b, const T* weight, i64 start,
+                         const ColumnPairs& pairs, T* panels, i64 panel_stride) {
+    constexpr i64 n = lanes<T>;
+    T left[most_products * n], right[most_products * n];
+    for (i64 k0 = 0; k0 < depth; k0 += n) {
+        const i64 samples = depth - k0 < n ? depth - k0 : n;
+        read_columns<T>(a, weight ? weight + k0 : nullptr, start + k0, samples, pairs.left, pairs.left_count, left);
+        read_columns<T>(b, nullptr, start + k0, samples, pairs.right, pairs.right_count, right);
+        T* to = panels + k0 * W;
+        for (i64 e0 = 0; e0 < pairs.count; e0 += W, to += panel_stride)
+#pragma GCC unroll 4
+            for (i64 c = 0; c < W; c += n) {
+                constexpr i64 most = n;
+                const i64 width = W - c < most ? W - c : most, there = pairs.count - e0 - c;
+                Vector<T> rows[n];
+#pragma GCC unroll 16
+                for (i64 e = 0; e < n; ++e) {
+                    const i64 at = e0 + c + e;
+                    rows[e] = e < width && e < there
+                                  ? load(left + pairs.first[at] * n) * load(right + pairs.second[at] * n)
+                                  : Vector<T>{};
+                }
+                transpose<T>(rows);
+#pragma GCC unroll 16
+                for (i64 k = 0; k < n; ++k)
+                    if (k < samples) __builtin_memcpy(to + k * W + c, &rows[k], width * sizeof(T));
+            }
+    }
+}
+
+template <class T>
+void pack_products(bool left, i64 depth, const Features<T>& a, const Features<T>& b, const T* weight, i64 start,
+                   const ColumnPairs& pairs, T* panels, i64 panel_stride) {
+    const auto run = left ? pack_products_width<T, panel_rows> : pack_products_width<T, panel_cols<T>>;
+    run(depth, a, b, weight, start, pairs, panels, panel_stride);
 }
 
 template <class T, bool softmax, bool residual>
