@@ -37,11 +37,12 @@ def rows_in_turn(pairs: Tensor, few: int) -> Iterator[tuple[Tensor, tuple[Tensor
         yield units[first : first + few], where[first : first + few]
 
 
-def tangent(samples: Samples, row: int, unit: int, layer: int) -> Tensor:
-    """d a_layer / d z_row[unit] (N, K), of the activations of a later layer."""
-    z = samples.slope(row)[:, unit, None] * samples.network.layers[row + 1].weight[:, unit]
+def tangents(samples: Samples, row: int, units: Tensor, layer: int) -> Tensor:
+    """d a_layer / d z_row[i] (U, N, K) for some units i (U,), of the activations of a later layer."""
+    layers = samples.network.layers
+    z = samples.slope(row).T[units, :, None] * layers[row + 1].weight.T[units, None]
     for k in range(row + 1, layer):
-        z = F.linear(samples.through(k, z), samples.network.layers[k + 1].weight)
+        z = F.linear(samples.through(k, z), layers[k + 1].weight)
     return samples.through(layer, z)
 
 

@@ -16,6 +16,7 @@ from hessext.data.samples import Samples
 from hessext.model.network import ParameterGroup
 
 from .curvature import Assemblies, diagonal_pairs, grid_pairs
+from .far_residual import add_far_residual
 from .feature_products import squared_lengths
 from .part import Part, Term
 
@@ -62,8 +63,7 @@ def dense(part: Part, out: Tensor | None) -> Tensor:
         out = _checks.out(None, part.shape, of_samples.like) if out is None else out
         if part.block_diagonal:
             out.zero_()
-        for call in Assemblies(of_samples)(None):
-            _ops.dense_(out, part.shape[1], axes, direct, mirror, call.pairs, *call.arguments)
+        _write(of_samples, out, part.shape[1], axes, direct, mirror)
         return out
 
     return part.data.sum(write, _checks.out(out, part.shape, part.like, part.data.results))
@@ -84,11 +84,18 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
                 own = slice(first, first + row.blocks * row.size)
                 out[own, own].zero_()
             axes = [n for group in (row, col) for n in (group.start, group.cols, group.start_bias, 1, group.cols)]
-            for call in Assemblies(part)(None):
-                _ops.dense_(out, network.numel, axes, True, True, call.pairs, *call.arguments)
+            _write(part, out, network.numel, axes, True, True)
         return out
 
     return data.sum(write, _checks.out(out, shape, network.like, data.results))
+
+
+def _write(part: Part, out: Tensor, ld: int, axes: list[int], direct: bool, mirror: bool) -> None:
+    """Write the entries of a part, and their mirror images, to the places that `axes` of `_ops.dense_` says."""
+    for call in Assemblies(part, far=False)(None):
+        _ops.dense_(out, ld, axes, direct, mirror, call.pairs, *call.arguments)
+    if part.residual_far:
+        add_far_residual(part, out, ld, axes, direct, mirror)
 
 
 def pairs_of_groups(groups: Iterable[ParameterGroup]) -> Iterable[tuple[ParameterGroup, ParameterGroup]]:

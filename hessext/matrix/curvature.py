@@ -25,7 +25,7 @@ from torch import Tensor
 from hessext import _ops
 from hessext._ops import Curvature, Kind
 from hessext._progress import shares, steps
-from hessext.data.curvature import tangent
+from hessext.data.curvature import tangents
 from hessext.data.samples import Samples
 
 from .part import Part
@@ -72,10 +72,14 @@ class Assembly(NamedTuple):
 
 
 class Assemblies:
-    """The calls of the core for blocks of a part of data in memory: one in closed form, else entries piece by piece."""
+    """The calls of the core for blocks of a part of data in memory: one in closed form, else entries piece by piece.
 
-    def __init__(self, part: Part) -> None:
+    Without `far`, what the residual adds between layers that are no neighbours is left out.
+    """
+
+    def __init__(self, part: Part, far: bool = True) -> None:
         self.part, self._upright, self._closed = part, part.upright, part.in_closed_form
+        self._far = far and part.residual_far
         self._samples = part.samples
         self._samples.check_unchanged()
         row, col = self._upright.row, self._upright.col
@@ -101,7 +105,7 @@ class Assemblies:
                 begin(1)
                 entries = self._samples.curvature_entries(*self._layers, some, self.part.term)
                 sides = self.sides
-                if self.part.residual_far:
+                if self._far:
                     sides, entries = self._with_residual(int(some[0, 0]), some[:, 1], entries)
                 begin(1)
                 yield Assembly(where, some, sides, self.curvature._replace(entries=entries))
@@ -124,12 +128,12 @@ class Assemblies:
         if pairs is None and self.part.block_diagonal:
             pairs = diagonal_pairs(0, rows, device)
         if pairs is None:
-            together = cols if self.part.residual_far else most
+            together = cols if self._far else most
             for _, some in grid_pairs(rows, cols, self.part.within, together, device):
                 yield from ((slice(None), piece) for piece in some.split(most))
             return
         order = pairs[:, 0].argsort(stable=True)
-        counts = pairs[:, 0].unique(return_counts=True)[1].tolist() if self.part.residual_far else [len(pairs)]
+        counts = pairs[:, 0].unique(return_counts=True)[1].tolist() if self._far else [len(pairs)]
         for piece in steps([piece for where in order.split(counts) for piece in where.split(most)], len):
             yield piece, pairs[piece]
 
@@ -137,7 +141,8 @@ class Assemblies:
         """Blocks (i, j) as sums over twice as many samples: Q_n[i, j] phi_n psi_n^T, and what the residual adds."""
         left, right = self._doubled
         row, col = self._layers
-        along = F.pad(tangent(self._samples, row, i, col - 1), (0, int(self.sides.right_ones)))
+        along = tangents(self._samples, row, torch.tensor([i], device=j.device), col - 1)[0]
+        along = F.pad(along, (0, int(self.sides.right_ones)))
         sides = Sides(left, self.sides.left_ones, torch.cat([right, along]), False, False)
         return sides, torch.cat([entries, self._samples.gradient(col).T[j]], 1)
 

@@ -16,7 +16,7 @@ from helpers.results import assert_part, assert_product, assert_ratio, assert_sa
 
 from hessext import autograd
 from hessext.data import curvature as entries
-from hessext.matrix import cost, gram, norms
+from hessext.matrix import cost, far_residual, gram, norms
 from hessext.matrix import curvature as assemblies
 from hessext.matrix.cost import Form
 
@@ -181,6 +181,7 @@ WAYS = {  # how entries of Q_n come about, and how norms are found
 FEW = {  # in several pieces, each of them
     entries: {"_WORK": 10_000, "_TOGETHER": 3},
     assemblies: {"_ENTRIES": 20_000},
+    far_residual: {"_PIECE": 30_000},
     gram: {"_ENTRIES": 100_000, "_SQUARES": 5000},
     norms: {"_PAIRS": 150},
 }
