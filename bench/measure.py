@@ -16,7 +16,8 @@ from torch import Tensor
 from . import cases, methods
 
 SHORTEST = 0.005  # seconds of one timing; shorter calls are repeated in it, so that the clock's resolution is enough
-INPUT_FACTOR, INPUT_SLACK = 1.2, 64 << 20  # memory of a call of hessext beyond its result: docs/conventions.md
+# Memory of a call of hessext beyond its result: docs/conventions.md.
+INPUT_FACTOR, SLACK, GRAM_SLACK, KEPT = 1.2, 64 << 20, 512 << 20, 512 << 20
 
 Call = Callable[[], Tensor]
 Clock = Callable[[Call, int], float]  # seconds per call, of some calls in a row
@@ -169,6 +170,9 @@ def weigh_apart(order: Weighing) -> int | None:
         process.join()
 
 
-def allowed_memory(inputs: int) -> int:
-    """Bytes that a call of hessext may take beyond its result, for so many bytes of inputs."""
-    return int(INPUT_FACTOR * inputs + INPUT_SLACK)
+def allowed_memory(case: cases.Case, inputs: int, itemsize: int) -> int:
+    """Bytes that a call of hessext may take beyond its result, for so many bytes of inputs, where memory is free."""
+    if case.quantity not in ("norms", "ratio", "approximations"):
+        return int(INPUT_FACTOR * inputs + SLACK)
+    kept = KEPT if case.deep else case.sizes.N * case.sizes.C * itemsize
+    return int(INPUT_FACTOR * inputs + GRAM_SLACK + kept)

@@ -143,7 +143,7 @@ def run_case(case: cases.Case, settings: Settings, report: Report, tick: Tick) -
         if settings.memory and entries[name].weighed and case.group != "growth":
             tick(f"{case.name}: memory of {name}")
             extra["memory"] = _memory(case.name, name, method, settings)
-            extra["memory_allowed"] = measure.allowed_memory(inputs)
+            extra["memory_allowed"] = measure.allowed_memory(case, inputs, problem.x.element_size())
         sizes = case.sizes._asdict() | {"m": list(case.sizes.hidden) if case.deep else case.sizes.m}
         sizes |= {"part": case.part, "quantity": case.quantity, "loss": case.loss}
         report["benchmarks"].append(

@@ -200,11 +200,15 @@ def _blocks(pairs, transposed, left, left_ones, right, right_ones, *_):
     return left.new_empty(pairs.shape[0], *(reversed(shape) if transposed else shape))
 
 
-@_operator(f"(Tensor pairs, bool transposed, {_SIDES}, {_CURVATURE}) -> Tensor", _blocks)
-def blocks(out, pairs, transposed, *sides):
+@_operator(f"(Tensor(a!) out, Tensor pairs, bool transposed, {_SIDES}, {_CURVATURE}) -> ()")
+def blocks_(out, pairs, transposed, *sides):
     if len(pairs):
-        in_huge_pages(out)
         _assemble(pairs, sides, {"blocks": out, "transposed": transposed})
+
+
+@_operator(f"(Tensor pairs, bool transposed, {_SIDES}, {_CURVATURE}) -> Tensor", _blocks)
+def blocks(out, *arguments):
+    blocks_(in_huge_pages(out), *arguments)
 
 
 @_operator(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hessext import _checks, _ops
-from hessext._memory import require
+from hessext._memory import in_huge_pages, require
 from hessext._progress import steps
 from hessext.data.data import Data
 from hessext.data.samples import Samples
@@ -36,12 +36,18 @@ def blocks(part: Part, pairs: Tensor) -> Tensor:
 
 
 def _blocks(part: Part, pairs: Tensor) -> Tensor:
-    result = None if part.in_closed_form else part.like.new_empty(len(pairs), *part.block_shape)
-    for call in Assemblies(part)(pairs):
-        some = _ops.blocks(call.pairs, part.transposed, *call.arguments)
-        if result is None:
-            return some
-        result[call.where] = some
+    assemblies = Assemblies(part)
+    if part.in_closed_form:
+        (call,) = assemblies(pairs)
+        return _ops.blocks(call.pairs, part.transposed, *call.arguments)
+    result = in_huge_pages(part.like.new_empty(len(pairs), *part.block_shape))
+    most = max(1, _PIECE // (part.row.size * part.col.size * part.dtype.itemsize))
+    for call in assemblies(pairs):
+        if isinstance(call.where, slice):
+            _ops.blocks_(result[call.where], call.pairs, part.transposed, *call.arguments)
+            continue
+        for some in call.split(most):
+            result[some.where] = _ops.blocks(some.pairs, part.transposed, *some.arguments)
     return result
 
 

@@ -60,7 +60,11 @@ class Assembly(NamedTuple):
         """The same for at most so many pairs at a time."""
         for first in range(0, len(self.pairs), most):
             some = slice(first, first + most)
-            where = some if isinstance(self.where, slice) else self.where[some]
+            if isinstance(self.where, slice):
+                start = self.where.start or 0
+                where = slice(start + first, start + min(first + most, len(self.pairs)))
+            else:
+                where = self.where[some]
             entries = self.curvature.entries
             curvature = self.curvature if entries is None else self.curvature._replace(entries=entries[some])
             yield Assembly(where, self.pairs[some], self.sides, curvature)
@@ -134,8 +138,11 @@ class Assemblies:
             return
         order = pairs[:, 0].argsort(stable=True)
         counts = pairs[:, 0].unique(return_counts=True)[1].tolist() if self._far else [len(pairs)]
+        ascending = pairs.is_cpu and bool((pairs[1:, 0] >= pairs[:-1, 0]).all())  # on a GPU this would be a wait
+        first = 0
         for piece in steps([piece for where in order.split(counts) for piece in where.split(most)], len):
-            yield piece, pairs[piece]
+            yield slice(first, first + len(piece)) if ascending else piece, pairs[piece]
+            first += len(piece)
 
     def _with_residual(self, i: int, j: Tensor, entries: Tensor) -> tuple[Sides, Tensor]:
         """Blocks (i, j) as sums over twice as many samples: Q_n[i, j] phi_n psi_n^T, and what the residual adds."""

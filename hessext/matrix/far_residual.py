@@ -21,7 +21,7 @@ from hessext.data.curvature import tangents
 
 from .part import Part
 
-_PIECE = 64 << 20  # bytes of tau, or of the entries formed, at once
+_PIECE = 16 << 20  # bytes of tau, or of the entries formed, at once
 
 
 def add_far_residual(part: Part, out: Tensor, ld: int, axes: list[int], direct: bool, mirror: bool) -> None:

@@ -204,6 +204,9 @@ def test_all_ways_in_pieces(case, dtype, way, monkeypatch):
         B, part = H[str(row), str(col)], expected[row, col]
         assert_accurate(B.dense(), matrix(part))
         assert_accurate(B.norms(), part.flatten(2).norm(dim=2))
+        every = torch.cartesian_prod(*map(torch.arange, B.grid))
+        for pairs in every, every.flip(0):
+            assert_accurate(B.blocks(pairs), part[tuple(pairs.T)])
         if B.symmetric:
             assert_accurate(B.diagonal(), matrix(part).diagonal())
             assert_ratio(B.ratio(), part.flatten(2).square().sum(2), 3 * TOLERANCE[dtype])

@@ -34,6 +34,13 @@ print(beyond, int(1.2 * inputs) + (64 << 20))
 LINEAR = "N, d, C = {}; given = x, W = torch.randn(N, d), torch.randn(C, d); y = torch.randint(C, (N,))"
 NETWORK = "N, d, m, C = {}; given = x, W, V = torch.randn(N, d), torch.randn(m, d), torch.randn(C, m)"
 
+DEEP = """
+Linear, Tanh = torch.nn.Linear, torch.nn.Tanh
+model = torch.nn.Sequential(Linear(400, 200), Tanh(), Linear(200, 100), Tanh(), Linear(100, 10))
+x = torch.randn(200, 400)
+given = x, *model.parameters()
+"""
+
 CASES = {
     "paper": (NETWORK.format("5000, 500, 8, 500"), "one_hidden(W, V, x, torch.zeros(N).long()).dense()"),
     "many pairs": (LINEAR.format("32, 10, 1000"), "linear(W, x)['output'].norms(torch.zeros(100000, 2).long())"),
@@ -46,6 +53,12 @@ CASES = {
         NETWORK.format("16, 100, 100, 30"),
         "one_hidden(W, V, x, torch.zeros(N).long())['output', 'hidden'].blocks([(c, c) for c in range(30)] * 30)",
     ),
+    "deep": (DEEP, "hessian(model, x, torch.zeros(200).long())['0'].diagonal_blocks()"),
+    "deep, in no order": (
+        DEEP,
+        "hessian(model, x, torch.zeros(200).long())['0', '4'].blocks([(c % 200, c % 10) for c in range(400, 0, -1)])",
+    ),
+    "deep, dense": (DEEP, "hessian(model, x, torch.zeros(200).long())['0', '4'].dense()"),
 }
 
 
