@@ -262,7 +262,7 @@ def walks() -> dict[str, Walk]:
 # Constants without a walk: they only cut work into more pieces of equal size, or calls rarely reach them.
 PIECES = {
     "memory of what is in hand": """_memory._ALWAYS_FREE _memory._BESIDE _memory._HUGE matrix/assemble._PIECE
-        matrix/block_diagonal._PIECE matrix/curvature._ENTRIES matrix/feature_gram._TILE
+        matrix/assemble._COPIED matrix/block_diagonal._PIECE matrix/curvature._ENTRIES matrix/feature_gram._TILE
         matrix/feature_products._TILE matrix/curvature_tiles.ENTRIES matrix/far_residual._PIECE
         matrix/dense_norms._PIECE matrix/dense_norms._ROWS matrix/norms._PIECE matrix/norms._WORK
         model/network._LIFTED matrix/given_curvature._SLAB matrix/sample_pairs._BYTES matrix/sample_pairs._MATRICES

@@ -47,20 +47,26 @@ HESSEXT_HOST_DEVICE inline bool inner_triangle(const Assembly<T>& r) {
     return r.same_features && (r.curvature.symmetric || !r.dense.out);
 }
 
+// Whether the residual between neighbouring layers is added.
+template <class T>
+HESSEXT_HOST_DEVICE inline bool adds_residual(const Assembly<T>& r) {
+    return r.curvature.residual && r.right.cols > 0;
+}
+
 template <class T>
 struct Outline {
     Assembly<T> r;
     Outer outer;
     // Without softmax all output blocks (i, i) are equal, and the others are zero, which the caller writes.
     bool replicated;
-    bool extra;      // whether the residual between neighbouring layers is added
+    bool extra;      // adds_residual
     Dense<T> dense;  // the destination; blocks of a list are small dense matrices
 
     Outline(const Assembly<T>& request, Outer outer)
         : r(request),
           outer(outer),
           replicated(!r.pairs && r.curvature.kind == Kind::output && !r.curvature.probs),
-          extra(r.curvature.residual && r.right.cols > 0),
+          extra(adds_residual(r)),
           dense(destination(r)) {}
 
     // --------------------------------------------------------------------------------------------- outer pairs

@@ -231,6 +231,17 @@ def test_calls(monkeypatch, name):
     assert len(moved(bar)) > 3 and bar.places[-1] == pytest.approx(1)
 
 
+def test_what_the_residual_adds_far_away_is_half_of_a_dense_part(monkeypatch):
+    from hessext.matrix import far_residual
+
+    monkeypatch.setattr(far_residual, "_PIECE", 1 << 8)
+    H = hessext.hessian(chain(), *data())
+    with hessext.progress():
+        H["0", "4"].dense()
+    (bar,) = Bar.made
+    assert 0.5 in moved(bar) and len([place for place in moved(bar) if 0.5 < place < 1]) > 2
+
+
 @pytest.mark.parametrize("name", ["trace", "diagonal"])
 def test_layers_are_steps_of_what_is_one_for_each(monkeypatch, name):
     from hessext.matrix import assemble

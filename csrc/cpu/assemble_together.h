@@ -93,10 +93,10 @@ class TogetherAssembly : PairBatches<T> {
     void run() {
         // Few block pairs are shared out by their rows. How does not depend on the threads, so that norms have the same
         // bits.
-        const i64 most_rows = this->pair_count() > tile_cols ? most_products : most_products / 4;
+        const i64 most_rows = this->pair_count() > tile_cols ? most_products : most_products / 4;  // rounded up below
         const i64 rows = even(feature_pairs, most_rows, k.rows);
-        const i64 row_tiles = (feature_pairs + rows - 1) / rows, left = extra ? r.left.size() : 0;
-        const i64 extra_tiles = (left + rows - 1) / rows;
+        const i64 row_tiles = (feature_pairs + rows - 1) / rows;
+        const i64 extra_rows = extra ? r.left.size() : 0, extra_tiles = (extra_rows + rows - 1) / rows;
         const i64 held = samples_held(r.samples, double(feature_pairs)), views = extra ? 2 : 1;
         const i64 limit =
             this->batch_limit(views * held * i64(sizeof(T)) + (r.norms ? row_tiles * i64(sizeof(double)) : 0), k.cols);
@@ -116,6 +116,7 @@ class TogetherAssembly : PairBatches<T> {
         Buffer<double> totals(long_sums ? kept * values_size : 0);
         Buffer<Places> places(threads * 2);
         std::vector<WeightScratch<T>> scratch(threads);
+        std::vector<PairLister> listers(threads, PairLister(std::max(r.left.size(), r.right.size()) + 1));
         std::vector<double> partial(r.norms ? limit * row_tiles : 0);
         i64 done = 0;
 
@@ -128,17 +129,17 @@ class TogetherAssembly : PairBatches<T> {
                 const int me = omp_get_thread_num();
                 T* panel = panels.get() + me * rows * depth;
                 Places &direct = places.get()[2 * me], &mirror = places.get()[2 * me + 1];
-                // Sums job `job` of one of the two products over the samples of a view. use(t, column) gets the sums of
-                // block pair t when they are complete.
-                const auto sum_job = [&](const WeightView<T>& view, i64 job, i64 r0, i64 count, const auto& use) {
+                // Sums job `job` of one of the two products over the samples of a view. finished(t, column) gets the
+                // sums of block pair t when they are complete.
+                const auto sum_job = [&](const WeightView<T>& view, i64 job, i64 r0, i64 count, const auto& finished) {
                     const i64 t0 = job / all_tiles * group, pairs = std::min(group, batch.count() - t0);
                     const i64 sums = (sliced ? job : me) * values_size;
                     T* values = tiles.get() + sums;
-                    multiply(view, r0, count, t0, pairs, panel, values, long_sums ? totals.get() + sums : nullptr,
-                             tile_size);
+                    multiply(view, r0, count, t0, pairs, listers[me], panel, values,
+                             long_sums ? totals.get() + sums : nullptr, tile_size);
                     if (view.first + view.samples < r.samples) return;
                     for (i64 t = t0; t < t0 + pairs; ++t)
-                        use(t, values + (t - t0) / tile_cols * tile_size + (t - t0) % tile_cols);
+                        finished(t, values + (t - t0) / tile_cols * tile_size + (t - t0) % tile_cols);
                 };
                 for (i64 n0 = 0; n0 < r.samples; n0 += held) {
                     const i64 samples = std::min(held, r.samples - n0);
@@ -161,7 +162,7 @@ class TogetherAssembly : PairBatches<T> {
 #pragma omp for schedule(dynamic)
                     for (i64 job = 0; job < extra_tiles * groups; ++job) {
                         if (interrupt.raised()) continue;
-                        const i64 at = job % extra_tiles, a0 = at * rows, count = std::min(rows, left - a0);
+                        const i64 at = job % extra_tiles, a0 = at * rows, count = std::min(rows, extra_rows - a0);
                         sum_job(residual, job / extra_tiles * all_tiles + row_tiles + at, feature_pairs + a0, count,
                                 [&](i64 t, const T* column) {
                                     add_residual(column, a0, count, batch.pair(t), this->base(done + t));
@@ -178,17 +179,16 @@ class TogetherAssembly : PairBatches<T> {
   private:
     // Multiplies the row tile from r0 on with the block pairs t0 .. t0+pairs-1, whose weights are packed, over the
     // samples of the view, and adds.
-    void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, T* panel, T* values, double* total,
-                  i64 tile_size) const {
+    void multiply(const WeightView<T>& view, i64 r0, i64 count, i64 t0, i64 pairs, PairLister& lister, T* panel,
+                  T* values, double* total, i64 tile_size) const {
         const i64 row_panels = round_up(count, k.rows) / k.rows, end = view.first + view.samples;
-        const ColumnPairs some = PairLister(std::max(r.left.size(), r.right.size()) + 1)(
-            count, [&](i64 e) { return Pair{first[r0 + e], second[r0 + e]}; });
+        const ColumnPairs columns = lister(count, [&](i64 e) { return Pair{first[r0 + e], second[r0 + e]}; });
         const LongSum<T> sum(values, total, (pairs + tile_cols - 1) / tile_cols * (tile_size / ld),
                              round_up(std::min(tile_cols, pairs), k.cols), ld, view.first > 0);
         for (i64 n = view.first; n < end && !interrupt.raised(); n += chunk) {
             if (n && n % span == 0) sum.end_span();
             const i64 depth = std::min(chunk, end - n);
-            k.pack_products(true, depth, r.left, r.right, nullptr, n, some, panel, depth * k.rows);
+            k.pack_products(true, depth, r.left, r.right, nullptr, n, columns, panel, depth * k.rows);
             for (i64 t = 0; t < pairs; t += tile_cols)
                 k.multiply(depth, panel, row_panels, view.data + view.at(t0 + t, n), k.cols * view.samples,
                            round_up(std::min(tile_cols, pairs - t), k.cols) / k.cols,

@@ -63,6 +63,27 @@ double density(const T* data, i64 ld, i64 n, i64 cols) {
     return double(nonzero) / double(seen);
 }
 
+// Whether products phi_n[a] psi_n[b] are numbers that T holds without their weight. float32 is widened where they are
+// not.
+template <class T>
+bool products_in_range(const Assembly<T>& r) {
+    if (sizeof(T) < sizeof(double)) return true;
+    constexpr int most = 1000;  // of an exponent of 1023
+    int least_sum = 0, largest_sum = 0;
+    for (const Features<T>* f : {&r.left, &r.right}) {
+        int least = f->ones ? 0 : most, largest = f->ones ? 0 : -most;
+        for (i64 n = 0; n < r.samples; ++n)
+            for (i64 a = 0; a < f->cols; ++a) {
+                const T value = f->data[n * f->ld + a];
+                if (value == T(0)) continue;
+                const int exponent = std::ilogb(value);
+                least = std::min(least, exponent), largest = std::max(largest, exponent);
+            }
+        least_sum += least, largest_sum += largest;
+    }
+    return least_sum > -most && largest_sum < most;
+}
+
 template <class T>
 Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const Curvature<T>& q = r.curvature;
@@ -91,11 +112,12 @@ Plan make_plan(const Kernels<T>& k, const Assembly<T>& r) {
     const auto consider = [&](Method method, Outer outer, double cost) {
         if (cost < best.cost) best = {method, outer, cost};
     };
-    // Products of features are formed once for each batch of block pairs, at 2 cycles each.
-    const double views = q.residual ? 2 : 1;  // weights, and those of the residual
+    // Products of features are formed once for each job, whose block pairs are about a batch, at 2 cycles each.
+    const bool extra = adds_residual(r), between = q.kind == Kind::cross || q.kind == Kind::given;
+    const double views = extra ? 2 : 1;  // weights, and those of the residual
     const double panel_bytes = views * double(samples_held(r.samples, feature_pairs) * k.cols * i64(sizeof(T)));
-    if (!(q.residual && r.norms) && !replicated && feature_pairs <= double(most_feature_pairs) &&
-        panel_bytes <= double(batch_bytes)) {
+    if (!(extra && r.norms) && !replicated && feature_pairs <= double(most_feature_pairs) &&
+        panel_bytes <= double(batch_bytes) && (!between || products_in_range(r))) {
         const double panels = std::ceil(block_pairs / double(k.cols));
         const double batches = std::ceil(panels / std::floor(batch_bytes / panel_bytes));
         consider(Method::together, Outer::blocks,

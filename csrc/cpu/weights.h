@@ -17,7 +17,7 @@ inline constexpr i64 weight_step = 64;  // samples whose weights one thread fill
 template <class T>
 struct WeightView {
     T* data;
-    T* extra;  // residual part of the cross layer (see `Operand` in mainloop.h), or null
+    T* extra;  // weights of what the residual adds between neighbouring layers, or null
     i64 samples;
     i64 panel;  // 0: pair-major [pairs, samples]; else panels [pairs / panel, samples, panel] as `multiply` reads them
     i64 first = 0;  // of its samples
@@ -231,7 +231,7 @@ class PairBatches : protected Outline<T> {
 
     // The number of pairs in a batch, a multiple of `of`, if the workspace is `bytes` per pair.
     i64 batch_limit(i64 bytes, i64 of) const {
-        bytes += 6 * i64(sizeof(i64));  // the pair itself, its units and slots
+        bytes += 6 * i64(sizeof(i64));  // the pair itself, its units and slots, or its columns
         if (q.kind == Kind::hidden) bytes += threads * k.lanes * i64(sizeof(T) + sizeof(double));
         return even(this->pair_count(), std::max(of, batch_bytes / bytes / of * of), of);
     }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hessext import _checks, _ops
 from hessext._memory import in_huge_pages, require
-from hessext._progress import steps
+from hessext._progress import shares, steps
 from hessext.data.data import Data
 from hessext.data.samples import Samples
 from hessext.model.network import ParameterGroup
@@ -22,6 +22,7 @@ from .part import Part, Term
 
 _ENTRIES = 1 << 22  # entries of Q_n in hand
 _PIECE = 64 << 20  # bytes of blocks formed, or of features squared, at once
+_COPIED = 16 << 20  # bytes of blocks formed at once that are then put in order
 _SAMPLES = 8192  # most samples summed in the tensors' own dtype; chunks are added in float64
 
 
@@ -41,7 +42,7 @@ def _blocks(part: Part, pairs: Tensor) -> Tensor:
         (call,) = assemblies(pairs)
         return _ops.blocks(call.pairs, part.transposed, *call.arguments)
     result = in_huge_pages(part.like.new_empty(len(pairs), *part.block_shape))
-    most = max(1, _PIECE // (part.row.size * part.col.size * part.dtype.itemsize))
+    most = max(1, _COPIED // (part.row.size * part.col.size * part.dtype.itemsize))
     for call in assemblies(pairs):
         if isinstance(call.where, slice):
             _ops.blocks_(result[call.where], call.pairs, part.transposed, *call.arguments)
@@ -98,10 +99,13 @@ def dense_hessian(data: Data, term: Term, out: Tensor | None) -> Tensor:
 
 def _write(part: Part, out: Tensor, ld: int, axes: list[int], direct: bool, mirror: bool) -> None:
     """Write the entries of a part, and their mirror images, to the places that `axes` of `_ops.dense_` says."""
-    for call in Assemblies(part, far=False)(None):
-        _ops.dense_(out, ld, axes, direct, mirror, call.pairs, *call.arguments)
-    if part.residual_far:
-        add_far_residual(part, out, ld, axes, direct, mirror)
+    with shares(1 + part.residual_far) as begin:
+        begin(1)
+        for call in Assemblies(part, far=False)(None):
+            _ops.dense_(out, ld, axes, direct, mirror, call.pairs, *call.arguments)
+        if part.residual_far:
+            begin(1)
+            add_far_residual(part, out, ld, axes, direct, mirror)
 
 
 def pairs_of_groups(groups: Iterable[ParameterGroup]) -> Iterable[tuple[ParameterGroup, ParameterGroup]]:

@@ -61,8 +61,7 @@ class Assembly(NamedTuple):
         for first in range(0, len(self.pairs), most):
             some = slice(first, first + most)
             if isinstance(self.where, slice):
-                start = self.where.start or 0
-                where = slice(start + first, start + min(first + most, len(self.pairs)))
+                where = slice(self.where.start + first, self.where.start + min(first + most, len(self.pairs)))
             else:
                 where = self.where[some]
             entries = self.curvature.entries
@@ -102,7 +101,7 @@ class Assemblies:
     def __call__(self, pairs: Tensor | None) -> Iterator[Assembly]:
         """Yield what covers the pairs (P, 2) of the part, or all that may not vanish, i <= j within a layer."""
         if self._closed:
-            yield Assembly(slice(None), self._flipped(pairs), self.sides, self.curvature)
+            yield Assembly(slice(0, None), self._flipped(pairs), self.sides, self.curvature)
             return
         for where, some in self._pieces(self._flipped(pairs)):
             with shares(2) as begin:  # the entries, and what is made of them
@@ -128,18 +127,19 @@ class Assemblies:
     def _pieces(self, pairs: Tensor | None) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """Pairs whose entries fit in memory, rows one after another; pairs of one row where sides differ by row."""
         (rows, cols), device = self._upright.grid, self.part.device
-        most = max(1, _ENTRIES // (self.part.largest * self.part.dtype.itemsize))
+        most, first = max(1, _ENTRIES // (self.part.largest * self.part.dtype.itemsize)), 0
         if pairs is None and self.part.block_diagonal:
             pairs = diagonal_pairs(0, rows, device)
         if pairs is None:
             together = cols if self._far else most
             for _, some in grid_pairs(rows, cols, self.part.within, together, device):
-                yield from ((slice(None), piece) for piece in some.split(most))
+                for piece in some.split(most):
+                    yield slice(first, first + len(piece)), piece
+                    first += len(piece)
             return
         order = pairs[:, 0].argsort(stable=True)
         counts = pairs[:, 0].unique(return_counts=True)[1].tolist() if self._far else [len(pairs)]
-        ascending = pairs.is_cpu and bool((pairs[1:, 0] >= pairs[:-1, 0]).all())  # on a GPU this would be a wait
-        first = 0
+        ascending = bool((pairs[1:, 0] >= pairs[:-1, 0]).all())
         for piece in steps([piece for where in order.split(counts) for piece in where.split(most)], len):
             yield slice(first, first + len(piece)) if ascending else piece, pairs[piece]
             first += len(piece)

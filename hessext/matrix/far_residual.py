@@ -21,34 +21,38 @@ from hessext.data.curvature import tangents
 
 from .part import Part
 
-_PIECE = 16 << 20  # bytes of tau, or of the entries formed, at once
+_PIECE = 16 << 20  # bytes of tangents, or of entries formed, at once
 
 
 def add_far_residual(part: Part, out: Tensor, ld: int, axes: list[int], direct: bool, mirror: bool) -> None:
     """Add it to the places of the part in `out`, and to the mirror images: as `_ops.dense_` takes them."""
     row, col = part.upright.row, part.upright.col
     phi, g = part.features(row), part.samples.gradient(col.layer)
-    cells = col.cols * max(len(g), row.size * col.blocks)
-    few = max(1, _PIECE // (cells * g.element_size()))
-    for first in steps(range(0, row.blocks, few)):
-        units = torch.arange(first, min(row.blocks, first + few), device=g.device)
-        tau = tangents(part.samples, row.layer, units, col.layer - 1).mT.flatten(0, 1).contiguous()
-        pairs = torch.cartesian_prod(units, torch.arange(col.cols, device=g.device))
-        curvature = Curvature(Kind.GIVEN, row.blocks, col.cols, False, entries=tau)
-        found = _ops.blocks(pairs, False, phi, row.bias, g, False, False, *curvature)
-        found = found.view(len(units), col.cols, row.size, col.blocks).permute(0, 2, 3, 1)
-        for upright in [True] * direct + [False] * mirror:
-            for features, place in _places(out, ld, axes, (first, *found.shape), upright):
-                place += found[:, features]
+    widest = max(len(layer.weight) for layer in part.samples.network.layers[row.layer + 1 : col.layer])
+    most = max(1, _PIECE // g.element_size())
+    # Some units and all b at once, or some b of one unit.
+    few = max(1, most // max(len(g), row.size * col.blocks))
+    step, some = max(1, min(most // (len(g) * widest), few // col.cols)), min(few, col.cols)
+    for i in steps(range(0, row.blocks, step)):
+        units = torch.arange(i, min(row.blocks, i + step), device=g.device)
+        tau = tangents(part.samples, row.layer, units, col.layer - 1).mT
+        for b in steps(range(0, col.cols, some)):
+            entries = tau[:, b : b + some]
+            pairs = torch.cartesian_prod(units, torch.arange(b, b + entries.shape[1], device=g.device))
+            curvature = Curvature(Kind.GIVEN, row.blocks, col.cols, False, entries=entries.flatten(0, 1).contiguous())
+            blocks = _ops.blocks(pairs, False, phi, row.bias, g, False, False, *curvature)
+            added = blocks.view(*entries.shape[:2], row.size, col.blocks).permute(0, 2, 3, 1)
+            for upright in [True] * direct + [False] * mirror:
+                for features, place in _places(out, ld, axes, (row.blocks, row.size, col.blocks, col.cols), upright):
+                    place[i : i + step, :, :, b : b + some] += added[:, features]
 
 
 def _places(
     out: Tensor, ld: int, axes: list[int], shape: tuple[int, ...], upright: bool
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Views of `out` for entries (i, a; j, b), i from shape[0] on: those of the weights, and of the bias."""
-    start, step, start_bias, step_bias, cols = axes[:5]
-    start_right, step_right = axes[5:7]
-    first, rows, size, *right = shape
+    """Views of `out` or of its transpose, entries (i, a; j, b): those of the weights a, and of the bias."""
+    start, step, start_bias, step_bias, cols, start_right, step_right = axes[:7]
+    rows, size, *right = shape
     down, across = (ld, 1) if upright else (1, ld)
     for features, origin, distance in (
         (slice(0, cols), start, step),
@@ -56,5 +60,5 @@ def _places(
     ):
         count = len(range(*features.indices(size)))
         strides = (distance * down, down, step_right * across, across)
-        offset = out.storage_offset() + (origin + first * distance) * down + start_right * across
+        offset = out.storage_offset() + origin * down + start_right * across
         yield features, out.as_strided((rows, count, *right), strides, offset)

@@ -23,7 +23,8 @@ CASES = [
     Case(65, 5, 40, 16, bias="ho"),  # more pairs between the layers than a tile has columns
 ]
 LONG = Case(20000, 3, 2, 2, bias="o")
-SLICED = [Case(47000, 9, 3, 2, bias="o"), Case(93000, 3, 18)]  # the second one in several batches of pairs
+# Two of them in several batches of pairs, within a layer and between two.
+SLICED = [Case(47000, 9, 3, 2, bias="o"), Case(93000, 3, 18), Case(20000, 3, 12, 16, bias="ho")]
 
 
 def all_pairs(curvature):
@@ -118,17 +119,19 @@ def test_more_samples_than_a_span(dtype, isa):
     check(LONG, dtype, "cpu")
 
 
+@pytest.mark.parametrize("term", ["full", "gauss_newton"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SLICED, ids=lambda c: c.name)
-def test_more_samples_than_weights_are_held_of(case, dtype, isa):
-    check(case, dtype, "cpu", "full")
+def test_more_samples_than_weights_are_held_of(case, dtype, term, isa):
+    check(case, dtype, "cpu", term)
 
 
+@pytest.mark.parametrize("term", ["full", "gauss_newton"])
 @pytest.mark.parametrize("count", [2, 3, 17])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_same_bits_with_any_number_of_threads(dtype, count, set_threads):
+def test_the_same_bits_with_any_number_of_threads(dtype, count, term, set_threads):
     for case in [*SLICED, CASES[-1]]:
-        for _, sides, curvature in parts(case, dtype, "full"):
+        for _, sides, curvature in parts(case, dtype, term):
             results = []
             for number in (1, count):
                 set_threads(number)
@@ -137,12 +140,13 @@ def test_the_same_bits_with_any_number_of_threads(dtype, count, set_threads):
             assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("term", ["full", "gauss_newton"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("features", [2, 40], ids=["together", "pairwise"])
-def test_the_same_path_gives_the_same_bits(features, dtype, isa):
+def test_the_same_path_gives_the_same_bits(features, dtype, term, isa):
     """Entries without zeros, which the plan takes for what closed forms without zeros are."""
     case = Case(300, features, 3, 4, activation="tanh", bias="ho")
-    for _, sides, curvature in parts(case, dtype, "full"):
+    for _, sides, curvature in parts(case, dtype, term):
         pairs = all_pairs(curvature)
         Q = given(curvature, _ops.curvature_entries(pairs, *curvature))
         assert torch.equal(_ops.blocks(pairs, False, *sides, *Q), _ops.blocks(pairs, False, *sides, *curvature))

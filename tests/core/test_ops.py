@@ -23,6 +23,8 @@ def arguments(case, dtype=torch.float64):
     yield OPERATORS.dense_, (torch.zeros(rows, cols, dtype=dtype), cols, axes, True, row == col, None, *part)
     yield OPERATORS.blocks, (pairs, False, *part)
     yield OPERATORS.blocks, (pairs[:0], True, *part)
+    blocks = torch.zeros(len(pairs), row.size, col.size, dtype=dtype)
+    yield OPERATORS.blocks_, (blocks, pairs, False, *part)
     yield OPERATORS.block_squares, (pairs, *part)
     yield OPERATORS.curvature_entries, (pairs, *part[5:])
     curvature = _ops.Curvature(*part[5:])

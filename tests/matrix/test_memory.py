@@ -35,9 +35,9 @@ LINEAR = "N, d, C = {}; given = x, W = torch.randn(N, d), torch.randn(C, d); y =
 NETWORK = "N, d, m, C = {}; given = x, W, V = torch.randn(N, d), torch.randn(m, d), torch.randn(C, m)"
 
 DEEP = """
-Linear, Tanh = torch.nn.Linear, torch.nn.Tanh
-model = torch.nn.Sequential(Linear(400, 200), Tanh(), Linear(200, 100), Tanh(), Linear(100, 10))
-x = torch.randn(200, 400)
+widths = {}
+layers = [f(*w) for w in zip(widths, widths[1:]) for f in (torch.nn.Linear, lambda *_: torch.nn.Tanh())]
+model, x, y = torch.nn.Sequential(*layers[:-1]), torch.randn(200, widths[0]), torch.zeros(200).long()
 given = x, *model.parameters()
 """
 
@@ -53,12 +53,18 @@ CASES = {
         NETWORK.format("16, 100, 100, 30"),
         "one_hidden(W, V, x, torch.zeros(N).long())['output', 'hidden'].blocks([(c, c) for c in range(30)] * 30)",
     ),
-    "deep": (DEEP, "hessian(model, x, torch.zeros(200).long())['0'].diagonal_blocks()"),
+    "deep": (DEEP.format("400, 200, 100, 10"), "hessian(model, x, y)['0'].diagonal_blocks()"),
     "deep, in no order": (
-        DEEP,
-        "hessian(model, x, torch.zeros(200).long())['0', '4'].blocks([(c % 200, c % 10) for c in range(400, 0, -1)])",
+        DEEP.format("400, 200, 100, 10"),
+        "hessian(model, x, y)['0'].blocks([(c, c) for c in reversed(range(200))])",
     ),
-    "deep, dense": (DEEP, "hessian(model, x, torch.zeros(200).long())['0', '4'].dense()"),
+    "deep, far": (
+        DEEP.format("400, 200, 100, 10"),
+        "hessian(model, x, y)['0', '4'].blocks([(c % 200, c % 10) for c in range(400, 0, -1)])",
+    ),
+    "deep, dense": (DEEP.format("400, 200, 100, 10"), "hessian(model, x, y)['0', '4'].dense()"),
+    "deep, one unit": (DEEP.format("600, 1, 200, 600"), "hessian(model, x, y)['0', '4'].dense()"),
+    "deep, wide between": (DEEP.format("400, 200, 2000, 10, 10"), "hessian(model, x, y)['0', '6'].dense()"),
 }
 
 

@@ -45,6 +45,20 @@ def test_small_and_large_inputs_in_float32(factor, bias):
     torch.testing.assert_close(H @ v, (exact @ v.double()).float(), rtol=1e-4, atol=2e-45)
 
 
+@pytest.mark.parametrize("term", ["full", "gauss_newton"])
+@pytest.mark.parametrize("power", [-520, 520])
+def test_products_of_features_that_no_float_holds(power, term):
+    """Activations and inputs of 2^520 and 2^-520 under a curvature that makes their products ordinary."""
+    W, V, x, y = network(d=2, C=12, m=6)
+    exact, H = (hessext.one_hidden(W, V * 2.0**-p, x * 2.0**p, y) for p in (0, power))
+    if term == "gauss_newton":
+        exact, H = exact.gauss_newton(), H.gauss_newton()
+    expected, found = exact["hidden", "output"], H["hidden", "output"]
+    pairs = torch.cartesian_prod(torch.arange(6), torch.arange(12))
+    torch.testing.assert_close(found.blocks(pairs), expected.blocks(pairs) * 2.0**power, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.dense(), expected.dense() * 2.0**power, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("N", [3, 40], ids=["blocks", "pairs of samples"])
 @pytest.mark.parametrize("power", [-300, 300])
 @pytest.mark.parametrize("key", ["hidden", "output", ("hidden", "output")], ids=str)

@@ -21,6 +21,7 @@ constexpr i64 lanes = vector_bytes / sizeof(T);
 template <class T>
 constexpr i64 panel_cols = 2 * lanes<T>;
 
+static_assert(most_products % panel_rows == 0 && most_products >= panel_cols<float>);
 static_assert(tile_rows % panel_rows == 0 && tile_cols % panel_cols<float> == 0 && tile_cols % panel_cols<double> == 0);
 
 template <class T, i64 n = lanes<T>>
