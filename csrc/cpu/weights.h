@@ -259,10 +259,7 @@ class PairBatches : protected Outline<T> {
             const i64 count = std::min(weight_step, end - n);
             fill_weights(k, *this, batch, n, count, scratch, view);
             for (i64 t = batch.count(); t < padded; ++t)
-                for (i64 s = 0; s < count; ++s) {
-                    view.data[view.at(t, n + s)] = 0;
-                    if (view.extra) view.extra[view.at(t, n + s)] = 0;
-                }
+                for (i64 s = 0; s < count; ++s) view.data[view.at(t, n + s)] = 0;
         }
     }
 
